@@ -1,0 +1,7 @@
+"""Run the hook as ``python -m archive_overlay``."""
+
+import sys
+
+from archive_overlay.cli import main
+
+sys.exit(main())

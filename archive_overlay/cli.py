@@ -1,0 +1,161 @@
+"""The command line: arguments to settings, and the exit status.
+
+An OCI runtime runs the program without a person watching, so this module (on every start's path)
+imports little, and nothing happens at import time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from archive_overlay import __version__, log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DEFAULT_MOUNT_PROGRAM = "/usr/bin/fuse-overlayfs"
+
+
+class Settings:
+    """What the command line asks for.
+
+    Attributes:
+        bundle: the bundle to read instead of a container state on stdin; None: read the state.
+        mount_program: path of the executable that serves overlays in user space.
+        log_level, log_file, syslog: see `log`.
+    """
+
+    __slots__ = ("bundle", "log_file", "log_level", "mount_program", "syslog")
+
+    def __init__(
+        self,
+        *,
+        bundle: str | None,
+        mount_program: str,
+        log_level: str,
+        log_file: str | None,
+        syslog: bool,
+    ) -> None:
+        self.bundle = bundle
+        self.mount_program = mount_program
+        self.log_level = log_level
+        self.log_file = log_file
+        self.syslog = syslog
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the hook as the command line says.
+
+    Args:
+        arguments: the command line without the program's name; the process's own by default.
+
+    Returns:
+        The exit status: 0 if all that was asked for is saved, 1 if something is not. A wrong
+        command line ends the program with status 2.
+    """
+    _keep_standard_descriptors()
+    settings = parse(sys.argv[1:] if arguments is None else arguments)
+    logger = _open_log(settings)
+
+    from archive_overlay import hook
+
+    return hook.run(settings, logger)
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    """Turn a command line into settings, or end the program with a usage message and status 2."""
+    options = build_parser().parse_args(arguments)
+    return Settings(
+        bundle=options.bundle,
+        mount_program=options.mount_program,
+        log_level=options.log_level,
+        log_file=options.log_file,
+        syslog=options.syslog,
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser that reads the command line and from which the man page is made."""
+    parser = argparse.ArgumentParser(
+        prog="archive_overlay",
+        description=(
+            "Save what a container changed in its overlay mounts. An OCI runtime runs this program"
+            " as a poststop hook, with the container's state on standard input; annotations of the"
+            " container say which mounts are saved, where, and how."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--log-level",
+        metavar="LEVEL",
+        type=_log_level,
+        default="info",
+        help=f"log messages of this level and above: {', '.join(log.LEVEL_NAMES)} (default: info)",
+    )
+    parser.add_argument(
+        "--log-file",
+        metavar="PATH",
+        help="append log messages to this file too (podman does not show what a hook writes to stderr)",
+    )
+    parser.add_argument(
+        "--syslog", action="store_true", help="send log messages to the system log too"
+    )
+    parser.add_argument(
+        "--mount-program",
+        metavar="PATH",
+        default=DEFAULT_MOUNT_PROGRAM,
+        help=(
+            "the executable that serves overlay mounts in user space, as named by mount_program in"
+            f" storage.conf (default: {DEFAULT_MOUNT_PROGRAM})"
+        ),
+    )
+    parser.add_argument(
+        "--bundle",
+        metavar="DIR",
+        help="read config.json from this bundle, and no container state from standard input: for running by hand",
+    )
+    parser.add_argument(
+        "-v", "--version", action="version", version=f"archive_overlay version {__version__}"
+    )
+    return parser
+
+
+def _log_level(value: str) -> str:
+    try:
+        return log.canonical_level(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{error}, choose from {', '.join(log.LEVEL_NAMES)}"
+        ) from error
+
+
+def _open_log(settings: Settings) -> log.Log:
+    sinks: list[log.Sink] = [log.StreamSink(2, terminal=os.isatty(2))]
+    if settings.syslog:
+        sinks.append(log.SyslogSink())
+    failure = None
+    if settings.log_file:
+        try:
+            fd = os.open(
+                settings.log_file,
+                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY,
+                0o640,
+            )
+            sinks.append(log.StreamSink(fd, terminal=False))
+        except (OSError, ValueError) as error:
+            failure = error
+    logger = log.Log(settings.log_level, sinks)
+    if failure:
+        logger.warning(f"cannot open the log file {settings.log_file}: {failure}; going on without it")
+    return logger
+
+
+def _keep_standard_descriptors() -> None:
+    # A runtime may start a hook with stdin, stdout or stderr closed. The next file opened would get
+    # that number, and log lines would end up in an archive.
+    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)

@@ -1,0 +1,42 @@
+"""The two ways in which the hook's work cannot be done."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+class HookError(Exception):
+    """The whole run cannot be done: the state, the bundle or the spec is unusable.
+
+    Args:
+        message: what is wrong, with the object in it.
+        hint: what the user can do about it; empty where nothing is to be done.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+class ArchiveError(HookError):
+    """One request cannot be done; the others still can."""
+
+
+def fail(action: str, error: OSError, *, hint: str = "") -> NoReturn:
+    """Turn a system call's failure into an `ArchiveError`.
+
+    Args:
+        action: what was tried, with the path: "cannot read /srv/x".
+        error: what the system said.
+        hint: what the user can do about it.
+
+    Raises:
+        ArchiveError: always, from `error`.
+    """
+    raise ArchiveError(f"{action}: {error.strerror or error}", hint=hint) from error

@@ -1,0 +1,168 @@
+"""Log lines in the style of the container tools, on stderr, in a file and in syslog.
+
+The standard library's logging costs 5 ms of every container stop; this room needs two functions of it.
+A message may hold anything that a container wrote: every line is one line, and harmless on a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Callable, Protocol
+
+    class Sink(Protocol):
+        """Somewhere that log lines go."""
+
+        def write(self, level: str, message: str) -> None:
+            """Write one message; never raise."""
+
+
+# From the most to the least talkative; the number is what levels are compared by. The names are
+# those of the container tools (and of 2.0.4).
+LEVELS = {"trace": 0, "debug": 1, "info": 2, "warning": 3, "error": 4, "fatal": 5, "panic": 6}
+LEVEL_NAMES = ("trace", "debug", "info", "warn", "warning", "error", "fatal", "panic")
+
+_COLOURS = {"trace": 37, "debug": 37, "info": 36, "warning": 33, "error": 31, "fatal": 31, "panic": 31}
+_PRIORITIES = {
+    "trace": "LOG_DEBUG",
+    "debug": "LOG_DEBUG",
+    "info": "LOG_INFO",
+    "warning": "LOG_WARNING",
+    "error": "LOG_ERR",
+    "fatal": "LOG_CRIT",
+    "panic": "LOG_CRIT",
+}
+
+
+class Log:
+    """Where messages of one run go, and from which level on.
+
+    Args:
+        level: the least level that is written, one of `LEVEL_NAMES`.
+        sinks: where messages are written, in this order.
+    """
+
+    def __init__(self, level: str, sinks: list[Sink]) -> None:
+        self._threshold = LEVELS[canonical_level(level)]
+        self._sinks = sinks
+
+    def wants(self, level: str) -> bool:
+        """Say whether messages of a level are written: for messages that cost something to make."""
+        return LEVELS[level] >= self._threshold
+
+    def trace(self, message: str) -> None:
+        """Say something about a single entry of a change set."""
+        self._write("trace", message)
+
+    def debug(self, message: str) -> None:
+        """Say how a decision came about."""
+        self._write("debug", message)
+
+    def info(self, message: str) -> None:
+        """Say what was done."""
+        self._write("info", message)
+
+    def warning(self, message: str) -> None:
+        """Say what was ignored or left out."""
+        self._write("warning", message)
+
+    def error(self, message: str) -> None:
+        """Say what could not be done."""
+        self._write("error", message)
+
+    def _write(self, level: str, message: str) -> None:
+        if LEVELS[level] < self._threshold:
+            return
+        line = escape(message)
+        for sink in self._sinks:
+            sink.write(level, line)
+
+
+class StreamSink:
+    """Log lines on an open file descriptor: logfmt, or colours and no time on a terminal.
+
+    A line that cannot be written is lost: no log may stop an archive.
+
+    Args:
+        fd: the file descriptor; it stays open.
+        terminal: whether a person reads along.
+    """
+
+    def __init__(self, fd: int, *, terminal: bool) -> None:
+        self._fd = fd
+        self._format: Callable[[str, str], str] = _terminal_line if terminal else _logfmt_line
+
+    def write(self, level: str, message: str) -> None:
+        """Write one line in one system call, so that lines of concurrent hooks stay whole."""
+        try:
+            os.write(self._fd, self._format(level, message).encode())
+        except OSError:
+            pass  # a full disk or a closed pipe on the other side
+
+
+class SyslogSink:
+    """Messages to the system log: ident archive_overlay, pid, facility daemon.
+
+    Where no daemon listens, the C library drops them in silence.
+    """
+
+    def __init__(self) -> None:
+        import syslog
+
+        self._syslog: ModuleType = syslog
+        syslog.openlog("archive_overlay", syslog.LOG_PID, syslog.LOG_DAEMON)
+
+    def write(self, level: str, message: str) -> None:
+        """Send one message at the priority that matches its level."""
+        self._syslog.syslog(getattr(self._syslog, _PRIORITIES[level]), message)
+
+
+def canonical_level(name: str) -> str:
+    """Give a level's one name: `warn` is `warning`, and case does not count.
+
+    Raises:
+        ValueError: no level is called that.
+    """
+    lowered = name.lower()
+    if lowered not in LEVEL_NAMES:
+        raise ValueError(f"unknown log level {name!r}")
+    return "warning" if lowered == "warn" else lowered
+
+
+def escape(text: str) -> str:
+    r"""Make text safe for one line of a log or a terminal: what does not print becomes \n, \x1b, \u202e.
+
+    Bytes that are no UTF-8 (surrogate escapes) become \xNN. A backslash is doubled only where there
+    is something to escape: an ordinary message stays as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() and char != "\\" else _escaped(char) for char in text
+    )
+
+
+def _escaped(char: str) -> str:
+    if 0xDC80 <= ord(char) <= 0xDCFF:
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _logfmt_line(level: str, message: str) -> str:
+    quoted = message.replace("\\", "\\\\").replace('"', '\\"')
+    return f'time="{_now()}" level={level} msg="{quoted}"\n'
+
+
+def _terminal_line(level: str, message: str) -> str:
+    return f"\x1b[{_COLOURS[level]}m{level.upper()[:4]}\x1b[0m {message}\n"
+
+
+def _now() -> str:
+    # RFC 3339 with the local offset, as the container tools write it.
+    now = time.localtime()
+    offset = time.strftime("%z", now)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", now) + f"{offset[:3]}:{offset[3:]}"
