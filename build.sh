@@ -51,8 +51,11 @@ fi
 
 # Nothing of the caller's environment may change a byte. (Python 3.9 and 3.10 need the fixed hash seed
 # for .pyc files that are the same each time.)
+clean() {
+    env -i PATH="$PATH" LC_ALL=C.UTF-8 TZ=UTC PYTHONHASHSEED=0 "$@"
+}
 clean_python() {
-    env -i PATH="$PATH" LC_ALL=C.UTF-8 TZ=UTC PYTHONHASHSEED=0 "$builder" -sSB "$@"
+    clean "$builder" -sSB "$@"
 }
 
 clean_python -c 'import sys; sys.exit(sys.version_info < (3, 9))' ||
@@ -60,11 +63,11 @@ clean_python -c 'import sys; sys.exit(sys.version_info < (3, 9))' ||
 
 # Print the path of a shiv that works, installing it first if need be.
 find_shiv() {
-    if shiv --version >/dev/null 2>&1; then
+    if clean shiv --version >/dev/null 2>&1; then
         command -v shiv
         return
     fi
-    if ! "$builder" -c 'import venv, ensurepip' 2>/dev/null; then
+    if ! "$builder" -I -c 'import venv, ensurepip' 2>/dev/null; then
         say "$builder has no venv module (on Debian: apt-get install python3-venv)"
         return 1
     fi
@@ -72,15 +75,15 @@ find_shiv() {
     mkdir -p "$top/.cache"
     (
         # Two builds at once must not both make it. The stamp is written last: a venv that was
-        # interrupted has none, and is made again.
+        # interrupted has none, and is made again, as is one with another shiv than is wanted now.
         flock 9
-        [ "$venv/stamp" -nt "$top/tools/requirements.txt" ] && exit
+        wanted=$(grep '^shiv' "$top/tools/requirements.txt")
+        [ -e "$venv/stamp" ] && [ "$wanted" = "$(cat "$venv/stamp")" ] && exit
         say "installing shiv in $venv"
         rm -rf "$venv"
-        "$builder" -m venv "$venv" >&2 &&
-            grep '^shiv' "$top/tools/requirements.txt" >"$venv/requirements.txt" &&
-            "$venv/bin/python" -m pip install --quiet --retries 1 -r "$venv/requirements.txt" >&2 &&
-            touch "$venv/stamp"
+        "$builder" -I -m venv "$venv" >&2 &&
+            "$venv/bin/python" -I -m pip install --quiet --retries 1 "$wanted" >&2 &&
+            printf '%s\n' "$wanted" >"$venv/stamp"
     ) 9>"$top/.cache/shiv.lock" || return
     printf '%s\n' "$venv/bin/shiv"
 }
@@ -97,7 +100,7 @@ mkdir "$work/stage"
 stage=$work/stage
 if [ $use_shiv = yes ]; then
     if shiv=$(find_shiv); then
-        "$shiv" --site-packages "$stage" --entry-point archive_overlay.cli:main \
+        clean "$shiv" --site-packages "$stage" --entry-point archive_overlay.cli:main \
             --reproducible --uncompressed --output-file "$work/shiv.pyz" >"$work/shiv.log" 2>&1 ||
             { cat "$work/shiv.log" >&2; die "$shiv failed"; }
         clean_python -m zipfile -e "$work/shiv.pyz" "$work/unpacked"

@@ -1,0 +1,69 @@
+# make            build dist/archive_overlay.pyz
+# make help       list everything else
+
+PREFIX   ?= /usr
+BINDIR   ?= $(PREFIX)/bin
+MANDIR   ?= $(PREFIX)/share/man
+DOCDIR   ?= $(PREFIX)/share/doc/archive_overlay
+HOOKSDIR ?= $(PREFIX)/share/containers/oci/hooks.d
+DESTDIR  ?=
+
+# The interpreter that the program's first line names. Its own venv module makes the tools' venv.
+PYTHON ?= /usr/bin/python3
+INSTALL ?= install
+
+export PYTHON SOURCE_DATE_EPOCH
+
+# Directories too, for a module that is deleted is a change.
+SOURCES := $(shell find archive_overlay -name __pycache__ -prune -o '(' -name '*.py' -o -type d ')' -print)
+PROGRAM = dist/archive_overlay.pyz
+
+.DELETE_ON_ERROR:
+.PHONY: all install uninstall test lint man bench demo clean help FORCE
+
+all: $(PROGRAM)  ## build the program into one file
+
+$(PROGRAM): build.sh tools/onefile.py $(SOURCES) .cache/build-settings
+	./build.sh $@
+
+# Changes when the settings do, and only then.
+.cache/build-settings: FORCE
+	@mkdir -p $(@D)
+	@echo '$(PYTHON) $(SOURCE_DATE_EPOCH)' | cmp -s - $@ || echo '$(PYTHON) $(SOURCE_DATE_EPOCH)' >$@
+
+install: $(PROGRAM)  ## install program, hook and man page (DESTDIR, PREFIX, BINDIR, MANDIR, HOOKSDIR, DOCDIR)
+	$(INSTALL) -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(HOOKSDIR)' '$(DESTDIR)$(DOCDIR)/debug'
+	$(INSTALL) -m 0755 $(PROGRAM) '$(DESTDIR)$(BINDIR)/archive_overlay'
+	$(INSTALL) -m 0644 man/archive_overlay.1 '$(DESTDIR)$(MANDIR)/man1/archive_overlay.1'
+	for hook in archive_overlay.json debug/archive_overlay.json; do \
+	    sed 's|@BINDIR@|$(BINDIR)|' "hooks.d/$$hook.in" >".cache/$${hook##*/}" || exit; \
+	    case $$hook in debug/*) to='$(DESTDIR)$(DOCDIR)/debug' ;; *) to='$(DESTDIR)$(HOOKSDIR)' ;; esac; \
+	    $(INSTALL) -m 0644 ".cache/$${hook##*/}" "$$to" || exit; \
+	done
+
+uninstall:  ## remove what install put there
+	rm -f '$(DESTDIR)$(BINDIR)/archive_overlay' '$(DESTDIR)$(MANDIR)/man1/archive_overlay.1' \
+	    '$(DESTDIR)$(HOOKSDIR)/archive_overlay.json' '$(DESTDIR)$(DOCDIR)/debug/archive_overlay.json'
+	-rmdir '$(DESTDIR)$(DOCDIR)/debug' '$(DESTDIR)$(DOCDIR)'
+
+test:  ## check and test everything that this machine can run
+	tools/check.sh lint test
+
+lint:  ## check style, types and scripts
+	tools/check.sh lint
+
+man:  ## write man/archive_overlay.1 anew
+	tools/check.sh man
+
+bench: $(PROGRAM)  ## measure the program beside cp, tar and the bare interpreter
+	$(PYTHON) bench/bench.py $(PROGRAM)
+
+demo: $(PROGRAM)  ## show what the program does with a container's changes
+	$(PYTHON) tools/demo.py $(PROGRAM)
+
+clean:  ## remove everything that was built or set up
+	rm -rf dist build .cache .venv .hypothesis *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 12

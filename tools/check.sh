@@ -1,0 +1,87 @@
+#!/bin/sh
+# Check and test the project: tools/check.sh [lint|test|man]...
+#
+# The tools come from a virtual environment in .venv that this script makes. Where it cannot (no
+# network), the tools on PATH have to do. What could not run is said at the end; with CI=true it is a
+# failure.
+set -eu
+cd "$(dirname -- "$0")/.."
+PATH=${PATH:-/usr/local/bin:/usr/bin:/bin}
+python=${PYTHON:-/usr/bin/python3}
+[ -x "$python" ] || python=$(command -v python3)
+
+failed=
+missing=
+
+# Make .venv with the tools of tools/requirements.txt. The stamp, a copy of that file, is written last.
+set_up() {
+    cmp -s tools/requirements.txt .venv/stamp && return
+    if ! "$python" -I -c 'import venv, ensurepip' 2>/dev/null; then
+        echo "check.sh: $python has no venv module (on Debian: apt-get install python3-venv)" >&2
+        return 1
+    fi
+    echo "check.sh: installing the tools in .venv" >&2
+    rm -rf .venv
+    "$python" -I -m venv .venv &&
+        .venv/bin/python -I -m pip install --quiet -r tools/requirements.txt &&
+        cp tools/requirements.txt .venv/stamp
+}
+
+# Run one check, if its program is there, and remember how it went.
+check() {
+    if ! command -v "$1" >/dev/null; then
+        missing="$missing $1"
+        return
+    fi
+    printf '\n== %s\n' "$*"
+    "$@" || failed="$failed $1"
+}
+
+lint() {
+    check ruff check .
+    check ruff format --check .
+    check mypy
+    check vermin --no-tips --violations -t=3.9- --eval-annotations archive_overlay tools bench tests
+    check shellcheck build.sh tools/*.sh .ci/run
+}
+
+# The date is that of the last change to what the page says.
+man() {
+    page=${MANPAGE:-man/archive_overlay.1}
+    version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' archive_overlay/__init__.py)
+    PYTHONPATH=. TZ=UTC COLUMNS=80 SOURCE_DATE_EPOCH=1795219200 check argparse-manpage \
+        --module archive_overlay.cli --function build_parser --prog archive_overlay \
+        --project-name archive_overlay --version "$version" --manual-title 'Container tools' \
+        --description 'save what a container changed in its overlay mounts' \
+        --include man/sections.in --output "$page"
+    # mandoc does not know a date whose hyphens are escaped.
+    sed -i '1s/\\-/-/g' "$page"
+}
+
+if set_up; then
+    PATH=$PWD/.venv/bin:$PATH
+else
+    rm -rf .venv
+    echo "check.sh: without .venv the tools on PATH have to do" >&2
+fi
+export PATH
+
+for what; do
+    case $what in
+        lint) lint ;;
+        test) check pytest ;;
+        man) man ;;
+        *) echo "check.sh: there is no $what" >&2; exit 2 ;;
+    esac
+done
+
+status=0
+if [ -n "$failed" ]; then
+    printf '\n!! FAILED:%s\n' "$failed"
+    status=1
+fi
+if [ -n "$missing" ]; then
+    printf '\n!! NOT RUN, for these are not installed:%s\n' "$missing"
+    [ "${CI:-}" != true ] || status=1
+fi
+exit $status
