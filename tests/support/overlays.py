@@ -1,0 +1,433 @@
+"""Real overlays, as container engines make them, on a machine with or without root.
+
+Everything is mounted in mount namespaces of the tests' own, so that no mount outlives the run and none
+is seen outside. A test looks at a mount through `Overlay.inside`, which runs a function there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import select
+import shutil
+import signal
+import stat
+import subprocess
+import traceback
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.support import hooks, tools, trees
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Callable, TypeVar
+
+    T = TypeVar("T")
+
+FUSE_OVERLAYFS = "/usr/bin/fuse-overlayfs"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_MS_BIND = 4096
+_MNT_DETACH = 2
+_CLONE_NEWNS = 0x00020000
+_CLONE_NEWUSER = 0x10000000
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """A way in which an engine mounts an overlay.
+
+    Attributes:
+        name: as it shows in the names of tests.
+        program: the executable that serves the mount; None: the kernel does.
+        rootless: whether the mount is made in a user namespace.
+        options: mount options besides the layers and the workdir.
+    """
+
+    name: str
+    program: str | None = None
+    rootless: bool = False
+    options: tuple[str, ...] = ()
+
+    @property
+    def bookkeeping(self) -> tuple[str, ...]:
+        """The prefixes of the extended attributes by which such a mount keeps its books."""
+        if self.program:
+            return ("user.fuseoverlayfs.", "user.overlay.", "trusted.overlay.")
+        return ("user.overlay.",) if "userxattr" in self.options else ("trusted.overlay.",)
+
+
+NATIVE = Flavour("native")
+NATIVE_ROOTLESS = Flavour("native-rootless", rootless=True, options=("userxattr",))
+FUSE = Flavour("fuse", program=FUSE_OVERLAYFS)
+FUSE_ROOTLESS = Flavour("fuse-rootless", program=FUSE_OVERLAYFS, rootless=True)
+FLAVOURS = (NATIVE, NATIVE_ROOTLESS, FUSE, FUSE_ROOTLESS)
+
+
+class Namespace:
+    """A mount namespace, with a user namespace around it or without, as long as it is open.
+
+    Args:
+        rootless: whether it has a user namespace. For root, its ids up to 65535 are those outside; an
+            ordinary user has only an id 0 in it, which is the user.
+    """
+
+    def __init__(self, *, rootless: bool) -> None:
+        self.rootless = rootless
+        kinds = ["--user", "--mount"] if rootless else ["--mount"]
+        # The namespace lives as long as a process is in it: this one waits for its stdin to close.
+        self._holder = subprocess.Popen(
+            ["unshare", *kinds, "--propagation", "private", "cat"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._holder.stdin
+        assert self._holder.stdout
+        self._holder.stdin.write(b"\n")
+        self._holder.stdin.flush()
+        if self._holder.stdout.read(1) != b"\n":
+            self.close()
+            tools.cannot_run(f"unshare {' '.join(kinds)} is not allowed")
+        if rootless:
+            self._map_ids()
+
+    @property
+    def owners(self) -> int:
+        """How many users and groups there are, from 0 on."""
+        return 1 if self.rootless and os.geteuid() != 0 else 65536
+
+    def inside(self, function: Callable[[], T]) -> T:
+        """Run a function in a process in this namespace.
+
+        Args:
+            function: called without arguments; what it returns has to be picklable, and what it
+                changes in the memory of this process is lost.
+
+        Raises:
+            AssertionError: the function raised; the message is its traceback.
+        """
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            try:
+                self._enter()
+                answer = pickle.dumps((function(), None))
+            except BaseException:
+                answer = pickle.dumps((None, traceback.format_exc()))
+            with open(writer, "wb") as pipe:
+                pipe.write(answer)
+            os._exit(0)
+        os.close(writer)
+        with open(reader, "rb") as pipe:
+            answer = pipe.read()
+        _, status = os.waitpid(pid, 0)
+        assert answer, f"the process inside ended with wait status {status}"
+        value: T
+        value, failure = pickle.loads(answer)
+        if failure:
+            raise AssertionError(f"inside the namespace:\n{failure}")
+        return value
+
+    def close(self) -> None:
+        """Let the namespace go, and with it all that is mounted in it."""
+        for pipe in (self._holder.stdin, self._holder.stdout):
+            assert pipe
+            pipe.close()
+        self._holder.wait()
+
+    def _enter(self) -> None:
+        kinds = (("user", _CLONE_NEWUSER), ("mnt", _CLONE_NEWNS)) if self.rootless else (("mnt", _CLONE_NEWNS),)
+        fds = [(os.open(f"/proc/{self._holder.pid}/ns/{name}", os.O_RDONLY), kind) for name, kind in kinds]
+        for fd, kind in fds:
+            _check(_libc.setns(fd, kind), "setns")
+            os.close(fd)
+        os.chdir("/")
+        os.umask(0o022)
+
+    def _map_ids(self) -> None:
+        directory = Path(f"/proc/{self._holder.pid}")
+        if os.geteuid() == 0:
+            maps = "0 0 65536", "0 0 65536"
+        else:
+            (directory / "setgroups").write_text("deny")
+            maps = f"0 {os.geteuid()} 1", f"0 {os.getegid()} 1"
+        (directory / "uid_map").write_text(maps[0])
+        (directory / "gid_map").write_text(maps[1])
+
+
+class Overlay:
+    """An overlay with its layers, first under a container, then saved and stacked again.
+
+    Args:
+        flavour: how it is mounted.
+        directory: an empty directory of its own, whose file system can hold an upperdir.
+        namespace: where it is mounted.
+    """
+
+    def __init__(self, flavour: Flavour, directory: Path, namespace: Namespace) -> None:
+        self.flavour = flavour
+        self.namespace = namespace
+        self.inside = namespace.inside
+        self.directory = directory
+        self.upper = directory / "upper"
+        self.work = directory / "work"
+        self.merged = directory / "merge"
+        self.lowers: list[Path] = []
+        self.program: str | None = flavour.program
+        self._served_by: int | None = None
+        for made in (self.upper, self.work, self.merged):
+            made.mkdir()
+
+    def layer(self, function: Callable[[Path], object]) -> None:
+        """Put one more lower layer on top of those there are.
+
+        The first is an ordinary directory. Those after it are upperdirs of a mount over the ones below,
+        so that their whiteouts and opaque directories are the file system's own.
+
+        Args:
+            function: called with the directory to change, inside the namespace.
+        """
+        made = self.directory / f"lower{len(self.lowers)}"
+        made.mkdir()
+        if self.lowers:
+            with self._temporary_work() as work:
+                options = self._layers(self.flavour, lowers=self.lowers, upper=made, work=work)
+                with self._mounted(self.flavour, options):
+                    self.inside(lambda: function(self.merged))
+        else:
+            self.inside(lambda: function(made))
+        self.lowers.insert(0, made)
+
+    def change(self, function: Callable[[Path], object]) -> None:
+        """Run a function on the merged directory, as a container would, and unmount it.
+
+        An overlay that a process serves stays mounted, as it does until the hooks have run.
+        """
+        if not self._served_by:
+            self.mount()
+        self.inside(lambda: function(self.merged))
+        if not self.flavour.program:
+            self.unmount()
+
+    def mount(self) -> None:
+        """Mount the overlay at `merged`."""
+        if not self.lowers:
+            self.layer(lambda _: None)
+        options = self._layers(self.flavour, lowers=self.lowers, upper=self.upper, work=self.work)
+        self._served_by = self._mount(self.flavour, options)
+
+    def unmount(self) -> None:
+        """Unmount the overlay, and wait for the process that served it."""
+        self._unmount(self._served_by)
+        self._served_by = None
+
+    def close(self) -> None:
+        """Unmount what is mounted, and delete all layers."""
+        if self._served_by:
+            self.unmount()
+        self.inside(lambda: _detach(self.merged))
+        self.inside(lambda: remove(self.directory))
+        if self.directory.exists():
+            remove(self.directory)
+
+    def spec_mount(self, destination: str = "/data") -> dict[str, Any]:
+        """Give the mount as podman writes it into the spec."""
+        if self.flavour.program:
+            options = ["bind", "slave"]
+            return {
+                "destination": destination,
+                "type": "bind",
+                "source": str(self.merged),
+                "options": options,
+            }
+        return hooks.overlay_mount(
+            destination,
+            upper=self.upper,
+            lowers=self.lowers,
+            work=self.work,
+            userxattr="userxattr" in self.flavour.options,
+        )
+
+    def change_set(self) -> set[bytes]:
+        """Give the names that the upperdir holds, whiteouts excepted."""
+        return self.inside(lambda: trees.names(self.upper))
+
+    def view(self) -> trees.View:
+        """Give the view of a fresh mount: what the container left, as DESIGN.md's oracle has it."""
+        if self._served_by:
+            self.unmount()
+        layers = self._layers(self.flavour, lowers=self.lowers, upper=self.upper, work=self.work)
+        return self._view(self.flavour, layers)
+
+    def restacked(self, archive: Path, flavour: Flavour | None = None) -> trees.View:
+        """Give the view of a directory stacked on the same lower layers.
+
+        Args:
+            archive: what was saved, as a directory.
+            flavour: how to mount it; as the overlay was by default.
+        """
+        flavour = flavour or self.flavour
+        return self._view(flavour, self._layers(flavour, lowers=[archive, *self.lowers]))
+
+    def _view(self, flavour: Flavour, layers: Sequence[str]) -> trees.View:
+        linkable = self.change_set()
+        bookkeeping = self.flavour.bookkeeping + flavour.bookkeeping
+        with self._mounted(flavour, layers):
+            return self.inside(
+                lambda: trees.view(self.merged, bookkeeping=bookkeeping, linkable=linkable)
+            )
+
+    def _layers(
+        self,
+        flavour: Flavour,
+        *,
+        lowers: Sequence[Path],
+        upper: Path | None = None,
+        work: Path | None = None,
+    ) -> list[str]:
+        options = ["lowerdir=" + ":".join(escape_lower(lower) for lower in lowers)]
+        if upper and work:
+            options += [f"upperdir={escape(upper)}", f"workdir={escape(work)}"]
+        return [*options, *flavour.options]
+
+    @contextmanager
+    def _mounted(self, flavour: Flavour, options: Sequence[str]) -> Iterator[None]:
+        process = self._mount(flavour, options)
+        try:
+            yield
+        finally:
+            self._unmount(process)
+
+    def _mount(self, flavour: Flavour, options: Sequence[str]) -> int | None:
+        if not flavour.program:
+            self.inside(lambda: mount_overlay(self.merged, options))
+            return None
+        program = self.program or flavour.program
+        joined = ",".join([*options, "private"])
+        done = self.inside(
+            lambda: subprocess.run(
+                [program, "-o", joined, self.merged], capture_output=True, env={}, check=False
+            )
+        )
+        assert done.returncode == 0, done.stderr
+        # The program goes to the background by itself once the mount is there.
+        return _process_with_argument(str(self.merged))
+
+    def _unmount(self, process: int | None) -> None:
+        watch = os.pidfd_open(process) if process else None
+        self.inside(lambda: unmount(self.merged))
+        if watch is not None:
+            if not select.select([watch], [], [], 30)[0]:
+                signal.pidfd_send_signal(watch, signal.SIGKILL)
+                select.select([watch], [], [])
+            os.close(watch)
+
+    @contextmanager
+    def _temporary_work(self) -> Iterator[Path]:
+        work = self.directory / "layer-work"
+        work.mkdir()
+        yield work
+        self.inside(lambda: remove(work))
+
+
+def escape(path: Path) -> str:
+    """Write a path for an overlay's mount option."""
+    return str(path).replace("\\", "\\\\").replace(",", "\\,")
+
+
+def escape_lower(path: Path) -> str:
+    """Write a path as one of those in an overlay's lowerdir option."""
+    return escape(path).replace(":", "\\:")
+
+
+def mount_overlay(target: Path, options: Sequence[str]) -> None:
+    """Mount the kernel's overlayfs; `options` are escaped already."""
+    joined = ",".join(options).encode()
+    _check(
+        _libc.mount(b"overlay", os.fsencode(target), b"overlay", 0, joined),
+        f"mount overlay at {target} with {joined!r}",
+    )
+
+
+def mount_tmpfs(target: Path, options: str) -> None:
+    """Mount a tmpfs: a small disk that can be full."""
+    _check(_libc.mount(b"tmpfs", os.fsencode(target), b"tmpfs", 0, options.encode()), "mount tmpfs")
+
+
+def bind(source: Path, target: Path) -> None:
+    """Bind a directory to another place."""
+    _check(
+        _libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None),
+        f"bind {source} to {target}",
+    )
+
+
+def unmount(target: Path) -> None:
+    """Unmount what is mounted last at a directory."""
+    _check(_libc.umount2(os.fsencode(target), 0), f"unmount {target}")
+
+
+def remove(tree: Path) -> None:
+    """Delete a tree that a container wrote, whatever its modes and its depth."""
+    subprocess.run(["chmod", "-R", "u+rwx", tree], check=False, capture_output=True)
+    subprocess.run(["rm", "-rf", tree], check=False, capture_output=True)
+
+
+def holds_upperdirs(directory: Path) -> bool:
+    """Say whether the file system takes what an upperdir and an archive of it are made of."""
+    probe = directory / "probe"
+    try:
+        os.mknod(probe, stat.S_IFCHR, os.makedev(0, 0))
+        probe.unlink()
+        probe.touch()
+        os.setxattr(probe, "user.probe", b"")
+    except OSError:
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
+    return True
+
+
+def need(flavour: Flavour) -> None:
+    """Let the calling test run only where overlays of this flavour can be had."""
+    tools.need("unshare")
+    if not flavour.rootless:
+        tools.need_root()
+    if flavour.program:
+        tools.need(flavour.program)
+        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            tools.cannot_run("/dev/fuse is not open to this user")
+
+
+def copy_of_program(flavour: Flavour, directory: Path) -> Path:
+    """Copy the program that serves a flavour, as something that may be deleted while it runs."""
+    assert flavour.program
+    return Path(shutil.copy(flavour.program, directory))
+
+
+def _process_with_argument(argument: str) -> int:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if argument.encode() in arguments and int(entry.name) != os.getpid():
+                return int(entry.name)
+    raise AssertionError(f"no process serves {argument}")
+
+
+def _detach(target: Path) -> None:
+    while _libc.umount2(os.fsencode(target), _MNT_DETACH) == 0:
+        pass
+
+
+def _check(result: int, action: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{action}: {os.strerror(number)}")
