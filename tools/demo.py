@@ -1,0 +1,415 @@
+"""Show what the hook does: changes in an overlay, and the archives that come of them.
+
+With podman, a container makes the changes; its images and storage are made for the occasion. Without
+it, the changes are made here, on an overlay that is mounted for the occasion, in a user namespace if
+need be. Where not even that is allowed, the hook gets an upperdir written by hand. Nothing is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ANNOTATION = "com.launchplatform.oci-hooks.archive-overlay"
+
+LOWER = {
+    "greeting.txt": "hello\n",
+    "obsolete.txt": "nobody needs this\n",
+    "settings/colour": "blue\n",
+    "settings/size": "10\n",
+}
+
+# What the container runs in the overlay; the programs it takes, apart from the shell.
+CHANGES = """\
+echo 'hello, world' >greeting.txt
+rm obsolete.txt
+mkdir reports
+echo 42 >reports/answer
+ln -s reports/answer latest
+rm -r settings
+mkdir settings
+echo green >settings/colour
+"""
+PROGRAMS = ("sh", "rm", "mkdir", "ln")
+
+
+class UnableError(Exception):
+    """This way of showing it does not work on this machine."""
+
+
+def main() -> None:
+    """Choose the best way that works here, and clean up after it."""
+    parser = argparse.ArgumentParser(description="Show what the hook does with a container's changes.")
+    parser.add_argument("program", type=Path, help="the built program")
+    parser.add_argument("--inside", type=Path, metavar="DIR", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    program = options.program.resolve()
+    if options.inside:
+        # In a namespace of our own, whose mounts go away with it.
+        with_own_overlay(program, options.inside)
+        return
+
+    with tempfile.TemporaryDirectory(prefix="archive_overlay-demo-") as name:
+        place = Path(name)
+        try:
+            with_podman(program, place / "engine")
+        except UnableError as reason:
+            print(f"(No container here: {reason}. The changes are made without one.)")
+            in_namespace(program, place / "overlay")
+
+
+def with_podman(program: Path, place: Path) -> None:
+    """Let a container of podman make the changes, and podman run the hook.
+
+    Raises:
+        UnableError: podman is missing, or cannot run a container here.
+    """
+    if not shutil.which("podman"):
+        raise UnableError("podman is not installed")
+    for directory in ("home", "run", "hooks", "data"):
+        (place / directory).mkdir(parents=True, mode=0o700)
+    hook = {
+        "version": "1.0.0",
+        "hook": {
+            "path": str(program),
+            "args": ["archive_overlay", "--log-file", str(place / "log")],
+        },
+        "when": {"annotations": {f"^{re.escape(ANNOTATION)}\\.": ".*"}},
+        "stages": ["poststop"],
+    }
+    (place / "hooks/archive_overlay.json").write_text(json.dumps(hook))
+    write_tree(place / "data")
+    copy_programs(place / "programs")
+    (place / "containers.conf").write_text(f"[containers]\ndefault_ulimits = {json.dumps(modest_limits())}\n")
+
+    # Its storage, its runtime directory and its user's home are in `place`, so nothing of the user's
+    # own podman is touched.
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(place / "home"),
+        "XDG_RUNTIME_DIR": str(place / "run"),
+        "CONTAINERS_CONF": str(place / "containers.conf"),
+        "TMPDIR": str(place),
+    }
+    # (A runroot may have 50 characters.)
+    podman = ["podman", "--root", str(place / "store"), "--runroot", str(place / "run")]
+    podman += ["--tmpdir", str(place / "run/libpod"), "--cgroup-manager", "cgroupfs"]
+    podman += ["--events-backend", "none", "--hooks-dir", str(place / "hooks")]
+    if os.geteuid() == 0:
+        # Root's podman leaves a mount on its storage behind, unless the namespace goes away. (Other
+        # users' podman makes such a namespace itself.)
+        podman = ["unshare", "--mount", *podman]
+
+    def run(*arguments: str) -> None:
+        done = subprocess.run(
+            [*podman, *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            complaint = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            raise UnableError(complaint[-1])
+
+    try:
+        for image in ("programs", "data"):
+            with tarfile.open(place / f"{image}.tar", "w") as tar:
+                tar.add(place / image, arcname=".", filter=_owned_by_root)
+            run("import", "--quiet", str(place / f"{image}.tar"), f"localhost/{image}:demo")
+        arguments = ["--mount", "type=image,source=localhost/data:demo,dst=/data,rw=true"]
+        for key, value in requested("/data", place).items():
+            arguments += ["--annotation", f"{key}={value}"]
+        shown = ["podman", "run", "--rm", *arguments, "localhost/programs:demo", "sh", "-c", "..."]
+        run_container(
+            run, [*arguments, "--workdir=/data", "localhost/programs:demo", "/bin/sh", "-ec", CHANGES]
+        )
+        if not (place / "log").exists():
+            raise UnableError("podman did not run the hook")
+        heading("A container with an image mounted at /data")
+        show_lower()
+        heading("What it ran there")
+        print(" \\\n    ".join(_in_lines(shown)) + "\n")
+        print(CHANGES, end="")
+        heading("What the hook said")
+        print((place / "log").read_text(), end="")
+        show_archives(place)
+    finally:
+        _end_pause_process(place / "run")
+        # In a rootless store, files belong to other ids of the user's own range.
+        remove = ["rm", "-rf", str(place / "store")]
+        if os.geteuid() != 0:
+            remove = [*podman, "unshare", *remove]
+        subprocess.run(remove, env=environment, stderr=subprocess.DEVNULL, check=False)
+        _end_pause_process(place / "run")
+
+
+def run_container(podman: Callable[..., None], arguments: list[str]) -> None:
+    """Run a container with the first OCI runtime that can run one here.
+
+    Raises:
+        UnableError: none can.
+    """
+    # crun refuses some arrangements of cgroups, and runc some of a user's own namespaces.
+    for runtime, cgroups in (
+        ([], []),
+        (["--runtime=runc"], []),
+        (["--runtime=crun"], ["--cgroups=disabled"]),
+    ):
+        try:
+            podman(*runtime, "run", "--rm", "--network=none", "--log-driver=none", *cgroups, *arguments)
+            return
+        except UnableError as reason:
+            last = reason
+    raise last
+
+
+def in_namespace(program: Path, place: Path) -> None:
+    """Run this script again where it may mount an overlay, if there is such a place."""
+    place.mkdir()
+    again = [sys.executable, __file__, str(program), "--inside", str(place)]
+    if shutil.which("unshare"):
+        flags = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
+        if (
+            subprocess.run(["unshare", *flags, "true"], stderr=subprocess.DEVNULL, check=False).returncode
+            == 0
+        ):
+            again = ["unshare", *flags, *again]
+    sys.stdout.flush()
+    status = subprocess.run(again, check=False).returncode
+    if status != 0:
+        sys.exit(status)
+
+
+def with_own_overlay(program: Path, place: Path) -> None:
+    """Make the changes on an overlay of our own, and call the hook as an OCI runtime does."""
+    options = mount_overlay(place)
+    if options:
+        heading("An overlay mounted by hand, in place of a container")
+        print(f"mount -t overlay -o {options}\n")
+        show_lower()
+        heading("What is run in it")
+        print(CHANGES, end="")
+        subprocess.run(["sh", "-ec", CHANGES], cwd=place / "merged", check=True)
+    else:
+        options = f"lowerdir={place}/lower,upperdir={place}/upper,workdir={place}/work"
+        write_upper(place / "upper")
+        heading("An upperdir written by hand, for nothing can be mounted here")
+        print(f"What an overlay holds when this was run in it:\n\n{CHANGES}", end="")
+    heading("The change set: what the upperdir holds")
+    show_directory(place / "upper")
+
+    bundle = place / "bundle"
+    bundle.mkdir()
+    spec = {
+        "ociVersion": "1.0.2",
+        "root": {"path": "rootfs"},
+        "mounts": [
+            {
+                "destination": "/data",
+                "type": "overlay",
+                "source": str(place / "merged"),
+                "options": options.split(","),
+            }
+        ],
+        "annotations": requested("/data", place),
+    }
+    (bundle / "config.json").write_text(json.dumps(spec, indent=2))
+    state = {"ociVersion": "1.0.2", "id": "demo", "status": "stopped", "bundle": str(bundle)}
+    heading("What the hook says when an OCI runtime calls it")
+    sys.stdout.flush()
+    done = subprocess.run([program], input=json.dumps(state).encode(), check=False)
+    if done.returncode != 0:
+        sys.exit(f"the hook ended with status {done.returncode}")
+    show_archives(place)
+
+
+def mount_overlay(place: Path) -> str:
+    """Mount an overlay at `place`/merged.
+
+    Returns:
+        Its mount options, or nothing if none can be mounted here.
+    """
+    # A tmpfs first: the place itself may be on an overlay (in a container, say), which cannot hold
+    # an upperdir. But on a tmpfs, an ordinary user's overlay takes Linux 6.6.
+    for prepare in (["mount", "-t", "tmpfs", "tmpfs", str(place)], ["true"]):
+        if subprocess.run(prepare, stderr=subprocess.DEVNULL, check=False).returncode != 0:
+            continue
+        for directory in ("lower", "upper", "work", "merged"):
+            (place / directory).mkdir(exist_ok=True)
+        write_tree(place / "lower")
+        options = f"lowerdir={place}/lower,upperdir={place}/upper,workdir={place}/work"
+        if _in_user_namespace():
+            options += ",userxattr"
+        mount = ["mount", "-t", "overlay", "overlay", "-o", options, str(place / "merged")]
+        if subprocess.run(mount, stderr=subprocess.DEVNULL, check=False).returncode == 0:
+            return options
+        if prepare[0] == "mount":
+            subprocess.run(["umount", str(place)], check=True)
+    return ""
+
+
+def write_upper(upper: Path) -> None:
+    """Write by hand what the kernel would leave of the changes, as far as it may be written."""
+    upper.mkdir(parents=True, exist_ok=True)
+    (upper / "greeting.txt").write_text("hello, world\n")
+    for directory, name, text in (("reports", "answer", "42\n"), ("settings", "colour", "green\n")):
+        (upper / directory).mkdir()
+        (upper / directory / name).write_text(text)
+    (upper / "latest").symlink_to("reports/answer")
+    try:
+        os.mknod(upper / "obsolete.txt", stat.S_IFCHR | 0o600, os.makedev(0, 0))
+    except PermissionError:
+        print("(No whiteout for obsolete.txt: device nodes cannot be made here.)")
+
+
+def requested(mount_point: str, place: Path) -> dict[str, str]:
+    """Ask for the same mount twice: as a directory, and as a tar.gz."""
+    return {
+        f"{ANNOTATION}.tree.mount-point": mount_point,
+        f"{ANNOTATION}.tree.archive-to": str(place / "archives/changes"),
+        f"{ANNOTATION}.tree.success": str(place / "archives/changes.ok"),
+        f"{ANNOTATION}.tar.mount-point": mount_point,
+        f"{ANNOTATION}.tar.archive-to": str(place / "archives/changes.tar.gz"),
+        f"{ANNOTATION}.tar.method": "tar.gz",
+    }
+
+
+def write_tree(lower: Path) -> None:
+    """Write what lies below the changes."""
+    for name, text in LOWER.items():
+        (lower / name).parent.mkdir(parents=True, exist_ok=True)
+        (lower / name).write_text(text)
+
+
+def copy_programs(root: Path) -> None:
+    """Make a root file system with the few programs that the changes take, and their libraries."""
+    (root / "bin").mkdir(parents=True)
+    for name in PROGRAMS:
+        program = shutil.which(name)
+        if not program:
+            raise UnableError(f"no {name} to put in a container")
+        shutil.copy(program, root / "bin" / name)
+        needs = subprocess.run(["ldd", program], stdout=subprocess.PIPE, text=True, check=False).stdout
+        for library in (word for word in needs.split() if word.startswith("/")):
+            (root / library[1:]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, root / library[1:])
+
+
+def modest_limits() -> list[str]:
+    """Give limits for the container that are none above this process's: raising takes a privilege."""
+    limits = []
+    for name, kind, enough in (
+        ("nofile", resource.RLIMIT_NOFILE, 1024),
+        ("nproc", resource.RLIMIT_NPROC, 1024),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        limit = enough if hard == resource.RLIM_INFINITY else min(enough, hard)
+        limits.append(f"{name}={limit}:{limit}")
+    return limits
+
+
+def show_lower() -> None:
+    """Show what lies below the changes."""
+    for name, text in LOWER.items():
+        print(f"{name:24} {text.strip()}")
+
+
+def show_archives(place: Path) -> None:
+    """Show what the hook made."""
+    archives = place / "archives"
+    if not (archives / "changes.ok").exists():
+        sys.exit("the hook did not make the archive")
+    heading("Archive 1: a directory (method copy)")
+    show_directory(archives / "changes")
+    heading("Archive 2: a compressed tar (method tar.gz)")
+    with tarfile.open(archives / "changes.tar.gz") as tar:
+        for member in tar:
+            note = ""
+            if member.ischr() and member.devmajor == member.devminor == 0:
+                note = "deleted"
+            elif member.issym():
+                note = f"-> {member.linkname}"
+            elif any(key.endswith("overlay.opaque") for key in member.pax_headers):
+                note = "hides what lies below"
+            kind = stat.S_IFLNK if member.issym() else stat.S_IFCHR if member.ischr() else 0
+            kind = kind or (stat.S_IFDIR if member.isdir() else stat.S_IFREG)
+            show_entry(kind | member.mode, member.uid, member.gid, member.name, note)
+    print(f"\nand the success marker, {archives / 'changes.ok'}. All of it is deleted again now.")
+
+
+def show_directory(top: Path) -> None:
+    """List a tree, with what overlayfs means by its entries."""
+    for path in [top, *sorted(top.rglob("*"))]:
+        info = path.lstat()
+        name = "." if path == top else f"./{path.relative_to(top)}"
+        note = ""
+        if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
+            note = "deleted"
+        elif stat.S_ISLNK(info.st_mode):
+            note = f"-> {os.readlink(path)}"
+        elif any(attribute.endswith("overlay.opaque") for attribute in os.listxattr(path)):
+            note = "hides what lies below"
+        show_entry(info.st_mode, info.st_uid, info.st_gid, name, note)
+
+
+def show_entry(mode: int, uid: int, gid: int, name: str, note: str) -> None:
+    """Show one entry of a change set."""
+    print(f"{stat.filemode(mode)}  {f'{uid}:{gid}':10}  {name:20}  {note}".rstrip())
+
+
+def heading(text: str) -> None:
+    """Begin a new part of the story."""
+    print(f"\n== {text}\n")
+
+
+def _in_user_namespace() -> bool:
+    return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+
+
+def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
+
+
+def _in_lines(words: list[str]) -> list[str]:
+    # One option and its value to a line.
+    lines: list[str] = []
+    for word in words:
+        if lines and lines[-1].startswith("--") and " " not in lines[-1] and not word.startswith("--"):
+            lines[-1] += f" {word}"
+        elif word.startswith(("--mount", "--annotation", "localhost")) or not lines:
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}"
+    return lines
+
+
+def _end_pause_process(runtime_directory: Path) -> None:
+    # Rootless podman leaves a process behind that keeps its namespaces. This one is ours alone.
+    for pid_file in runtime_directory.rglob("pause.pid"):
+        try:
+            os.kill(int(pid_file.read_text()), signal.SIGKILL)
+        except (OSError, ValueError):
+            continue
+
+
+if __name__ == "__main__":
+    main()
