@@ -1,0 +1,170 @@
+"""What the user asks for: annotations of the container to requests.
+
+The keys and their meaning are those of 2.0.4, and `if-exists`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from archive_overlay import methods
+from archive_overlay.errors import ArchiveError
+from archive_overlay.runtime import normal_destination
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from archive_overlay.log import Log
+    from archive_overlay.methods import Method
+
+PREFIX = "com.launchplatform.oci-hooks.archive-overlay."
+KEYS = ("mount-point", "archive-to", "success", "method", "tar-content-owner", "if-exists")
+
+# The largest id that chown(2) takes: one more means "leave it as it is".
+_LARGEST_ID = 2**32 - 2
+
+
+class ArchiveRequest:
+    """One archive that the container's annotations ask for.
+
+    Attributes:
+        name: what the user calls it.
+        mount_point: the mount's destination in the container, normalised.
+        archive_to: absolute path of the archive in the runtime namespace.
+        success: absolute path of the success marker, or None.
+        method: how it is stored.
+        if_exists: what to do with what is at `archive_to`: one of `methods.IF_EXISTS`.
+        owner: user and group id of everything in a tar, or None for the true owners.
+    """
+
+    __slots__ = ("archive_to", "if_exists", "method", "mount_point", "name", "owner", "success")
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        mount_point: str,
+        archive_to: str,
+        success: str | None,
+        method: Method,
+        if_exists: str,
+        owner: tuple[int, int] | None,
+    ) -> None:
+        self.name = name
+        self.mount_point = mount_point
+        self.archive_to = archive_to
+        self.success = success
+        self.method = method
+        self.if_exists = if_exists
+        self.owner = owner
+
+
+def group(annotations: Mapping[str, object], log: Log) -> Iterator[tuple[str, dict[str, object]]]:
+    """Gather the annotations that are ours by archive name.
+
+    What names no archive or no key of ours, and half a pair, is ignored with a warning, as in 2.0.4.
+
+    Args:
+        annotations: all annotations of the container.
+        log: takes the warnings.
+
+    Yields:
+        An archive's name, and its keys and values; `mount-point` and `archive-to` are there.
+    """
+    archives: dict[str, dict[str, object]] = {}
+    for annotation, value in annotations.items():
+        if not annotation.startswith(PREFIX):
+            continue
+        name, dot, key = annotation[len(PREFIX) :].partition(".")
+        if not name or not dot or "." in key:
+            log.warning(f"annotation {annotation} is ignored: it must be {PREFIX}NAME.KEY, with no dot in NAME")
+        elif key not in KEYS:
+            log.warning(
+                f"annotation {annotation} is ignored: there is no key {key}, only {', '.join(KEYS)}"
+            )
+        else:
+            archives.setdefault(name, {})[key] = value
+    for name, keys in archives.items():
+        missing = [key for key in ("mount-point", "archive-to") if keys.get(key, "") == ""]
+        if missing:
+            log.warning(f"archive {name} is ignored: it has no {' and no '.join(missing)} annotation")
+        else:
+            yield name, keys
+
+
+def parse(name: str, keys: Mapping[str, object], log: Log) -> ArchiveRequest:
+    """Make a request of one archive's annotations.
+
+    Args:
+        name: the archive's name.
+        keys: its keys and values, as `group` gives them.
+        log: takes a warning for an owner that is ignored.
+
+    Raises:
+        ArchiveError: a value cannot be used.
+    """
+    texts: dict[str, str] = {}
+    for key, value in keys.items():
+        if not isinstance(value, str):
+            raise ArchiveError(f"{key} must be a string")
+        texts[key] = value
+    method = _method(texts.get("method") or "copy")
+    return ArchiveRequest(
+        name=name,
+        mount_point=normal_destination(texts["mount-point"]),
+        archive_to=_path(texts["archive-to"], "archive-to"),
+        success=_path(texts["success"], "success") if texts.get("success") else None,
+        method=method,
+        if_exists=_if_exists(texts.get("if-exists") or method.if_exists[0], method),
+        owner=_owner(texts["tar-content-owner"], name, method, log) if "tar-content-owner" in texts else None,
+    )
+
+
+def _method(value: str) -> Method:
+    if value not in methods.METHODS:
+        raise ArchiveError(f"unknown method {value!r}", hint=f"known are {', '.join(methods.METHODS)}")
+    return methods.METHODS[value]
+
+
+def _if_exists(value: str, method: Method) -> str:
+    if value not in methods.IF_EXISTS:
+        raise ArchiveError(f"unknown if-exists {value!r}", hint=f"known are {', '.join(methods.IF_EXISTS)}")
+    if value not in method.if_exists:
+        raise ArchiveError(
+            f"if-exists {value} is not possible with method {method.name}",
+            hint=f"possible are {', '.join(method.if_exists)}",
+        )
+    return value
+
+
+def _path(value: str, key: str) -> str:
+    try:
+        usable = "\0" not in value and bool(os.fsencode(value))
+    except UnicodeEncodeError:
+        usable = False  # a lone surrogate
+    if not usable:
+        raise ArchiveError(f"{key} {value!r} cannot be a path")
+    if not value.startswith("/"):
+        raise ArchiveError(
+            f"{key} {value!r} is a relative path", hint="give an absolute path in the runtime namespace"
+        )
+    return os.path.normpath("/" + value.lstrip("/"))
+
+
+def _owner(value: str, name: str, method: Method, log: Log) -> tuple[int, int] | None:
+    if method.makes == "directory":
+        log.warning(
+            f"archive {name}: tar-content-owner is ignored, because method {method.name} keeps the true owners"
+        )
+        return None
+    parts = value.split(":")
+    if len(parts) <= 2 and all(part.isascii() and part.isdigit() for part in parts):
+        ids = [int(part) for part in parts] if len(value) < 24 else [_LARGEST_ID + 1]
+        if max(ids) <= _LARGEST_ID:
+            return ids[0], ids[1] if len(ids) == 2 else 0
+    log.warning(
+        f"archive {name}: tar-content-owner {value!r} is ignored: it must be UID or UID:GID, integers from 0 to"
+        f" {_LARGEST_ID}"
+    )
+    return None

@@ -1,0 +1,191 @@
+"""The method `copy`: the change set as a directory, in the overlay's native form."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from archive_overlay import metadata
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.overlay.changes import (
+    BLOCK_DEVICE,
+    CHARACTER_DEVICE,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    SOCKET,
+    SYMLINK,
+    WHITEOUT,
+)
+from archive_overlay.tree import Descent, open_beneath
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from archive_overlay.log import Log
+    from archive_overlay.methods import Target
+    from archive_overlay.overlay.changes import Change
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_TYPES = {
+    FIFO: stat.S_IFIFO,
+    SOCKET: stat.S_IFSOCK,
+    CHARACTER_DEVICE: stat.S_IFCHR,
+    BLOCK_DEVICE: stat.S_IFBLK,
+}
+# Up to this size a file is read at once; beyond it the kernel copies, in pieces of the second size.
+_AT_ONCE = 128 * 1024
+_PIECE = 16 * 1024 * 1024
+
+
+def write(changes: Iterator[Change], target: Target, log: Log) -> None:
+    """Write the changes as a directory. See `methods.Writer`."""
+    writer = _Writer(target)
+    path = ""
+    try:
+        for change in changes:
+            path = change.path
+            writer.add(change)
+        path = ""
+        writer.finish()
+    except OSError as error:
+        fail(f"cannot write {path or '.'} into the copy", error)
+    finally:
+        writer.close()
+
+
+class _Writer:
+    """A position in the copy: the directories that are still being filled."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._top = -1
+        self._descent: Descent | None = None
+        self._open: list[tuple[str, Change]] = []  # prefix of what comes into it, the directory itself
+
+    def add(self, change: Change) -> None:
+        if self._descent is None:
+            self._begin(change)
+            return
+        while self._open[-1][0] != change.directory:
+            self._leave()
+        here = self._descent.fd
+        name = change.name
+        if change.link_to is not None:
+            self._link(change, here)
+        elif change.kind is FILE:
+            _copy_file(change, here)
+        elif change.kind is DIRECTORY:
+            # Private until it is complete: it gets its owner and mode when it is left.
+            os.mkdir(name, stat.S_IRWXU, dir_fd=here)
+            self._descent.enter(name)
+            self._open.append((change.path + "/", change))
+        elif change.kind is WHITEOUT:
+            _make_whiteout(change, here)
+        elif change.kind is SYMLINK:
+            os.symlink(change.target, name, dir_fd=here)
+            os.chown(name, change.uid, change.gid, dir_fd=here, follow_symlinks=False)
+            if change.attributes:
+                _give_attributes(change, here)
+            os.utime(name, ns=(change.atime_ns, change.mtime_ns), dir_fd=here, follow_symlinks=False)
+        else:
+            os.mknod(name, _TYPES[change.kind] | stat.S_IRUSR, change.rdev, dir_fd=here)
+            fd = os.open(name, _LOOK, dir_fd=here)
+            try:
+                metadata.give(f"/proc/self/fd/{fd}", change, change.attributes)
+            finally:
+                os.close(fd)
+
+    def finish(self) -> None:
+        """Leave the directories that are still open."""
+        while len(self._open) > 1:
+            self._leave()
+        if self._descent:
+            self._complete(self._descent.fd, self._open.pop()[1])
+
+    def close(self) -> None:
+        if self._descent:
+            self._descent.close()
+            os.close(self._top)
+
+    def _begin(self, root: Change) -> None:
+        os.mkdir(self._target.name, stat.S_IRWXU, dir_fd=self._target.directory)
+        self._top = os.open(self._target.name, _DIRECTORY, dir_fd=self._target.directory)
+        self._descent = Descent(os.dup(self._top))
+        self._open.append(("", root))
+
+    def _leave(self) -> None:
+        assert self._descent is not None
+        left = self._descent.leave()
+        try:
+            self._complete(left, self._open.pop()[1])
+        finally:
+            os.close(left)
+
+    def _complete(self, fd: int, directory: Change) -> None:
+        attributes = directory.attributes
+        if directory.opaque:
+            attributes = {**attributes, self._target.opaque_attribute: b"y"}
+        metadata.give(fd, directory, attributes)
+
+    def _link(self, change: Change, here: int) -> None:
+        assert change.link_to is not None
+        parent, name = open_beneath(change.link_to, self._top)
+        try:
+            os.link(name, change.name, src_dir_fd=parent, dst_dir_fd=here, follow_symlinks=False)
+        finally:
+            os.close(parent)
+
+
+def _copy_file(change: Change, directory: int) -> None:
+    fd = os.open(change.name, _CREATE, stat.S_IRUSR | stat.S_IWUSR, dir_fd=directory)
+    try:
+        if change.size <= _AT_ONCE:
+            data = os.read(change.fd, change.size + 1)
+            copied = len(data)
+            while data:
+                data = data[os.write(fd, data) :]
+        else:
+            copied = _copy_in_kernel(change.fd, fd)
+        if copied != change.size:
+            raise ArchiveError(f"{change.path} changed its size while it was read")
+        metadata.give(fd, change, change.attributes)
+    finally:
+        os.close(fd)
+
+
+def _copy_in_kernel(source: int, target: int) -> int:
+    """Copy to the end of the source, and give the number of bytes copied."""
+    copied = 0
+    try:
+        while count := os.copy_file_range(source, target, _PIECE):
+            copied += count
+    except OSError:
+        # Not between these file systems; what was copied up to here stays.
+        while count := os.sendfile(target, source, None, _PIECE):
+            copied += count
+    return copied
+
+
+def _make_whiteout(change: Change, directory: int) -> None:
+    try:
+        os.mknod(change.name, stat.S_IFCHR, 0, dir_fd=directory)
+    except OSError as error:
+        fail(
+            f"cannot write the deletion of {change.path} into the copy",
+            error,
+            hint="the file system of archive-to must be able to hold 0:0 devices (an overlay cannot);"
+            " method tar.gz goes anywhere",
+        )
+
+
+def _give_attributes(change: Change, directory: int) -> None:
+    fd = os.open(change.name, _LOOK, dir_fd=directory)
+    try:
+        for name, value in change.attributes.items():
+            os.setxattr(f"/proc/self/fd/{fd}", name, value)
+    finally:
+        os.close(fd)

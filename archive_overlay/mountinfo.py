@@ -1,0 +1,80 @@
+"""The runtime namespace's mounts at this moment, as the kernel lists them.
+
+Source: proc(5), "/proc/pid/mountinfo".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+class MountedFilesystem:
+    """One line of the table.
+
+    Attributes:
+        mount_point: absolute path.
+        root: the part of the file system that is mounted there; "/" for all of it.
+        type: "overlay", "fuse.fuse-overlayfs", "ext4", ...
+        options: the file system's own options, with the kernel's octal escapes undone.
+    """
+
+    __slots__ = ("mount_point", "options", "root", "type")
+
+    def __init__(self, *, mount_point: str, root: str, type: str, options: tuple[str, ...]) -> None:
+        self.mount_point = mount_point
+        self.root = root
+        self.type = type
+        self.options = options
+
+
+class MountTable:
+    """The mounts of a namespace, in the order in which they were made.
+
+    Args:
+        lines: of a mountinfo file.
+    """
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._at: dict[str, MountedFilesystem] = {}
+        for line in lines:
+            fields = line.rstrip(b"\n").split(b" ")
+            separator = fields.index(b"-")
+            mounted = MountedFilesystem(
+                mount_point=_decoded(fields[4]),
+                root=_decoded(fields[3]),
+                type=_decoded(fields[separator + 1]),
+                # Commas inside a value are escaped, so the bare ones separate.
+                options=tuple(_decoded(option) for option in fields[separator + 3].split(b",")),
+            )
+            self._at[mounted.mount_point] = mounted  # the last one covers the others
+
+    def at(self, path: str) -> MountedFilesystem | None:
+        """Give the mount that is visible at a path; None if the path is no mount point.
+
+        Args:
+            path: absolute; symbolic links in it are resolved.
+        """
+        return self._at.get(path) or self._at.get(os.path.realpath(path))
+
+
+def read() -> MountTable:
+    """Read the mounts of this process's namespace.
+
+    Raises:
+        OSError: /proc is not mounted.
+    """
+    with open("/proc/self/mountinfo", "rb") as file:
+        return MountTable(file)
+
+
+def _decoded(field: bytes) -> str:
+    if b"\\" in field:
+        field = _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field)
+    return os.fsdecode(field)

@@ -1,0 +1,334 @@
+"""What an upperdir holds, as a stream of changes in which nothing of overlayfs is left.
+
+The upperdir was written by a container: every name in it, every link and every attribute may have
+been made to do harm. It is walked by directory file descriptors, and nothing in it is written.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from archive_overlay import tree
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.overlay.dialect import BOOKKEEPING, OPAQUE_MARKERS, WHITEOUT_PREFIX
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from archive_overlay.log import Log
+    from archive_overlay.overlay.dialect import Dialect
+    from archive_overlay.overlay.locate import OverlayMount
+
+DIRECTORY = "directory"
+FILE = "file"
+SYMLINK = "symbolic link"
+FIFO = "FIFO"
+SOCKET = "socket"
+CHARACTER_DEVICE = "character device"
+BLOCK_DEVICE = "block device"
+WHITEOUT = "whiteout"
+
+_KINDS = {
+    stat.S_IFDIR: DIRECTORY,
+    stat.S_IFREG: FILE,
+    stat.S_IFLNK: SYMLINK,
+    stat.S_IFIFO: FIFO,
+    stat.S_IFSOCK: SOCKET,
+    stat.S_IFCHR: CHARACTER_DEVICE,
+    stat.S_IFBLK: BLOCK_DEVICE,
+}
+_NO_ATTRIBUTES: dict[str, bytes] = {}
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Change:
+    """One entry of a change set.
+
+    Attributes:
+        kind: one of the constants of this module; WHITEOUT: the name was deleted.
+        directory: path of the directory it is in, as a prefix: "" or "a/b/".
+        name: its name there; "" for the change set's root directory.
+        mode: permission bits.
+        uid, gid: owner.
+        atime_ns, mtime_ns: times in nanoseconds since 1970.
+        size: of a file, in bytes.
+        rdev: of a device.
+        attributes: extended attributes, by full name.
+        opaque: of a directory: it hides what lies below.
+        target: of a symbolic link.
+        link_to: path of an earlier change that is the same file, or None.
+        fd: of a file that is no link: open for reading, at the start, until the next change is taken.
+            -1 otherwise.
+    """
+
+    __slots__ = (
+        "atime_ns",
+        "attributes",
+        "directory",
+        "fd",
+        "gid",
+        "kind",
+        "link_to",
+        "mode",
+        "mtime_ns",
+        "name",
+        "opaque",
+        "rdev",
+        "size",
+        "target",
+        "uid",
+    )
+
+    def __init__(
+        self,
+        kind: str,
+        directory: str,
+        name: str,
+        status: os.stat_result,
+        attributes: dict[str, bytes],
+        *,
+        opaque: bool = False,
+        target: str = "",
+        link_to: str | None = None,
+        fd: int = -1,
+    ) -> None:
+        self.kind = kind
+        self.directory = directory
+        self.name = name
+        self.mode = status.st_mode & 0o7777
+        self.uid = status.st_uid
+        self.gid = status.st_gid
+        self.atime_ns = status.st_atime_ns
+        self.mtime_ns = status.st_mtime_ns
+        self.size = status.st_size
+        self.rdev = status.st_rdev
+        self.attributes = attributes
+        self.opaque = opaque
+        self.target = target
+        self.link_to = link_to
+        self.fd = fd
+
+    @property
+    def path(self) -> str:
+        """Path from the root of the change set; "" for the root itself."""
+        return self.directory + self.name
+
+
+def changes(overlay: OverlayMount, log: Log) -> Iterator[Change]:
+    """Read what the container changed, depth first.
+
+    The root directory comes first, a directory before what is in it, names in the order of their code
+    points, and of several names of one file the first carries it. Close the iterator if it is not read
+    to its end.
+
+    Args:
+        overlay: what to read.
+        log: takes warnings of what is left out.
+
+    Raises:
+        ArchiveError: something cannot be read, vanished, or does not stand on its own.
+    """
+    reader = _Reader(overlay, log)
+    try:
+        yield from reader.read()
+    finally:
+        reader.close()
+
+
+class _Level:
+    """A directory that is being read: what is still to come in it, and what is known of it."""
+
+    __slots__ = ("directories", "names", "opaque", "others", "prefix", "whiteouts")
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.opaque = False
+        self.names: list[str] = []  # what is to come, last first
+        self.directories: set[str] = set()
+        self.others: set[str] = set()  # neither directories nor files
+        self.whiteouts: dict[str, str] = {}  # deleted name: the entry that says so
+
+
+class _Reader:
+    """The walk: one position, and what must be remembered on the way."""
+
+    def __init__(self, overlay: OverlayMount, log: Log) -> None:
+        self._upper = overlay.upper
+        self._dialect: Dialect = overlay.dialect
+        self._log = log
+        self._first_names: dict[tuple[int, int], str] = {}
+        self._file_fd = -1
+        try:
+            top = os.open(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            fail(f"cannot read the upperdir {overlay.upper}", error)
+        self._descent = tree.Descent(top)
+        self._levels: list[_Level] = []
+
+    def close(self) -> None:
+        self._close_file()
+        self._descent.close()
+
+    def read(self) -> Iterator[Change]:
+        path = ""
+        levels = self._levels
+        try:
+            yield self._directory("", "")
+            while levels:
+                level = levels[-1]
+                if not level.names:
+                    path = level.prefix
+                    levels.pop()
+                    if levels:
+                        os.close(self._descent.leave())
+                    continue
+                name = level.names.pop()
+                path = level.prefix + name
+                if name in level.whiteouts:
+                    if not level.opaque:
+                        yield self._whiteout(level, name)
+                elif name in level.directories:
+                    self._descent.enter(name)
+                    yield self._directory(level.prefix, name)
+                elif name in level.others:
+                    change = self._other(level.prefix, name)
+                    # An opaque directory needs no whiteouts, and those in it would show up in listings.
+                    if not (level.opaque and change.kind is WHITEOUT):
+                        yield change
+                else:
+                    yield self._file(level.prefix, name)
+                    self._close_file()
+        except OSError as error:
+            fail(f"cannot read {self._shown(path)}", error)
+
+    def _directory(self, prefix: str, name: str) -> Change:
+        """Give the directory at the walk's position, and list it."""
+        fd = self._descent.fd
+        status = os.fstat(fd)
+        path = prefix + name
+        attributes, opaque = self._attributes(fd, path)
+        level = _Level(path + "/" if name else "")
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                level.names.append(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    level.directories.add(entry.name)
+                elif not entry.is_file(follow_symlinks=False):
+                    level.others.add(entry.name)
+        level.opaque = opaque
+        if self._dialect.whiteout_files:
+            self._translate_whiteout_files(level)
+        level.names.sort(reverse=True)
+        self._levels.append(level)
+        return Change(DIRECTORY, prefix, name, status, attributes, opaque=level.opaque)
+
+    def _translate_whiteout_files(self, level: _Level) -> None:
+        """Take the entries out of a listing that only say something of others."""
+        marks = [name for name in level.names if name.startswith(WHITEOUT_PREFIX)]
+        if not marks:
+            return
+        level.opaque = level.opaque or not OPAQUE_MARKERS.isdisjoint(marks)
+        level.whiteouts = {
+            mark[len(WHITEOUT_PREFIX) :]: mark for mark in marks if mark not in OPAQUE_MARKERS
+        }
+        entries = set(level.names).difference(marks)
+        level.names = list(entries.union(level.whiteouts))
+
+    def _file(self, prefix: str, name: str) -> Change:
+        fd = self._file_fd = tree.open_unseen(name, _READ, self._descent.fd)
+        status = os.fstat(fd)
+        path = prefix + name
+        if not stat.S_ISREG(status.st_mode):
+            raise ArchiveError(f"{self._shown(path)} was replaced while it was read")
+        if status.st_nlink > 1:
+            link_to = self._first_name(status, path)
+            if link_to is not None:
+                return Change(FILE, prefix, name, status, _NO_ATTRIBUTES, link_to=link_to)
+        attributes, _ = self._attributes(fd, path)
+        return Change(FILE, prefix, name, status, attributes, fd=fd)
+
+    def _other(self, prefix: str, name: str) -> Change:
+        """Give an entry that must not be opened: it is looked at through an O_PATH descriptor."""
+        fd = os.open(name, _LOOK, dir_fd=self._descent.fd)
+        try:
+            status = os.fstat(fd)
+            path = prefix + name
+            kind = _KINDS[stat.S_IFMT(status.st_mode)]
+            if kind is CHARACTER_DEVICE and status.st_rdev == 0:
+                return Change(WHITEOUT, prefix, name, status, _NO_ATTRIBUTES)
+            if kind is DIRECTORY or kind is FILE:
+                raise ArchiveError(f"{self._shown(path)} was replaced while it was read")
+            target = os.readlink("", dir_fd=fd) if kind is SYMLINK else ""
+            if status.st_nlink > 1:
+                link_to = self._first_name(status, path)
+                if link_to is not None:
+                    return Change(kind, prefix, name, status, _NO_ATTRIBUTES, target=target, link_to=link_to)
+            attributes, _ = self._attributes(f"/proc/self/fd/{fd}", path)
+            return Change(kind, prefix, name, status, attributes, target=target)
+        finally:
+            os.close(fd)
+
+    def _whiteout(self, level: _Level, name: str) -> Change:
+        status = os.lstat(level.whiteouts[name], dir_fd=self._descent.fd)
+        return Change(WHITEOUT, level.prefix, name, status, _NO_ATTRIBUTES)
+
+    def _close_file(self) -> None:
+        if self._file_fd >= 0:
+            os.close(self._file_fd)
+            self._file_fd = -1
+
+    def _first_name(self, status: os.stat_result, path: str) -> str | None:
+        """Give the path under which a file with several names came before; None: this is the first."""
+        key = (status.st_dev, status.st_ino)
+        first = self._first_names.setdefault(key, path)
+        return None if first is path else first
+
+    def _attributes(self, file: int | str, path: str) -> tuple[dict[str, bytes], bool]:
+        """Read extended attributes, less what belongs to the overlay and to the host.
+
+        Returns:
+            The attributes, and whether they make a directory opaque.
+        """
+        try:
+            names = os.listxattr(file)
+        except OSError as error:
+            fail(f"cannot list the extended attributes of {self._shown(path)}", error)
+        if not names:
+            return _NO_ATTRIBUTES, False
+        attributes = {}
+        opaque = False
+        for name in names:
+            if name == "security.selinux":
+                continue  # the host's label for the file, not the container's doing
+            namespace = next((space for space in self._dialect.namespaces if name.startswith(space)), "")
+            key = name[len(namespace) :]
+            # Since Linux 6.7 the attributes of an overlay within the overlay are escaped by a second
+            # "overlay."; they are the container's.
+            if namespace and not (namespace.endswith("overlay.") and key.startswith("overlay.")):
+                opaque = self._mark(file, name, key, path) or opaque
+                continue
+            try:
+                attributes[name] = os.getxattr(file, name)
+            except OSError as error:
+                fail(f"cannot read the extended attribute {name} of {self._shown(path)}", error)
+        return attributes, opaque
+
+    def _mark(self, file: int | str, name: str, key: str, path: str) -> bool:
+        """Judge an attribute in the overlay's own namespace, and say whether it makes opaque."""
+        if name in self._dialect.opaque_attributes:
+            return os.getxattr(file, name) == b"y"
+        if key in ("metacopy", "redirect"):
+            raise ArchiveError(
+                f"{self._shown(path)} has {name}: its contents are in a lower layer, which this version does"
+                " not read",
+                hint="mount without metacopy and redirect_dir",
+            )
+        if key not in BOOKKEEPING:
+            self._log.warning(f"{self._shown(path)}: the attribute {name} is left out: it is none of the overlay's")
+        return False
+
+    def _shown(self, path: str) -> str:
+        return os.path.join(self._upper, path) if path else self._upper

@@ -1,0 +1,73 @@
+"""How each kind of overlay marks whiteouts, opaque directories and its own bookkeeping.
+
+Source: the kernel's Documentation/filesystems/overlayfs.rst; for fuse-overlayfs, its behaviour as measured.
+"""
+
+from __future__ import annotations
+
+
+class Dialect:
+    """The marks of one kind of overlay. All other marks were set by a container, and mean nothing.
+
+    Attributes:
+        name: for messages.
+        namespaces: prefixes of the extended attributes that the overlay keeps for itself, or that would
+            come alive in an archive.
+        opaque_attributes: extended attributes that make a directory opaque when they are "y".
+        opaque_attribute: the one that an archive has.
+        whiteout_files: whether `.wh.NAME` deletes NAME and `.wh..wh..opq` makes a directory opaque.
+    """
+
+    __slots__ = ("name", "namespaces", "opaque_attribute", "opaque_attributes", "whiteout_files")
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        namespaces: tuple[str, ...],
+        opaque_attributes: tuple[str, ...],
+        opaque_attribute: str,
+        whiteout_files: bool,
+    ) -> None:
+        self.name = name
+        self.namespaces = namespaces
+        self.opaque_attributes = opaque_attributes
+        self.opaque_attribute = opaque_attribute
+        self.whiteout_files = whiteout_files
+
+
+NATIVE = Dialect(
+    name="overlayfs",
+    namespaces=("trusted.overlay.",),
+    opaque_attributes=("trusted.overlay.opaque",),
+    opaque_attribute="trusted.overlay.opaque",
+    whiteout_files=False,
+)
+
+# The mount option userxattr: what an overlay in a user namespace uses.
+NATIVE_USERXATTR = Dialect(
+    name="overlayfs with userxattr",
+    namespaces=("user.overlay.",),
+    opaque_attributes=("user.overlay.opaque",),
+    opaque_attribute="user.overlay.opaque",
+    whiteout_files=False,
+)
+
+# Its own marks are in three namespaces, but user.overlay.* a container can set: it is in `namespaces`,
+# so that it is left out, and not in `opaque_attributes`, so that it is not believed. What the archive
+# has restacks under fuse-overlayfs and under a native userxattr mount alike.
+FUSE_OVERLAYFS = Dialect(
+    name="fuse-overlayfs",
+    namespaces=("trusted.overlay.", "user.fuseoverlayfs.", "security.fuseoverlayfs.", "user.overlay."),
+    opaque_attributes=("trusted.overlay.opaque", "user.fuseoverlayfs.opaque"),
+    opaque_attribute="user.overlay.opaque",
+    whiteout_files=True,
+)
+
+WHITEOUT_PREFIX = ".wh."
+# Opaque markers of fuse-overlayfs: a file (as in OCI layers) and a device (of its own).
+OPAQUE_MARKERS = frozenset((".wh..wh..opq", ".wh..opq"))
+
+# What the kernel and fuse-overlayfs note for themselves, without the namespace. It describes one mount
+# of one upperdir, and is left out of archives.
+BOOKKEEPING = frozenset(("origin", "impure", "nlink", "upper", "uuid", "protattr"))

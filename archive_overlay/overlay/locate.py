@@ -1,0 +1,215 @@
+"""From a mount of the spec to the overlay behind it.
+
+Source: OCI runtime specification, config.md, "Mounts"; proc(5); the mounts that engines were seen to make.
+"""
+
+from __future__ import annotations
+
+import os
+
+from archive_overlay import mountinfo
+from archive_overlay.errors import ArchiveError
+from archive_overlay.overlay import dialect
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from archive_overlay.overlay.dialect import Dialect
+    from archive_overlay.runtime import Mount, Spec
+
+
+class OverlayMount:
+    """An overlay, by its directories in the runtime namespace.
+
+    Attributes:
+        upper: absolute path of the upperdir.
+        lowers: absolute paths of the lowerdirs, topmost first.
+        dialect: how it marks deletions and the like.
+    """
+
+    __slots__ = ("dialect", "lowers", "upper")
+
+    def __init__(self, *, upper: str, lowers: tuple[str, ...], dialect: Dialect) -> None:
+        self.upper = upper
+        self.lowers = lowers
+        self.dialect = dialect
+
+
+def find_overlay(spec: Spec, mount_point: str, *, mount_program: str) -> OverlayMount:
+    """Find the overlay that a container has at a mount point.
+
+    Args:
+        spec: the container's spec. Of several mounts at one destination the last is what the
+            container saw.
+        mount_point: the destination, normalised; "/" without a mount is the root file system.
+        mount_program: path of the executable that serves overlays in user space.
+
+    Raises:
+        ArchiveError: there is no such mount, it is no overlay, or its upperdir is gone.
+    """
+    mounts = [mount for mount in spec.mounts if mount.destination == mount_point]
+    if mounts:
+        overlay = _of_mount(mounts[-1], mount_program)
+    elif mount_point == "/" and spec.root:
+        overlay = _mounted_at(spec.root, mount_program)
+        if overlay is None:
+            raise ArchiveError(
+                f"the container's root file system {spec.root} is no overlay",
+                hint="only what is mounted through overlayfs can be archived",
+            )
+    else:
+        there = ", ".join(sorted({mount.destination for mount in spec.mounts})) or "none"
+        raise ArchiveError(
+            f"the container has no mount at {mount_point}",
+            hint=f"mount-point must be the destination of a mount; there are: {there}",
+        )
+    if not os.path.isdir(overlay.upper):
+        raise ArchiveError(f"the upperdir {overlay.upper} of {mount_point} does not exist")
+    return overlay
+
+
+def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> OverlayMount:
+    """Read an overlay's directories from its mount options.
+
+    Args:
+        options: as a list that was split at commas, escaped ones too.
+        kind: the dialect; None: native, and the options say which.
+        origin: what the options belong to, for messages.
+
+    Raises:
+        ArchiveError: there is no upperdir in them.
+
+    Source: overlayfs.rst, "Multiple lower layers": a backslash escapes colons and commas.
+    """
+    upper = ""
+    lowers: list[str] = []
+    userxattr = False
+    for option in split(",".join(options), ","):
+        key, _, value = option.partition("=")
+        if key == "upperdir":
+            upper = _unescaped(value)
+        elif key == "lowerdir":
+            lowers = [_unescaped(lower) for lower in split(value, ":") if lower]
+        elif key in ("lowerdir+", "datadir+"):
+            lowers.append(_unescaped(value))
+        elif key == "userxattr":
+            userxattr = True
+    if not upper:
+        raise ArchiveError(
+            f"{origin} is an overlay without an upperdir: it is mounted read-only",
+            hint="mount it with rw=true (image mounts) or :O (volumes)",
+        )
+    native = dialect.NATIVE_USERXATTR if userxattr else dialect.NATIVE
+    return OverlayMount(upper=upper, lowers=tuple(lowers), dialect=kind or native)
+
+
+def split(text: str, separator: str) -> list[str]:
+    r"""Split at a separator, but not where a backslash stands before it; the backslashes stay."""
+    parts = []
+    start = position = 0
+    while position < len(text):
+        if text[position] == "\\":
+            position += 1
+        elif text[position] == separator:
+            parts.append(text[start:position])
+            start = position + 1
+        position += 1
+    parts.append(text[start:])
+    return parts
+
+
+def _of_mount(mount: Mount, mount_program: str) -> OverlayMount:
+    if mount.type == "overlay":
+        overlay = from_options(mount.options, None, f"the mount at {mount.destination}")
+        return _with_absolute_paths(overlay, mount.source)
+    if mount.source.startswith("/") and "\0" not in mount.source:
+        overlay_there = _mounted_at(os.path.normpath(mount.source), mount_program)
+        if overlay_there:
+            return overlay_there
+    raise ArchiveError(
+        f"{mount.destination} is a {mount.type or 'bind'} mount of {mount.source or 'nothing'}, not an overlay",
+        hint="mount it with rw=true (image mounts) or :O (volumes)",
+    )
+
+
+def _mounted_at(path: str, mount_program: str) -> OverlayMount | None:
+    try:
+        mounted = mountinfo.read().at(path)
+    except OSError as error:
+        raise ArchiveError(f"cannot read the mounts of this namespace: {error}") from error
+    if mounted and mounted.type == "overlay" and mounted.root == "/":
+        overlay = from_options(mounted.options, None, f"the mount at {path}")
+        return _with_absolute_paths(overlay, mounted.mount_point)
+    served = _served_by(mount_program, path)
+    if served:
+        return from_options(served, dialect.FUSE_OVERLAYFS, f"the mount at {path}")
+    return None
+
+
+def _with_absolute_paths(overlay: OverlayMount, mount_point: str) -> OverlayMount:
+    # With many layers, storage drivers mount from their own directory with paths relative to it, to
+    # fit all into a page. The mount point lies somewhere below that directory.
+    if all(path.startswith("/") for path in (overlay.upper, *overlay.lowers)):
+        return overlay
+    base = os.path.dirname(mount_point)
+    while base != "/" and not os.path.isdir(os.path.join(base, overlay.upper)):
+        base = os.path.dirname(base)
+    return OverlayMount(
+        upper=os.path.join(base, overlay.upper),
+        lowers=tuple(os.path.join(base, lower) for lower in overlay.lowers),
+        dialect=overlay.dialect,
+    )
+
+
+def _served_by(mount_program: str, mount_point: str) -> list[str] | None:
+    """Give the mount options on the command line of the process that serves a mount point.
+
+    Only processes of the hook's own user are believed: another user could run the same executable
+    and name any directory as upperdir.
+    """
+    programs = {mount_program, os.path.realpath(mount_program)}
+    newest: tuple[int, list[str]] | None = None
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit():
+            continue
+        try:
+            # After a package upgrade the executable of a running process is "(deleted)".
+            program = os.readlink(f"/proc/{pid}/exe")
+            if program.removesuffix(" (deleted)") not in programs and program not in programs:
+                continue
+            if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+                continue
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                arguments = os.fsdecode(file.read()).rstrip("\0").split("\0")
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                started = int(file.read().rpartition(b")")[2].split()[19])
+        except OSError:
+            continue  # the process has ended, or is none of ours
+        options = _options_for(arguments[1:], mount_point)
+        if options is not None and (newest is None or newest[0] < started):
+            newest = (started, options)
+    return newest[1] if newest else None
+
+
+def _options_for(arguments: Sequence[str], mount_point: str) -> list[str] | None:
+    options: list[str] = []
+    where = ""
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "-o":
+            options.append(next(rest, ""))
+        elif argument.startswith("-o"):
+            options.append(argument[2:])
+        elif not argument.startswith("-"):
+            where = argument
+    if not where or os.path.normpath(where) not in (mount_point, os.path.realpath(mount_point)):
+        return None
+    return options
+
+
+def _unescaped(text: str) -> str:
+    if "\\" not in text:
+        return text
+    parts = iter(text)
+    return "".join(next(parts, "") if char == "\\" else char for char in parts)

@@ -1,0 +1,221 @@
+"""What the OCI runtime hands over: the container's state and its spec.
+
+Source: OCI runtime specification, runtime.md ("State") and config.md ("Mounts", "Root", "Annotations").
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+
+from archive_overlay.errors import HookError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_BY_HAND = "to try it by hand: archive_overlay --bundle DIR, with DIR holding a config.json"
+
+
+class State:
+    """The part of a container's state that the hook needs.
+
+    Attributes:
+        id: the container's name for the runtime.
+        bundle: absolute path of the bundle.
+    """
+
+    __slots__ = ("bundle", "id")
+
+    def __init__(self, *, id: str, bundle: str) -> None:
+        self.id = id
+        self.bundle = bundle
+
+
+class Mount:
+    """One mount of the spec.
+
+    Attributes:
+        destination: where it is in the container, normalised.
+        type: "overlay", "bind", ...; empty where the spec has none.
+        source: path in the runtime namespace; empty where the spec has none.
+        options: as the spec has them.
+    """
+
+    __slots__ = ("destination", "options", "source", "type")
+
+    def __init__(self, *, destination: str, type: str, source: str, options: tuple[str, ...]) -> None:
+        self.destination = destination
+        self.type = type
+        self.source = source
+        self.options = options
+
+
+class Spec:
+    """The part of a container's spec that the hook needs.
+
+    Attributes:
+        annotations: as the spec has them; values that are no strings are kept for a later complaint.
+        mounts: in the order in which they are mounted.
+        root: absolute path of the container's root file system; empty where the spec has none.
+        faults: what is wrong with single mounts, one sentence each.
+    """
+
+    __slots__ = ("annotations", "faults", "mounts", "root")
+
+    def __init__(
+        self,
+        *,
+        annotations: dict[str, object],
+        mounts: tuple[Mount, ...],
+        root: str,
+        faults: tuple[str, ...],
+    ) -> None:
+        self.annotations = annotations
+        self.mounts = mounts
+        self.root = root
+        self.faults = faults
+
+
+def read_state(fd: int) -> State:
+    """Read the container's state, as a runtime writes it to a hook's standard input.
+
+    Args:
+        fd: the file descriptor to read to its end.
+
+    Raises:
+        HookError: a person is at the other end, or what comes is no state with a bundle.
+    """
+    if os.isatty(fd):
+        raise HookError(
+            "standard input is a terminal, but an OCI runtime calls this program when a container has"
+            " stopped, and writes the container's state to it",
+            hint=_BY_HAND,
+        )
+    try:
+        with open(fd, "rb", closefd=False) as stream:
+            text = stream.read()
+    except OSError as error:
+        raise HookError(f"cannot read the container state on standard input: {error.strerror}") from error
+    if not text.strip():
+        raise HookError("no container state on standard input: it is empty", hint=_BY_HAND)
+    state = _object(_parse(text, "the container state on standard input"), "the container state")
+    bundle = state.get("bundle")
+    if not isinstance(bundle, str) or not bundle.startswith("/") or not _is_path(bundle):
+        raise HookError(
+            "the container state names no bundle",
+            hint='it must have "bundle", the absolute path of the directory of config.json',
+        )
+    identifier = state.get("id")
+    return State(id=identifier if isinstance(identifier, str) else "", bundle=bundle)
+
+
+def read_spec(bundle: str) -> Spec:
+    """Read the spec, `config.json` in the bundle.
+
+    A single mount that is malformed does not make the rest unusable: it is left out and named in
+    `Spec.faults`.
+
+    Args:
+        bundle: path of the bundle.
+
+    Raises:
+        HookError: there is no such file, or it is no spec.
+    """
+    path = os.path.join(bundle, "config.json")
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except OSError as error:
+        raise HookError(
+            f"cannot read the spec {path}: {error.strerror}",
+            hint="the bundle must be a directory with the container's config.json",
+        ) from error
+    spec = _object(_parse(text, path), path)
+    annotations = _object(spec.get("annotations") or {}, f"annotations in {path}")
+    listed = spec.get("mounts") or []
+    if not isinstance(listed, list):
+        raise HookError(f"mounts in {path} must be a list, but is {_kind(listed)}")
+    mounts = []
+    faults = []
+    for number, entry in enumerate(listed):
+        mount = _mount(entry)
+        if mount is None:
+            faults.append(
+                f"mounts[{number}] in {path} is malformed: it must be an object with strings for destination,"
+                " type and source and a list of strings for options; ignored"
+            )
+        else:
+            mounts.append(mount)
+    return Spec(
+        annotations=annotations,
+        mounts=tuple(mounts),
+        root=_root(spec.get("root"), bundle),
+        faults=tuple(faults),
+    )
+
+
+def normal_destination(path: str) -> str:
+    """Give a mount's destination its one form: absolute, no doubled, trailing or dot components."""
+    return posixpath.normpath("/" + path.lstrip("/"))
+
+
+def _mount(entry: object) -> Mount | None:
+    if not isinstance(entry, dict):
+        return None
+    destination = entry.get("destination")
+    options = entry.get("options") or []
+    texts = [entry.get(key) or "" for key in ("type", "source")]
+    if (
+        not isinstance(destination, str)
+        or not isinstance(options, list)
+        or not all(isinstance(text, str) for text in [*texts, *options])
+    ):
+        return None
+    return Mount(
+        destination=normal_destination(destination),
+        type=texts[0],
+        source=texts[1],
+        options=tuple(options),
+    )
+
+
+def _root(root: object, bundle: str) -> str:
+    path = root.get("path") if isinstance(root, dict) else None
+    if not isinstance(path, str) or not path or not _is_path(path):
+        return ""
+    return posixpath.normpath(os.path.join(os.path.abspath(bundle), path))
+
+
+def _parse(text: bytes, origin: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or "nested too deeply"
+        raise HookError(f"{origin} is not valid JSON: {reason}") from error
+
+
+def _object(value: object, origin: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise HookError(f"{origin} must be a JSON object, but is {_kind(value)}")
+    return value
+
+
+def _kind(value: object) -> str:
+    names: Sequence[tuple[type, str]] = (
+        (bool, "a boolean"),
+        (dict, "an object"),
+        (list, "a list"),
+        (str, "a string"),
+        (int, "a number"),
+        (float, "a number"),
+    )
+    return next((name for kind, name in names if isinstance(value, kind)), "null")
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return "\0" not in text and bool(os.fsencode(text))
+    except UnicodeEncodeError:
+        return False  # a lone surrogate

@@ -1,0 +1,231 @@
+"""The private place in which an archive is made, and what becomes of it.
+
+It is beside the archive's destination, so on the same file system:
+
+    .NAME.archive_overlay-RANDOM/     private (0700), locked while its maker lives
+        archive                       what a method writes, until it is renamed to the destination
+        keep-INODE                    the old archive with this inode number must not be lost
+
+A staging directory that nobody has locked was left by a run that was killed, and is debris. The one
+thing in it that is not debris is an old archive that was exchanged with the new one and did not come
+to get its backup name: `keep-INODE` tells it from an archive that never came to be published.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+import zlib
+
+from archive_overlay import kernel, tree
+from archive_overlay.errors import fail
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Callable
+
+    from archive_overlay.log import Log
+
+ARCHIVE = "archive"
+
+_KEEP = "keep-"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_SUFFIX = ".archive_overlay-"
+_RANDOM_BYTES = 6
+_NAME_MAX = 255
+
+
+class Staging:
+    """A private directory beside a destination. Use it as a context manager.
+
+    What is still in it at the end is removed, and so is what killed runs to the same destination left.
+
+    Args:
+        parent: absolute path of the directory in which it is made; missing ones are made (mode 0755).
+        name: the destination's name there.
+        log: takes warnings of what cannot be removed.
+
+    Attributes:
+        name: the destination's name.
+        parent: file descriptor of the directory that the destination is in.
+        directory: file descriptor of the staging directory.
+        made: absolute paths of the directories that got an entry when missing parents were made.
+
+    Raises:
+        ArchiveError: there is no writing beside the destination.
+    """
+
+    def __init__(self, parent: str, name: str, log: Log) -> None:
+        self.name = name
+        self.parent = self.directory = -1
+        self.made: list[str] = []
+        self._parent_path = parent
+        self._own_name = ""
+        self._log = log
+
+    def __enter__(self) -> Staging:
+        try:
+            self.made = make_directories(self._parent_path)
+            self.parent = os.open(self._parent_path, _DIRECTORY)
+            self._remove_debris()
+            self._make()
+        except OSError as error:
+            self._close()
+            fail(f"cannot write into {self._parent_path}, where the archive is made", error)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._remove(self._own_name, self.directory)
+        except OSError as failure:
+            self._warn(self._own_name, failure)
+        finally:
+            self._close()
+
+    def keep(self, old: os.stat_result) -> None:
+        """Note that an archive which is about to be exchanged into this directory must not be lost."""
+        os.mkdir(f"{_KEEP}{old.st_ino}", dir_fd=self.directory)
+
+    def take_backup_name(self, take: Callable[[str], None]) -> str:
+        """Find the next free backup name of the destination: NAME.~1~, NAME.~2~, ...
+
+        Args:
+            take: gives something the name that it is called with, or raises FileExistsError.
+
+        Returns:
+            The name that was taken.
+        """
+        pattern = re.compile(re.escape(self.name) + r"\.~([0-9]+)~")
+        matches = (pattern.fullmatch(name) for name in os.listdir(self.parent))
+        number = max((int(match[1]) for match in matches if match), default=0)
+        while True:
+            number += 1
+            backup = f"{self.name}.~{number}~"
+            try:
+                take(backup)
+            except FileExistsError:
+                continue  # another run has just taken it
+            return backup
+
+    def _make(self) -> None:
+        while self.directory < 0:
+            name = f"{staging_prefix(self.name)}{os.urandom(_RANDOM_BYTES).hex()}"
+            os.mkdir(name, stat.S_IRWXU, dir_fd=self.parent)
+            fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.parent)
+            # Between its making and its locking another run may have taken it for debris.
+            if _lock(fd) is not False and _is_at(fd, name, self.parent):
+                self._own_name, self.directory = name, fd
+            else:
+                os.close(fd)
+
+    def _remove_debris(self) -> None:
+        prefix = staging_prefix(self.name)
+        for name in os.listdir(self.parent):
+            if not name.startswith(prefix):
+                continue
+            try:
+                fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.parent)
+            except OSError:
+                continue  # not one of ours, or its maker has just removed it
+            try:
+                if os.fstat(fd).st_uid == os.geteuid() and _lock(fd) and _is_at(fd, name, self.parent):
+                    self._log.debug(f"removing {name} in {self._parent_path}, left by a run that was killed")
+                    self._remove(name, fd)
+            except OSError as error:
+                self._warn(name, error)
+            finally:
+                os.close(fd)
+
+    def _remove(self, name: str, fd: int) -> None:
+        for entry in os.listdir(fd):
+            if entry.startswith(_KEEP) and entry == f"{_KEEP}{_inode(ARCHIVE, fd)}":
+                self.take_backup_name(lambda backup: kernel.rename_new(ARCHIVE, fd, backup, self.parent))
+        tree.remove(name, self.parent)
+
+    def _warn(self, name: str, error: OSError) -> None:
+        self._log.warning(
+            f"cannot remove the staging directory {os.path.join(self._parent_path, name)}: {error.strerror};"
+            " the next run to the same destination tries again"
+        )
+
+    def _close(self) -> None:
+        for fd in (self.directory, self.parent):
+            if fd >= 0:
+                os.close(fd)
+        self.directory = self.parent = -1
+
+
+def make_directories(path: str) -> list[str]:
+    """Make a directory and its missing parents, with mode 0755.
+
+    Args:
+        path: absolute.
+
+    Returns:
+        The directories that got a new entry, which must be flushed for it to last.
+
+    Raises:
+        OSError: one cannot be made, or something else has its name.
+    """
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, 0o755)
+        except FileExistsError:
+            if not os.path.isdir(directory):
+                raise
+    return [os.path.dirname(directory) for directory in missing]
+
+
+def staging_prefix(name: str) -> str:
+    """Give the beginning of the names of all staging directories of one destination.
+
+    Args:
+        name: the destination's name; one that is too long for more is cut, and gets a checksum.
+    """
+    encoded = os.fsencode(name)
+    room = _NAME_MAX - 1 - len(_SUFFIX) - 2 * _RANDOM_BYTES
+    if len(encoded) <= room:
+        return f".{name}{_SUFFIX}"
+    kept = os.fsdecode(encoded[: room - 9])
+    return f".{kept}-{zlib.crc32(encoded):08x}{_SUFFIX}"
+
+
+def _lock(fd: int) -> bool | None:
+    """Lock a staging directory: its lock dies with its maker, whatever namespace that was in.
+
+    Returns:
+        False: somebody alive has it. None: the file system has no locks, so nobody can tell.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_at(fd: int, name: str, directory: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(name, dir_fd=directory))
+    except FileNotFoundError:
+        return False
+
+
+def _inode(name: str, directory: int) -> int | None:
+    try:
+        return os.lstat(name, dir_fd=directory).st_ino
+    except FileNotFoundError:
+        return None
