@@ -60,7 +60,7 @@ class ArchiveRequest:
         self.owner = owner
 
 
-def group(annotations: Mapping[str, object], log: Log) -> Iterator[tuple[str, dict[str, object]]]:
+def group_by_name(annotations: Mapping[str, object], log: Log) -> Iterator[tuple[str, dict[str, object]]]:
     """Gather the annotations that are ours by archive name.
 
     What names no archive or no key of ours, and half a pair, is ignored with a warning, as in 2.0.4.
@@ -78,11 +78,11 @@ def group(annotations: Mapping[str, object], log: Log) -> Iterator[tuple[str, di
             continue
         name, dot, key = annotation[len(PREFIX) :].partition(".")
         if not name or not dot or "." in key:
-            log.warning(f"annotation {annotation} is ignored: it must be {PREFIX}NAME.KEY, with no dot in NAME")
-        elif key not in KEYS:
             log.warning(
-                f"annotation {annotation} is ignored: there is no key {key}, only {', '.join(KEYS)}"
+                f"annotation {annotation} is ignored: it must be {PREFIX}NAME.KEY, with no dot in NAME"
             )
+        elif key not in KEYS:
+            log.warning(f"annotation {annotation} is ignored: there is no key {key}, only {', '.join(KEYS)}")
         else:
             archives.setdefault(name, {})[key] = value
     for name, keys in archives.items():
@@ -93,12 +93,12 @@ def group(annotations: Mapping[str, object], log: Log) -> Iterator[tuple[str, di
             yield name, keys
 
 
-def parse(name: str, keys: Mapping[str, object], log: Log) -> ArchiveRequest:
+def parse_request(name: str, keys: Mapping[str, object], log: Log) -> ArchiveRequest:
     """Make a request of one archive's annotations.
 
     Args:
         name: the archive's name.
-        keys: its keys and values, as `group` gives them.
+        keys: its keys and values, as `group_by_name` gives them.
         log: takes a warning for an owner that is ignored.
 
     Raises:

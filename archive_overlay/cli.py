@@ -100,9 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="append log messages to this file too (podman does not show what a hook writes to stderr)",
     )
-    parser.add_argument(
-        "--syslog", action="store_true", help="send log messages to the system log too"
-    )
+    parser.add_argument("--syslog", action="store_true", help="send log messages to the system log too")
     parser.add_argument(
         "--mount-program",
         metavar="PATH",
@@ -117,9 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="read config.json from this bundle, and no container state from standard input: for running by hand",
     )
-    parser.add_argument(
-        "-v", "--version", action="version", version=f"archive_overlay version {__version__}"
-    )
+    parser.add_argument("-v", "--version", action="version", version=f"archive_overlay version {__version__}")
     return parser
 
 
@@ -127,9 +123,7 @@ def _log_level(value: str) -> str:
     try:
         return log.canonical_level(value)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{error}, choose from {', '.join(log.LEVEL_NAMES)}"
-        ) from error
+        raise argparse.ArgumentTypeError(f"{error}, choose from {', '.join(log.LEVEL_NAMES)}") from error
 
 
 def _open_log(settings: Settings) -> log.Log:

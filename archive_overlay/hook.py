@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from archive_overlay import annotations, marker, methods, publish, runtime
+from archive_overlay import marker, methods, publish, runtime
+from archive_overlay.annotations import group_by_name, parse_request
 from archive_overlay.errors import ArchiveError, HookError
 from archive_overlay.overlay.changes import DIRECTORY, FILE, WHITEOUT, changes
 from archive_overlay.overlay.locate import find_overlay
@@ -40,9 +41,9 @@ def run(settings: Settings, log: Log) -> int:
         return 1
     saved = True
     requests = []
-    for name, keys in annotations.group(spec.annotations, log):
+    for name, keys in group_by_name(spec.annotations, log):
         try:
-            request = annotations.parse(name, keys, log)
+            request = parse_request(name, keys, log)
             # All code that is needed is imported before the first archive begins, because a package
             # upgrade may replace this file in the meantime.
             requests.append((request, methods.load(request.method)))

@@ -141,9 +141,7 @@ def escape(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(
-        char if char.isprintable() and char != "\\" else _escaped(char) for char in text
-    )
+    return "".join(char if char.isprintable() and char != "\\" else _escaped(char) for char in text)
 
 
 def _escaped(char: str) -> str:

@@ -33,7 +33,9 @@ def judge(success: str, archive_to: str) -> None:
     except OSError as error:
         fail(f"cannot look at success {success}", error)
     if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
-        raise ArchiveError(f"success {success} is there and is no file", hint="give the marker a path of its own")
+        raise ArchiveError(
+            f"success {success} is there and is no file", hint="give the marker a path of its own"
+        )
 
 
 def remove(success: str) -> None:

@@ -73,7 +73,8 @@ def judge_destination(archive_to: str, *, makes: str, if_exists: str, upper: str
     if if_exists == "fail" and not empty:
         raise ArchiveError(f"archive-to {path} exists", hint=_TAKEN_HINT)
     mount_point = is_directory and _is_mount_point(path, found)
-    if mount_point and not empty and if_exists != "merge" or mount_point and makes == "file":
+    replaces = makes == "file" or (not empty and if_exists != "merge")
+    if mount_point and replaces:
         raise ArchiveError(
             f"archive-to {path} is a mount point, which cannot be replaced", hint="name something inside it"
         )
@@ -149,7 +150,9 @@ def _place_once(staging: Staging, destination: Destination) -> None:
     if found is None:
         kernel.rename_new(ARCHIVE, staging.directory, staging.name, staging.parent)
     elif stat.S_ISDIR(found.st_mode) != (destination.makes == "directory"):
-        raise ArchiveError(f"archive-to {destination.path} has become something that is no {destination.makes}")
+        raise ArchiveError(
+            f"archive-to {destination.path} has become something that is no {destination.makes}"
+        )
     elif destination.if_exists == "fail":
         raise ArchiveError(f"archive-to {destination.path} exists", hint=_TAKEN_HINT)
     elif destination.if_exists == "merge":
@@ -241,7 +244,9 @@ def _keep_apart(path: str, upper: str) -> None:
     if status:
         for place in _self_and_parents(os.path.realpath(upper)):
             if os.path.samestat(os.stat(place), status):
-                raise ArchiveError(f"archive-to {path} contains the upperdir {upper}", hint="name another path")
+                raise ArchiveError(
+                    f"archive-to {path} contains the upperdir {upper}", hint="name another path"
+                )
 
 
 def _self_and_parents(path: str) -> list[str]:

@@ -66,7 +66,7 @@ class Staging:
         self._own_name = ""
         self._log = log
 
-    def __enter__(self) -> Staging:
+    def __enter__(self) -> Staging:  # noqa: PYI034, Self is not in Python 3.9
         try:
             self.made = make_directories(self._parent_path)
             self.parent = os.open(self._parent_path, _DIRECTORY)

@@ -15,7 +15,7 @@ from archive_overlay.overlay.dialect import BOOKKEEPING, OPAQUE_MARKERS, WHITEOU
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from archive_overlay.log import Log
     from archive_overlay.overlay.dialect import Dialect
@@ -117,7 +117,7 @@ class Change:
         return self.directory + self.name
 
 
-def changes(overlay: OverlayMount, log: Log) -> Iterator[Change]:
+def changes(overlay: OverlayMount, log: Log) -> Generator[Change, None, None]:
     """Read what the container changed, depth first.
 
     The root directory comes first, a directory before what is in it, names in the order of their code
@@ -172,7 +172,7 @@ class _Reader:
         self._close_file()
         self._descent.close()
 
-    def read(self) -> Iterator[Change]:
+    def read(self) -> Generator[Change, None, None]:
         path = ""
         levels = self._levels
         try:
@@ -231,9 +231,7 @@ class _Reader:
         if not marks:
             return
         level.opaque = level.opaque or not OPAQUE_MARKERS.isdisjoint(marks)
-        level.whiteouts = {
-            mark[len(WHITEOUT_PREFIX) :]: mark for mark in marks if mark not in OPAQUE_MARKERS
-        }
+        level.whiteouts = {mark[len(WHITEOUT_PREFIX) :]: mark for mark in marks if mark not in OPAQUE_MARKERS}
         entries = set(level.names).difference(marks)
         level.names = list(entries.union(level.whiteouts))
 
@@ -327,7 +325,9 @@ class _Reader:
                 hint="mount without metacopy and redirect_dir",
             )
         if key not in BOOKKEEPING:
-            self._log.warning(f"{self._shown(path)}: the attribute {name} is left out: it is none of the overlay's")
+            self._log.warning(
+                f"{self._shown(path)}: the attribute {name} is left out: it is none of the overlay's"
+            )
         return False
 
     def _shown(self, path: str) -> str:

@@ -52,12 +52,13 @@ def find_overlay(spec: Spec, mount_point: str, *, mount_program: str) -> Overlay
     if mounts:
         overlay = _of_mount(mounts[-1], mount_program)
     elif mount_point == "/" and spec.root:
-        overlay = _mounted_at(spec.root, mount_program)
-        if overlay is None:
+        root = _mounted_at(spec.root, mount_program)
+        if root is None:
             raise ArchiveError(
                 f"the container's root file system {spec.root} is no overlay",
                 hint="only what is mounted through overlayfs can be archived",
             )
+        overlay = root
     else:
         there = ", ".join(sorted({mount.destination for mount in spec.mounts})) or "none"
         raise ArchiveError(
