@@ -14,8 +14,8 @@ import pytest
 from tests.support import hooks, overlays, tools, trees
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Callable
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any, Callable
 
     NewOverlay = Callable[[overlays.Flavour], overlays.Overlay]
 
@@ -48,9 +48,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def new_overlay(
-    scratch: Path, namespace: Callable[[bool], overlays.Namespace]
-) -> Iterator[NewOverlay]:
+def new_overlay(scratch: Path, namespace: Callable[[bool], overlays.Namespace]) -> Iterator[NewOverlay]:
     """Make overlays, each in a directory of its own."""
     made: list[overlays.Overlay] = []
 
@@ -66,7 +64,12 @@ def new_overlay(
         each.close()
 
 
-@pytest.fixture(params=overlays.FLAVOURS, ids=lambda flavour: str(flavour.name))
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name tests after flavours."""
+    return val.name if isinstance(val, overlays.Flavour) else None
+
+
+@pytest.fixture(params=overlays.FLAVOURS)
 def overlay(request: pytest.FixtureRequest, new_overlay: NewOverlay) -> overlays.Overlay:
     """Give an overlay of each flavour."""
     flavour: overlays.Flavour = request.param
@@ -90,6 +93,7 @@ class Saver:
     """Runs the hook for one overlay and one method, and compares.
 
     Attributes:
+        out: the directory of the archive, with nothing else in it.
         archive: where the archive is asked for.
         success: where its success marker is.
     """
@@ -97,18 +101,17 @@ class Saver:
     def __init__(self, overlay: overlays.Overlay, method: str, directory: Path) -> None:
         self.overlay = overlay
         self.method = method
-        self._directory = directory
-        self._out = directory / "out"
-        self._out.mkdir()
-        self.archive = self._out / "archive"
+        self.directory = directory
+        self.out = directory / "out"
+        self.out.mkdir()
+        self.archive = self.out / "archive"
         self.success = directory / "success"
 
-    def run(self, *arguments: str, **keys: object) -> hooks.Result:
-        """Run the hook, with the annotations that every archive has and some more.
+    def asks(self, **keys: object) -> dict[str, str]:
+        """Give the annotations that ask for the archive.
 
         Args:
-            arguments: the command line.
-            keys: more annotations, or others, of the archive, with underscores for dashes.
+            keys: more annotations, or others, with underscores for dashes; None: leave it out.
         """
         asked = {
             "mount_point": "/data",
@@ -117,19 +120,41 @@ class Saver:
             "method": self.method,
             **keys,
         }
+        return hooks.annotations("data", **{key: value for key, value in asked.items() if value is not None})
+
+    def run(
+        self,
+        *arguments: str | Path,
+        mounts: Sequence[Mapping[str, Any]] | None = None,
+        root: Path | None = None,
+        also: Mapping[str, str] | None = None,
+        before: Callable[[], None] | None = None,
+        **keys: object,
+    ) -> hooks.Result:
+        """Run the hook where the overlay is mounted.
+
+        Args:
+            arguments: the command line.
+            mounts: the spec's mounts; by default the overlay at /data.
+            root: the root file system's directory.
+            also: more annotations, for other archives.
+            before: called in the new process before the hook starts.
+            keys: see `asks`.
+        """
         bundle = hooks.Bundle(
-            self._directory / "bundle",
-            mounts=[self.overlay.spec_mount()],
-            annotations=hooks.annotations("data", **asked),
+            self.directory / "bundle",
+            mounts=[self.overlay.spec_mount()] if mounts is None else mounts,
+            annotations={**self.asks(**keys), **(also or {})},
+            root=root,
         )
-        return self.overlay.inside(lambda: hooks.run_hook(bundle, *arguments))
+        return self.overlay.inside(lambda: hooks.run_hook(bundle, *arguments, before=before))
 
     @cached_property
     def extracted(self) -> Path:
         """The archive as a directory: itself, or what GNU tar makes of it."""
         if self.method == "copy":
             return self.archive
-        directory = self._directory / "extracted"
+        directory = self.directory / "extracted"
         directory.mkdir()
         self.overlay.inside(lambda: extract(self.archive, directory))
         return directory
@@ -139,7 +164,7 @@ class Saver:
         result = self.run()
         assert result.status == 0, result.stderr
         assert self.success.read_bytes() == b""
-        assert os.listdir(self._out) == ["archive"], "debris beside the archive"
+        assert os.listdir(self.out) == ["archive"], "debris beside the archive"
         left = self.overlay.view()
         if self.method == "tar.gz":
             left = trees.without(left, "socket")
@@ -148,13 +173,27 @@ class Saver:
             # What a program served restacks under the kernel too, unless it made lower layers of its own.
             flavours.append(overlays.NATIVE_ROOTLESS)
         for flavour in flavours:
-            assert trees.differences(left, self.overlay.restacked(self.extracted, flavour)) == []
+            found = trees.differences(left, self.overlay.restacked(self.extracted, flavour))
+            assert not found, "\n".join([f"stacked again as {flavour.name}:", *found])
 
 
 @pytest.fixture
 def saver(overlay: overlays.Overlay, method: str, scratch: Path) -> Saver:
     """Save an overlay of each flavour by each method."""
     return Saver(overlay, method, scratch)
+
+
+@pytest.fixture
+def any_saver(any_overlay: overlays.Overlay, method: str, scratch: Path) -> Saver:
+    """Save an overlay of the kernel by each method: for tests that are about something else."""
+    return Saver(any_overlay, method, scratch)
+
+
+@pytest.fixture
+def small(any_saver: Saver) -> Saver:
+    """Save an overlay in which a container made a file, by each method."""
+    any_saver.overlay.change(lambda root: (root / "made").write_text("by a container"))
+    return any_saver
 
 
 def extract(archive: Path, directory: Path) -> None:

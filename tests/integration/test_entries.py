@@ -20,9 +20,7 @@ from tests.integration.conftest import Saver
 from tests.support import overlays, tools
 
 # What only a container with real privileges can do.
-rootful = pytest.mark.parametrize(
-    "overlay", [overlays.NATIVE, overlays.FUSE], indirect=True, ids=["native", "fuse"]
-)
+rootful = pytest.mark.parametrize("overlay", [overlays.NATIVE, overlays.FUSE], indirect=True)
 
 # cap_net_raw=ep, as setcap(8) writes it: revision 2, effective.
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
@@ -36,8 +34,7 @@ def need_owners(saver: Saver) -> None:
 def below(root: Path) -> None:
     """Make a lower layer with some of everything."""
     (root / "file").write_text("below")
-    (root / "twin").write_text("below, under two names")
-    os.link(root / "twin", root / "twin too")
+    (root / "last").write_text("last")
     os.symlink("file", root / "symlink")
     for directory in ("directory", "directory/inner", "directory/inner/most", "other"):
         (root / directory).mkdir()
@@ -55,7 +52,6 @@ def test_nothing_changed(saver: Saver) -> None:
 def test_files(saver: Saver) -> None:
     def change(root: Path) -> None:
         (root / "file").write_text("above")
-        (root / "twin").write_text("above")
         (root / "directory" / "inner" / "file0").write_text("")
         (root / "empty").touch()
         (root / "zeros").write_bytes(bytes(5000))
@@ -143,9 +139,15 @@ def test_hard_links(saver: Saver) -> None:
     saver.expect_the_same()
 
 
+# fuse-overlayfs 1.10 writes such a change under the other name, and shows a mixture.
+@pytest.mark.parametrize("overlay", [overlays.NATIVE, overlays.NATIVE_ROOTLESS], indirect=True)
 def test_one_name_of_a_lower_hard_link_is_changed(saver: Saver) -> None:
-    saver.overlay.layer(below)
-    saver.overlay.change(lambda root: (root / "twin too").write_text("on its own now"))
+    def twins(root: Path) -> None:
+        (root / "twin").write_text("under two names")
+        os.link(root / "twin", root / "other twin")
+
+    saver.overlay.layer(twins)
+    saver.overlay.change(lambda root: (root / "twin").write_text("on its own now"))
 
     saver.expect_the_same()
 
@@ -188,7 +190,6 @@ def test_whiteouts(saver: Saver) -> None:
             (root / "crowd" / f"{number}").unlink()
         (root / "file").unlink()
         (root / "symlink").unlink()
-        (root / "twin").unlink()
         shutil.rmtree(root / "directory" / "inner")
         shutil.rmtree(root / "other")
 
@@ -269,8 +270,8 @@ def test_types_that_change(saver: Saver) -> None:
         os.symlink("file", root / "other")
         (root / "symlink").unlink()
         (root / "symlink").mkdir()
-        (root / "twin").unlink()
-        os.mkfifo(root / "twin")
+        (root / "last").unlink()
+        os.mkfifo(root / "last")
 
     saver.overlay.layer(below)
     saver.overlay.change(change)
@@ -432,7 +433,10 @@ def test_attributes_of_privileged_namespaces(saver: Saver) -> None:
         (root / "new").touch()
         os.mkfifo(root / "fifo")
         os.symlink("x", root / "link")
-        for name in ("new", "fifo", "link", "file", "directory"):
+        names = ["new", "fifo", "link", "file", "directory"]
+        if saver.overlay.flavour.program:
+            names.remove("link")  # fuse-overlayfs 1.10 follows it
+        for name in names:
             os.setxattr(root / name, "trusted.mine", b"\0value", follow_symlinks=False)
 
     saver.overlay.layer(below)
@@ -477,6 +481,8 @@ def test_access_control_lists(saver: Saver) -> None:
 
 
 def test_names(saver: Saver) -> None:
+    # fuse-overlayfs needs room for a prefix.
+    longest = 251 if saver.overlay.flavour.program else 255
     hostile = (
         b"line\nbreak",
         b"\xff\xfe",
@@ -490,8 +496,8 @@ def test_names(saver: Saver) -> None:
         b"\x1b[31mred",
         b"...",
         b"~",
-        b"n" * 255,
-        b"\xe4" * 255,
+        b"n" * longest,
+        b"\xe4" * longest,
     )
 
     def change(root: Path) -> None:
@@ -559,9 +565,9 @@ def test_a_tar_says_which_sockets_it_lacks(saver: Saver) -> None:
     assert "socket" in warning
 
 
-def test_a_tree_of_thousands_of_names(saver: Saver) -> None:
+def test_hundreds_of_names(saver: Saver) -> None:
     def change(root: Path) -> None:
-        for directory in range(20):
+        for directory in range(5):
             (root / f"{directory}").mkdir()
             for number in range(100):
                 (root / f"{directory}" / f"{number}").write_text(f"{number}")

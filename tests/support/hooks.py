@@ -27,8 +27,7 @@ _FROM_CHECKOUT = (
     "-X",
     f"pycache_prefix={TOP / '.cache' / 'bytecode'}",
     "-c",
-    f"import sys; sys.path.insert(0, {str(TOP)!r});"
-    " from archive_overlay.cli import main; sys.exit(main())",
+    f"import sys; sys.path.insert(0, {str(TOP)!r}); from archive_overlay.cli import main; sys.exit(main())",
 )
 _LINE = re.compile(r'time="(?P<time>[^"]+)" level=(?P<level>[a-z]+) msg="(?P<message>(?:[^"\\]|\\.)*)"')
 

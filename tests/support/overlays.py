@@ -53,6 +53,9 @@ class Flavour:
     rootless: bool = False
     options: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def bookkeeping(self) -> tuple[str, ...]:
         """The prefixes of the extended attributes by which such a mount keeps its books."""
@@ -141,7 +144,9 @@ class Namespace:
         self._holder.wait()
 
     def _enter(self) -> None:
-        kinds = (("user", _CLONE_NEWUSER), ("mnt", _CLONE_NEWNS)) if self.rootless else (("mnt", _CLONE_NEWNS),)
+        kinds = (
+            (("user", _CLONE_NEWUSER), ("mnt", _CLONE_NEWNS)) if self.rootless else (("mnt", _CLONE_NEWNS),)
+        )
         fds = [(os.open(f"/proc/{self._holder.pid}/ns/{name}", os.O_RDONLY), kind) for name, kind in kinds]
         for fd, kind in fds:
             _check(_libc.setns(fd, kind), "setns")
@@ -278,9 +283,7 @@ class Overlay:
         linkable = self.change_set()
         bookkeeping = self.flavour.bookkeeping + flavour.bookkeeping
         with self._mounted(flavour, layers):
-            return self.inside(
-                lambda: trees.view(self.merged, bookkeeping=bookkeeping, linkable=linkable)
-            )
+            return self.inside(lambda: trees.view(self.merged, bookkeeping=bookkeeping, linkable=linkable))
 
     def _layers(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -110,17 +110,6 @@ def without(seen: View, kind: str) -> View:
     )
 
 
-def whole_seconds(seen: View, *paths: bytes) -> View:
-    """Give the view with these paths' times cut down to seconds."""
-    return View(
-        {
-            path: replace(entry, mtime_ns=entry.mtime_ns // 10**9 * 10**9) if path in paths else entry
-            for path, entry in seen.entries.items()
-        },
-        seen.links,
-    )
-
-
 def differences(first: View, second: View) -> list[str]:
     """Say in a line each what tells two views apart; no line: they are equal."""
     lines = []
@@ -139,16 +128,17 @@ def differences(first: View, second: View) -> list[str]:
     return lines
 
 
-def access_times(tree: Tree) -> dict[bytes, int]:
-    """Give the atime of each name except symlinks, in nanoseconds, without changing any.
+def traces(tree: Tree) -> dict[bytes, tuple[int, int]]:
+    """Give each name's atime and ctime in nanoseconds, without changing any.
 
-    Reading a symlink's target sets its atime, and no flag prevents it.
+    Of symlinks the atime is left out: reading a target sets it, and no flag prevents that.
     """
-    return {
-        path: status.st_atime_ns
-        for path, fd in _walk(tree)
-        if not stat.S_ISLNK((status := os.stat(fd)).st_mode)
-    }
+    found = {}
+    for path, fd in _walk(tree):
+        status = os.stat(fd)
+        atime = 0 if stat.S_ISLNK(status.st_mode) else status.st_atime_ns
+        found[path] = (atime, status.st_ctime_ns)
+    return found
 
 
 def names(tree: Tree) -> set[bytes]:
