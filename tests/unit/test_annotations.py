@@ -1,0 +1,129 @@
+"""What the user asks for, and what becomes of what cannot be asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from archive_overlay.annotations import PREFIX, ArchiveRequest, group_by_name, parse_request
+from archive_overlay.errors import ArchiveError
+from archive_overlay.log import Log
+
+
+class Kept:
+    """A log sink that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def write(self, level: str, message: str) -> None:
+        self.lines.append((level, message))
+
+
+@pytest.fixture
+def kept() -> Kept:
+    return Kept()
+
+
+@pytest.fixture
+def log(kept: Kept) -> Log:
+    return Log("trace", [kept])
+
+
+def keys(**values: object) -> dict[str, object]:
+    return {"mount-point": "/data", "archive-to": "/srv/data"} | {
+        key.replace("_", "-"): value for key, value in values.items()
+    }
+
+
+def request(log: Log, **values: object) -> ArchiveRequest:
+    return parse_request("data", keys(**values), log)
+
+
+def test_a_pair_is_a_request_with_the_defaults_of_2_0_4(log: Log, kept: Kept) -> None:
+    annotations = {
+        PREFIX + "data.mount-point": "/data",
+        PREFIX + "data.archive-to": "/srv/data",
+        "other": "x",
+    }
+    ((name, values),) = group_by_name(annotations, log)
+    made = parse_request(name, values, log)
+    assert (made.name, made.mount_point, made.archive_to) == ("data", "/data", "/srv/data")
+    assert (made.method.name, made.if_exists, made.success, made.owner) == ("copy", "merge", None, None)
+    assert kept.lines == []
+
+
+@pytest.mark.parametrize(
+    ("annotation", "said"),
+    [
+        ("data", "must be"),
+        ("data.more.mount-point", "no dot in NAME"),
+        (".mount-point", "must be"),
+        ("data.colour", "no key colour"),
+    ],
+)
+def test_what_is_no_key_is_ignored_with_a_warning(log: Log, kept: Kept, annotation: str, said: str) -> None:
+    annotations = {PREFIX + annotation: "x", PREFIX + "ok.mount-point": "/a", PREFIX + "ok.archive-to": "/b"}
+    assert [name for name, _ in group_by_name(annotations, log)] == ["ok"]
+    ((level, message),) = kept.lines
+    assert level == "warning"
+    assert annotation in message
+    assert said in message
+
+
+@pytest.mark.parametrize("present", ["mount-point", "archive-to"])
+def test_half_a_pair_is_ignored_with_a_warning(log: Log, kept: Kept, present: str) -> None:
+    missing = {"mount-point": "archive-to", "archive-to": "mount-point"}[present]
+    for pair in ({f"d.{present}": "/x"}, {f"d.{present}": "/x", f"d.{missing}": ""}):
+        prefixed = {PREFIX + key: value for key, value in pair.items()}
+        assert list(group_by_name(prefixed, log)) == []
+        assert kept.lines.pop() == ("warning", f"archive d is ignored: it has no {missing} annotation")
+
+
+@pytest.mark.parametrize(
+    ("value", "owner"),
+    [("2000", (2000, 0)), ("2000:3000", (2000, 3000)), ("0:0", (0, 0)), ("4294967294", (4294967294, 0))],
+)
+def test_an_owner_is_a_uid_or_a_uid_and_a_gid(log: Log, value: str, owner: tuple[int, int]) -> None:
+    assert request(log, method="tar.gz", tar_content_owner=value).owner == owner
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "root", "-1", "1:-1", "1:2:3", "1:", ":1", "0x10", "1.5", " 1", "²", "٣", "4294967295", "9" * 5000],
+)
+def test_an_invalid_owner_is_ignored_with_a_warning(log: Log, kept: Kept, value: str) -> None:
+    assert request(log, method="tar.gz", tar_content_owner=value).owner is None
+    ((level, message),) = kept.lines
+    assert level == "warning"
+    assert "tar-content-owner" in message
+
+
+def test_an_owner_is_ignored_with_a_warning_by_copy(log: Log, kept: Kept) -> None:
+    assert request(log, tar_content_owner="2000").owner is None
+    assert [level for level, _ in kept.lines] == ["warning"]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"method": "zip"}, "known are copy, tar.gz"),
+        ({"if_exists": "overwrite"}, "known are replace, merge, backup, fail"),
+        ({"if_exists": "merge", "method": "tar.gz"}, "not possible with method tar.gz"),
+        ({"archive_to": "srv/data"}, "relative path"),
+        ({"success": "done"}, "relative path"),
+        ({"archive_to": "/srv/\0"}, "cannot be a path"),
+        ({"archive_to": "/srv/\ud800"}, "cannot be a path"),
+        ({"archive_to": 7}, "archive-to must be a string"),
+        ({"method": None}, "method must be a string"),
+    ],
+)
+def test_a_value_that_cannot_be_used_fails_the_request(
+    log: Log, values: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ArchiveError, match=said.replace(".", r"\.")):
+        request(log, **values)
+
+
+def test_paths_get_their_simplest_form(log: Log) -> None:
+    made = request(log, mount_point="//data/./x/", archive_to="//srv//a/", success="/srv/x/../done")
+    assert (made.mount_point, made.archive_to, made.success) == ("/data/x", "/srv/a", "/srv/done")
