@@ -1,0 +1,410 @@
+"""Real container engines on a machine of their own: podman, runc and crun.
+
+The machine is a mount and a PID namespace. In it /dev, /run and the cgroups are private, changes to /etc
+and /var/lib stay in an overlay, a user for rootless engines exists, and a syslog daemon listens. When its
+first process ends, the kernel ends all others and takes every mount away, whatever a test or an engine
+left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+TOP = Path(__file__).resolve().parents[2]
+
+# Everything below that begins with a slash is a path on the machine. Stores lie there too, so it is
+# short: podman refuses a runroot of more than 50 characters.
+HERE = "/run/e2e"
+IMAGE_ROOT = f"{HERE}/image"
+INSTALLED = f"{HERE}/usr"
+HOOK = f"{INSTALLED}/bin/archive_overlay"
+HOOKS_DIR = f"{INSTALLED}/share/containers/oci/hooks.d"
+SYSLOG = f"{HERE}/syslog"
+
+IMAGE = "localhost/test:1"
+FUSE_OVERLAYFS = "/usr/bin/fuse-overlayfs"
+
+# The user of rootless engines. In its containers, root is the user itself, and n is the n-th of its
+# subordinate ids.
+USER = 61_234
+FIRST_SUBORDINATE = 1_000_000
+SUBORDINATES = 65_536
+
+PROGRAMS = (
+    *("podman", "runc", "crun", "fuse-overlayfs", "newuidmap", "newgidmap"),
+    *("busybox", "chroot", "make", "mount", "nsenter", "setpriv", "tar", "umount", "unshare"),
+)
+
+# A net for what hangs, in seconds: no command takes more than a small part of it.
+_TIMEOUT = 60
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The namespaces in which engines run.
+
+    Attributes:
+        keeper: id of a process in the machine's mount namespace, and with its PID namespace for children.
+    """
+
+    keeper: int
+
+    def outside(self, path: str) -> Path:
+        """Give the path by which this process reaches a file of the machine."""
+        return Path(f"/proc/{self.keeper}/root{path}")
+
+    @property
+    def cgroup(self) -> str:
+        """The parent of all control groups that containers get, unlike any on the real machine."""
+        return f"/archive_overlay-e2e-{self.keeper}"
+
+    def run(
+        self,
+        *command: str,
+        user: int = 0,
+        environment: Mapping[str, str] | None = None,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on the machine to its end.
+
+        Args:
+            command: the program and its arguments.
+            user: the user and the group that it runs as.
+            environment: its variables besides PATH.
+            check: whether an exit status other than 0 fails the test, with all that was said.
+        """
+        variables = {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **(environment or {})}
+        done = subprocess.run(
+            [
+                *("nsenter", f"--mount=/proc/{self.keeper}/ns/mnt"),
+                *(f"--pid=/proc/{self.keeper}/ns/pid_for_children", "--"),
+                *("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"),
+                *("env", "--chdir=/", "-i", *(f"{key}={value}" for key, value in variables.items())),
+                *command,
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=_TIMEOUT,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            said = f"{done.stdout}\n{done.stderr}"
+            pytest.fail(f"exit status {done.returncode} of {' '.join(command)}\n{said}")
+        return done
+
+    def syslog(self) -> list[str]:
+        """Give the lines that the syslog daemon has received up to now."""
+        # The daemon reads its socket in order: when it has written this, it has written all before it.
+        mark = f"mark {time.monotonic_ns()}"
+        self.run("busybox", "logger", mark)
+        deadline = time.monotonic() + _TIMEOUT
+        while time.monotonic() < deadline:
+            lines = self.outside(SYSLOG).read_text(errors="surrogateescape").splitlines()
+            if lines and lines[-1].endswith(mark):
+                return lines[:-1]
+            time.sleep(0.01)
+        pytest.fail("the syslog daemon has not written a message that was sent to it")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """podman with one runtime, on one store, as one user.
+
+    Attributes:
+        machine: where it runs.
+        rootless: whether it runs as an ordinary user.
+        store: "native" (overlays are the kernel's) or "fuse" (they are served by fuse-overlayfs).
+        runtime: "runc" or "crun".
+    """
+
+    machine: Machine
+    rootless: bool
+    store: str
+    runtime: str
+
+    @property
+    def home(self) -> str:
+        """A directory that belongs to its user, with its configuration and its store."""
+        return f"{HERE}/{'rootless' if self.rootless else 'rootful'}-{self.store}"
+
+    @property
+    def opaque_attribute(self) -> str:
+        """The attribute by which an archive of this engine's overlays marks opaque directories."""
+        return f"{'trusted' if (self.rootless, self.store) == (False, 'native') else 'user'}.overlay.opaque"
+
+    def podman(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run podman; see `Machine.run`."""
+        return self.machine.run(
+            *("podman", "--runtime", self.runtime, *arguments),
+            user=USER if self.rootless else 0,
+            environment={
+                "HOME": self.home,
+                "XDG_RUNTIME_DIR": f"{self.home}/run",
+                "CONTAINERS_CONF": f"{self.home}/containers.conf",
+                "CONTAINERS_STORAGE_CONF": f"{self.home}/storage.conf",
+            },
+            check=check,
+        )
+
+    def container(
+        self,
+        verb: str,
+        *options: str,
+        command: str,
+        annotations: Mapping[str, str],
+        podman_options: tuple[str, ...] = (),
+    ) -> subprocess.CompletedProcess[str]:
+        """Make a container of the test image.
+
+        Args:
+            verb: "run" or "create".
+            options: podman's options to the verb.
+            command: a shell script for the container.
+            annotations: the container's.
+            podman_options: podman's options before the verb.
+        """
+        if self.runtime == "crun":
+            # With control groups, crun raises a limit for which a machine's root may lack the privilege.
+            limits = ["--cgroups=disabled"]
+        else:
+            # runc cannot do without. As an ordinary user it cannot make any, and does not insist.
+            limits = [] if self.rootless else [f"--cgroup-parent={self.machine.cgroup}"]
+        wishes = [f"--annotation={key}={value}" for key, value in annotations.items()]
+        return self.podman(*podman_options, verb, *limits, *wishes, *options, IMAGE, "sh", "-ec", command)
+
+    def inspect(self, container: str, field: str) -> str:
+        """Read one field of what podman knows about a container."""
+        return self.podman("inspect", "--format", f"{{{{.{field}}}}}", container).stdout.strip()
+
+    def spec(self, container: str) -> dict[str, Any]:
+        """Read the spec that podman wrote for a container's last start."""
+        path = self.inspect(container, "OCIConfigPath")
+        spec: dict[str, Any] = json.loads(self.machine.outside(path).read_bytes())
+        return spec
+
+    def wait_for_hooks(self, container: str) -> None:
+        """Wait until podman is done with a container whose process has ended.
+
+        Without --rm, `podman run` ends with the container's process. What remains to be done, the
+        poststop hooks among it, is done in the background by `podman container cleanup`, which locks
+        the container. A second one waits for the lock and then finds nothing left to do.
+        """
+        self.podman("container", "cleanup", container)
+
+    def as_container_root(self, *command: str) -> None:
+        """Run a command as the user that containers take for root."""
+        if self.rootless:
+            self.podman("unshare", *command)
+        else:
+            self.machine.run(*command)
+
+    def new_directory(self, name: str) -> str:
+        """Make an empty directory that belongs to the engine's user."""
+        path = f"{self.home}/{name}"
+        _make_directory(self, path)
+        return path
+
+
+@contextlib.contextmanager
+def machine(executable: Path) -> Iterator[Machine]:
+    """Set a machine up, with the hook installed, and take it away again with all that happened on it.
+
+    Args:
+        executable: the built program.
+    """
+    with tempfile.TemporaryDirectory(prefix="archive_overlay-e2e-", dir="/var/tmp") as disk:
+        # `cat` is the machine's first process: it lives until this process closes its stdin or dies.
+        # It inherits all orphans; as it ignores SIGCHLD, the kernel buries them.
+        with subprocess.Popen(
+            [
+                *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--propagation=private", "--"),
+                *("env", "--ignore-signal=CHLD", "cat"),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        ) as keeper:
+            assert keeper.stdin
+            assert keeper.stdout
+            keeper.stdin.write(b"\n")
+            assert keeper.stdout.read(1) == b"\n", "namespaces cannot be made"
+            made = Machine(keeper.pid)
+            _furnish(made, disk)
+            _install(made, executable)
+            for rootless in (False, True):
+                for store in ("native", "fuse"):
+                    _prepare_store(Engine(made, rootless, store, "crun"))
+            yield made
+        _remove_cgroups(made)
+
+
+def _furnish(machine: Machine, disk: str) -> None:
+    machine.run("mount", "--make-rshared", "/")
+    _mount_tmpfs(machine, "/run", "mode=755")
+    machine.outside(HERE).mkdir()
+    _choose_file_system(machine, disk)
+    for directory in ("/etc", "/var/lib"):
+        _mount_private_copy(machine, directory)
+    _mount_dev(machine)
+    # One hierarchy of control groups on every machine: crun refuses a mixture of versions 1 and 2.
+    machine.run("umount", "--recursive", "/sys/fs/cgroup")
+    machine.run("mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup")
+    _add_user(machine)
+    _make_image(machine)
+    machine.run("busybox", "syslogd", "-O", SYSLOG)
+    deadline = time.monotonic() + _TIMEOUT
+    while not machine.outside("/dev/log").is_socket():
+        assert time.monotonic() < deadline, "the syslog daemon does not come up"
+        time.sleep(0.01)
+
+
+def _choose_file_system(machine: Machine, disk: str) -> None:
+    # Rootless overlays need attributes in the user namespace, which tmpfs has since Linux 6.6 only.
+    try:
+        os.setxattr(machine.outside(HERE), "user.test", b"")
+    except OSError:
+        os.chmod(disk, 0o755)
+        machine.run("mount", "--bind", disk, HERE)
+
+
+def _mount_tmpfs(machine: Machine, where: str, options: str) -> None:
+    machine.run("mount", "-t", "tmpfs", "-o", options, "tmpfs", where)
+
+
+def _mount_private_copy(machine: Machine, directory: str) -> None:
+    layers = f"{HERE}/private{directory}"
+    machine.run("mkdir", "-p", f"{layers}/upper", f"{layers}/work")
+    options = f"lowerdir={directory},upperdir={layers}/upper,workdir={layers}/work"
+    machine.run("mount", "-t", "overlay", "-o", options, "overlay", directory)
+
+
+def _mount_dev(machine: Machine) -> None:
+    """Mount a /dev with a FUSE device for everyone and no syslog socket as yet."""
+    _mount_tmpfs(machine, "/dev", "mode=755")
+    dev = machine.outside("/dev")
+    for name, major, minor in (
+        *(("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9)),
+        *(("tty", 5, 0), ("fuse", 10, 229)),
+    ):
+        os.mknod(dev / name, stat.S_IFCHR, os.makedev(major, minor))
+        os.chmod(dev / name, 0o666)
+    for name, target in (
+        *(("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")),
+        ("ptmx", "pts/ptmx"),
+    ):
+        (dev / name).symlink_to(target)
+    (dev / "pts").mkdir()
+    (dev / "shm").mkdir()
+    machine.run("mount", "-t", "devpts", "-o", "newinstance,ptmxmode=666", "devpts", "/dev/pts")
+    _mount_tmpfs(machine, "/dev/shm", "mode=1777")
+
+
+def _add_user(machine: Machine) -> None:
+    etc = machine.outside("/etc")
+    for name, line in (
+        ("passwd", f"e2e:x:{USER}:{USER}::/:/bin/sh"),
+        ("group", f"e2e:x:{USER}:"),
+        ("subuid", f"{USER}:{FIRST_SUBORDINATE}:{SUBORDINATES}"),
+        ("subgid", f"{USER}:{FIRST_SUBORDINATE}:{SUBORDINATES}"),
+    ):
+        with open(etc / name, "a", encoding="ascii") as file:
+            file.write(f"{line}\n")
+    policy = etc / "containers/policy.json"
+    policy.parent.mkdir(exist_ok=True)
+    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+
+
+def _make_image(machine: Machine) -> None:
+    """Make a root file system of busybox, and of a directory `tree` for containers to change."""
+    root = machine.outside(IMAGE_ROOT)
+    for directory in ("bin", "etc", "proc", "sys", "dev", "tree/replaced/old"):
+        (root / directory).mkdir(parents=True)
+    for name in ("kept", "changed", "deleted", "owned", "program", "dated", "replaced/old/file"):
+        (root / "tree" / name).write_text(f"{name} of the image\n")
+    (root / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
+    machine.run("sh", "-c", f'cp "$(command -v busybox)" {IMAGE_ROOT}/bin/')
+    # Nothing else is in there: this fails where busybox is linked dynamically (install busybox-static).
+    machine.run("chroot", IMAGE_ROOT, "/bin/busybox", "--install", "-s", "/bin")
+    machine.run("tar", "-C", IMAGE_ROOT, "--numeric-owner", "-cf", f"{IMAGE_ROOT}.tar", ".")
+
+
+def _install(machine: Machine, executable: Path) -> None:
+    subprocess.run(
+        [
+            "make",
+            "-s",
+            "install",
+            f"PROGRAM={executable}",
+            f"DESTDIR={machine.outside('/')}",
+            f"PREFIX={INSTALLED}",
+        ],
+        cwd=TOP,
+        stdin=subprocess.DEVNULL,
+        check=True,
+        env={"PATH": os.environ["PATH"]},
+    )
+
+
+def _prepare_store(engine: Engine) -> None:
+    """Configure podman for a store, which engines with different runtimes share, and import the image."""
+    home = engine.home
+    for path in (home, f"{home}/run"):
+        _make_directory(engine, path)
+    containers_conf = f"""\
+[containers]
+# Raises nothing: the machine's root may lack the privilege.
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+pids_limit = 0
+netns = "none"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+hooks_dir = ["{HOOKS_DIR}"]
+tmp_dir = "{home}/run/libpod"
+"""
+    storage_conf = f"""\
+[storage]
+driver = "overlay"
+runroot = "{home}/run/storage"
+graphroot = "{home}/storage"
+rootless_storage_path = "{home}/storage"
+"""
+    if engine.store == "fuse":
+        storage_conf += f'[storage.options.overlay]\nmount_program = "{FUSE_OVERLAYFS}"\n'
+    outside = engine.machine.outside(home)
+    (outside / "containers.conf").write_text(containers_conf)
+    (outside / "storage.conf").write_text(storage_conf)
+    engine.podman("import", f"{IMAGE_ROOT}.tar", IMAGE)
+
+
+def _make_directory(engine: Engine, path: str) -> None:
+    outside = engine.machine.outside(path)
+    outside.mkdir(mode=0o700)
+    owner = USER if engine.rootless else 0
+    os.chown(outside, owner, owner)
+
+
+def _remove_cgroups(machine: Machine) -> None:
+    # Control groups belong to the whole system. They cannot be removed before their processes are gone.
+    with tempfile.TemporaryDirectory(prefix="archive_overlay-cgroup-") as directory:
+        script = f"""
+            mount -t cgroup2 cgroup2 {directory}
+            [ ! -d {directory}{machine.cgroup} ] || find {directory}{machine.cgroup} -depth -type d -exec rmdir {{}} +
+        """
+        subprocess.run(["unshare", "--mount", "--", "sh", "-ec", script], check=True)
