@@ -18,6 +18,9 @@ export PYTHON SOURCE_DATE_EPOCH
 SOURCES := $(shell find archive_overlay -name __pycache__ -prune -o '(' -name '*.py' -o -type d ')' -print)
 PROGRAM = dist/archive_overlay.pyz
 
+# Nothing in a path is a command to sed.
+BINDIR_FOR_SED = $(subst |,\|,$(subst &,\&,$(subst \,\\,$(BINDIR))))
+
 .DELETE_ON_ERROR:
 .PHONY: all install uninstall test lint man bench demo clean help FORCE
 
@@ -36,7 +39,7 @@ install: $(PROGRAM)  ## install program, hook and man page (DESTDIR, PREFIX, BIN
 	$(INSTALL) -m 0755 $(PROGRAM) '$(DESTDIR)$(BINDIR)/archive_overlay'
 	$(INSTALL) -m 0644 man/archive_overlay.1 '$(DESTDIR)$(MANDIR)/man1/archive_overlay.1'
 	for hook in archive_overlay.json debug/archive_overlay.json; do \
-	    sed 's|@BINDIR@|$(BINDIR)|' "hooks.d/$$hook.in" >".cache/$${hook##*/}" || exit; \
+	    sed 's|@BINDIR@|$(BINDIR_FOR_SED)|' "hooks.d/$$hook.in" >".cache/$${hook##*/}" || exit; \
 	    case $$hook in debug/*) to='$(DESTDIR)$(DOCDIR)/debug' ;; *) to='$(DESTDIR)$(HOOKSDIR)' ;; esac; \
 	    $(INSTALL) -m 0644 ".cache/$${hook##*/}" "$$to" || exit; \
 	done

@@ -45,19 +45,6 @@ lint() {
     check shellcheck build.sh tools/*.sh .ci/run
 }
 
-# The date is that of the last change to what the page says.
-man() {
-    page=${MANPAGE:-man/archive_overlay.1}
-    version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' archive_overlay/__init__.py)
-    PYTHONPATH=. TZ=UTC COLUMNS=80 SOURCE_DATE_EPOCH=1795219200 check argparse-manpage \
-        --module archive_overlay.cli --function build_parser --prog archive_overlay \
-        --project-name archive_overlay --version "$version" --manual-title 'Container tools' \
-        --description 'save what a container changed in its overlay mounts' \
-        --include man/sections.in --output "$page"
-    # mandoc does not know a date whose hyphens are escaped.
-    sed -i '1s/\\-/-/g' "$page"
-}
-
 if set_up; then
     PATH=$PWD/.venv/bin:$PATH
 else
@@ -70,7 +57,7 @@ for what; do
     case $what in
         lint) lint ;;
         test) check pytest ;;
-        man) man ;;
+        man) check tools/manpage.sh man/archive_overlay.1 ;;
         *) echo "check.sh: there is no $what" >&2; exit 2 ;;
     esac
 done

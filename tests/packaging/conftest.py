@@ -1,0 +1,121 @@
+"""What the tests of the built program share: a checkout to build from, and a change set to save."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import hooks, trees
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+TOP = Path(__file__).resolve().parents[2]
+
+# What building and installing takes.
+SOURCES = ("archive_overlay", "tools", "hooks.d", "man", "build.sh", "Makefile", "LICENSE")
+
+# Where the tools are that pytest itself was installed with, shiv among them.
+PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
+# Names that are no UTF-8, and names that are no Latin-1.
+NAMES = (b"caf\xe9", "größe €".encode(), b"plain")
+
+
+class Change:
+    """A change set, a bundle that asks for it twice, and where the archives go.
+
+    The upperdir is an ordinary directory: that the hook saves real overlays rightly is for other tests.
+
+    Args:
+        directory: an empty directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.upper = directory / "upper"
+        self.out = directory / "out"
+        self.tree = self.out / "tree €"
+        self.tar = self.out / "tar.gz"
+        self.success = self.out / "success"
+        (directory / "lower").mkdir()
+        self.out.mkdir()
+        top = os.fsencode(self.upper)
+        os.makedirs(top + b"/d/e")
+        for name in NAMES:
+            (self.upper / os.fsdecode(name)).write_bytes(b"data of " + name)
+        (self.upper / "d/e/deep").write_text("deep")
+        (self.upper / "link").symlink_to("d/e/deep")
+        self.bundle = hooks.Bundle(
+            directory / "bundle",
+            mounts=[hooks.overlay_mount("/data", upper=self.upper, lowers=[directory / "lower"])],
+            annotations={
+                **hooks.annotations("a", mount_point="/data", archive_to=self.tree, success=self.success),
+                **hooks.annotations("b", mount_point="/data", archive_to=self.tar, method="tar.gz"),
+            },
+        )
+
+    def expect_saved(self, done: subprocess.CompletedProcess[bytes]) -> None:
+        """Hold that a run of the hook succeeded, and that both archives are whole."""
+        assert done.returncode == 0, done.stderr.decode()
+        assert self.success.read_bytes() == b""
+        differing = trees.differences(trees.view(self.upper), trees.view(self.tree))
+        assert not differing, "\n".join(differing)
+        with tarfile.open(self.tar, errors="surrogateescape") as tar:
+            members = {os.fsencode(member.name) for member in tar}
+        assert members == {b"." if path == b"." else b"./" + path for path in trees.view(self.upper).entries}
+        assert sorted(os.listdir(self.out)) == ["success", "tar.gz", "tree €"], "debris"
+
+
+@pytest.fixture
+def change(tmp_path: Path) -> Change:
+    """Give a change set to save."""
+    directory = tmp_path / "change"
+    directory.mkdir()
+    return Change(directory)
+
+
+def run(
+    command: Sequence[str | Path],
+    change: Change,
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | Path = "/",
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command with the state of a stopped container on stdin.
+
+    Args:
+        command: the built program, by itself or at the end of another command.
+        change: whose bundle the state names.
+        env: the environment; empty by default, as podman makes it.
+        cwd: the working directory.
+    """
+    return subprocess.run(
+        command, input=change.bundle.state(), capture_output=True, env=dict(env or {}), cwd=cwd, check=False
+    )
+
+
+def checkout(directory: Path) -> Path:
+    """Copy the sources to a directory that does not exist yet."""
+    directory.mkdir(parents=True)
+    for name in SOURCES:
+        if (TOP / name).is_dir():
+            shutil.copytree(TOP / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(TOP / name, directory / name)
+    return directory
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """Give a directory that other users reach too, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="archive_overlay-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)

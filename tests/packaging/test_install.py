@@ -1,0 +1,196 @@
+"""make install and make uninstall, and what they put where."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.packaging.conftest import PATH, Change, checkout, run
+from tests.support import tools
+
+KEY = "com.launchplatform.oci-hooks.archive-overlay"
+
+INSTALLED = {
+    "usr/bin/archive_overlay": 0o755,
+    "usr/share/containers/oci/hooks.d/archive_overlay.json": 0o644,
+    "usr/share/doc/archive_overlay/debug/archive_overlay.json": 0o644,
+    "usr/share/man/man1/archive_overlay.1": 0o644,
+}
+
+
+def make(source: Path, *arguments: str, umask: int = 0o022) -> None:
+    """Run make in a checkout, without the variables that a make around the tests may have set."""
+    tools.need("make")
+    subprocess.run(
+        ["make", "--silent", *arguments],
+        cwd=source,
+        env={"PATH": PATH},
+        umask=umask,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+
+
+def files(top: Path) -> dict[str, tuple[int, bytes]]:
+    """Give mode and contents of all files below a directory, by their paths relative to it."""
+    return {
+        str(path.relative_to(top)): (path.stat().st_mode & 0o7777, path.read_bytes())
+        for path in top.rglob("*")
+        if not path.is_dir()
+    }
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Give a checkout in which nothing was built yet."""
+    return checkout(tmp_path / "source")
+
+
+@pytest.fixture
+def stage(source: Path, tmp_path: Path) -> Path:
+    """Give a directory into which the program was installed."""
+    directory = tmp_path / "stage dir"
+    make(source, "install", f"DESTDIR={directory}")
+    return directory
+
+
+def test_install_puts_four_files_where_a_distribution_wants_them(stage: Path) -> None:
+    assert {path: mode for path, (mode, _) in files(stage).items()} == INSTALLED
+
+
+def test_the_installed_program_runs(stage: Path, change: Change) -> None:
+    change.expect_saved(run([stage / "usr/bin/archive_overlay"], change))
+
+
+def test_installing_again_changes_nothing(source: Path, stage: Path) -> None:
+    first = files(stage)
+    make(source, "install", f"DESTDIR={stage}")
+    assert files(stage) == first
+
+
+def test_modes_do_not_depend_on_the_umask(source: Path, tmp_path: Path) -> None:
+    stage = tmp_path / "stage"
+    make(source, "install", f"DESTDIR={stage}", umask=0o077)
+    assert {path: mode for path, (mode, _) in files(stage).items()} == INSTALLED
+    directories = {path for path in stage.rglob("*") if path.is_dir()}
+    assert {path.stat().st_mode & 0o7777 for path in directories} == {0o755}
+
+
+def test_uninstall_leaves_nothing_of_ours(source: Path, stage: Path) -> None:
+    other = stage / "usr/share/containers/oci/hooks.d/other.json"
+    other.write_text("{}")
+    make(source, "uninstall", f"DESTDIR={stage}")
+    assert list(files(stage)) == ["usr/share/containers/oci/hooks.d/other.json"]
+    assert not (stage / "usr/share/doc/archive_overlay").exists()
+
+
+def test_uninstalling_what_is_not_there_is_no_error(source: Path, tmp_path: Path) -> None:
+    make(source, "uninstall", f"DESTDIR={tmp_path / 'nothing'}")
+
+
+@pytest.mark.parametrize("where", ["usr/share/containers/oci/hooks.d", "usr/share/doc/archive_overlay/debug"])
+def test_the_hook_has_the_path_that_the_program_will_have(stage: Path, where: str) -> None:
+    hook = json.loads((stage / where / "archive_overlay.json").read_text())
+    assert hook["hook"]["path"] == "/usr/bin/archive_overlay"
+
+
+def test_every_directory_can_be_chosen(source: Path, tmp_path: Path) -> None:
+    make(
+        source,
+        "install",
+        f"DESTDIR={tmp_path / 'stage'}",
+        "PREFIX=/opt/a&b",
+        "BINDIR=/opt/lib exec",
+        "MANDIR=/opt/man",
+        "HOOKSDIR=/etc/containers/oci/hooks.d",
+    )
+    assert set(files(tmp_path / "stage")) == {
+        "opt/lib exec/archive_overlay",
+        "opt/man/man1/archive_overlay.1",
+        "etc/containers/oci/hooks.d/archive_overlay.json",
+        "opt/a&b/share/doc/archive_overlay/debug/archive_overlay.json",
+    }
+    hook = json.loads((tmp_path / "stage/etc/containers/oci/hooks.d/archive_overlay.json").read_text())
+    assert hook["hook"]["path"] == "/opt/lib exec/archive_overlay"
+
+
+def test_the_prefix_may_hold_what_sed_would_take_for_a_command(source: Path, tmp_path: Path) -> None:
+    make(source, "install", f"DESTDIR={tmp_path / 'stage'}", "PREFIX=/opt/a&b|c")
+    hook = tmp_path / "stage/opt/a&b|c/share/containers/oci/hooks.d/archive_overlay.json"
+    assert json.loads(hook.read_text())["hook"]["path"] == "/opt/a&b|c/bin/archive_overlay"
+
+
+def test_make_builds_anew_when_a_module_is_gone(source: Path) -> None:
+    extra = source / "archive_overlay/extra.py"
+    extra.write_text("")
+    make(source)
+    built = source / "dist/archive_overlay.pyz"
+    assert b"extra.py" in built.read_bytes()
+    extra.unlink()
+    make(source)
+    assert b"extra.py" not in built.read_bytes()
+
+
+def test_make_builds_anew_for_another_interpreter(source: Path) -> None:
+    make(source)
+    make(source, "PYTHON=/opt/not/here/python3")
+    first_line = (source / "dist/archive_overlay.pyz").read_bytes().split(b"\n")[0]
+    assert first_line.startswith(b"#!/opt/not/here/python3 ")
+
+
+@pytest.fixture
+def active(stage: Path) -> dict[str, Any]:
+    """Give the hook configuration that engines read."""
+    configuration: dict[str, Any] = json.loads(
+        (stage / "usr/share/containers/oci/hooks.d/archive_overlay.json").read_text()
+    )
+    return configuration
+
+
+def test_the_hook_is_a_poststop_hook_of_version_1(active: dict[str, Any]) -> None:
+    assert active["version"] == "1.0.0"
+    assert active["stages"] == ["poststop"]
+    assert set(active) == {"version", "hook", "when", "stages"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "matches"),
+    [
+        ((f"{KEY}.data.mount-point", f"{KEY}.data.archive-to"), True),
+        ((f"{KEY}.data.mount-point", f"{KEY}.data.archive-to", "other"), True),
+        ((f"{KEY}.data.mount-point",), False),
+        ((f"{KEY}.data.archive-to",), False),
+        ((f"{KEY}.data.mount-point", f"{KEY}.data.success"), False),
+        ((f"{KEY}.mount-point", f"{KEY}.archive-to"), False),
+        ((f"{KEY}.a.b.mount-point", f"{KEY}.a.b.archive-to"), False),
+        ((f"x{KEY}.data.mount-point", f"x{KEY}.data.archive-to"), False),
+        ((f"{KEY}.data.mount-points", f"{KEY}.data.archive-tot"), False),
+        ((KEY.replace(".", "-") + ".data.mount-point", KEY.replace(".", "-") + ".data.archive-to"), False),
+        (("com_launchplatform.oci-hooks.archive-overlay.d.mount-point", f"{KEY}.d.archive-to"), False),
+    ],
+)
+def test_the_hook_matches_containers_with_both_annotations(
+    active: dict[str, Any], keys: tuple[str, ...], matches: bool
+) -> None:
+    # oci-hooks(5): each pattern of a key has to match some annotation whose value matches, too. These
+    # patterns mean the same to Python as to Go.
+    patterns = active["when"]["annotations"]
+    assert set(active["when"]) == {"annotations"}
+    fires = all(
+        any(re.search(key, name) and re.search(value, "/data") for name in keys)
+        for key, value in patterns.items()
+    )
+    assert fires == matches
+
+
+def test_the_debug_variant_differs_in_what_it_logs_alone(stage: Path, active: dict[str, Any]) -> None:
+    debug = json.loads((stage / "usr/share/doc/archive_overlay/debug/archive_overlay.json").read_text())
+    assert debug["hook"].pop("args") == ["archive_overlay", "--log-level=trace", "--syslog"]
+    assert active["hook"].pop("args") == ["archive_overlay"]
+    assert debug == active
