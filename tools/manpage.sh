@@ -1,0 +1,19 @@
+#!/bin/sh
+# Write the man page: tools/manpage.sh OUTPUT
+#
+# The options come from the program's own parser, everything else from man/sections.in.
+set -eu
+output=$(realpath -- "$1")
+cd "$(dirname -- "$0")/.."
+
+# argparse-manpage takes widths and dates from the environment. The date is that of the last change to
+# what the page says.
+PYTHONPATH=. TZ=UTC COLUMNS=80 SOURCE_DATE_EPOCH=1795219200 argparse-manpage \
+    --module archive_overlay.cli --function build_parser --prog archive_overlay \
+    --project-name archive_overlay --manual-title 'Container tools' \
+    --version "$(sed -n 's/^__version__ = "\(.*\)"/\1/p' archive_overlay/__init__.py)" \
+    --description 'save what a container changed in its overlay mounts' \
+    --include man/sections.in --output "$output"
+
+# mandoc does not know a date whose hyphens are escaped.
+sed -i '1s/\\-/-/g' "$output"
