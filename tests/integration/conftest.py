@@ -173,8 +173,14 @@ class Saver:
             # What a program served restacks under the kernel too, unless it made lower layers of its own.
             flavours.append(overlays.NATIVE_ROOTLESS)
         for flavour in flavours:
-            found = trees.differences(left, self.overlay.restacked(self.extracted, flavour))
-            assert not found, "\n".join([f"stacked again as {flavour.name}:", *found])
+            restacked = self.overlay.restacked(self.extracted, flavour)
+            expect_equal(left, restacked, f"stacked again as {flavour.name}")
+
+
+def expect_equal(expected: trees.View, found: trees.View, what: str = "compared") -> None:
+    """Compare two views, and say all that tells them apart."""
+    differences = trees.differences(expected, found)
+    assert not differences, "\n".join([f"{what}:", *differences])
 
 
 @pytest.fixture

@@ -156,7 +156,9 @@ def test_bsdtar_and_gnu_tar_extract_the_same(archived: Saver) -> None:
 
     by_bsdtar = archived.overlay.inside(lambda: trees.view(directory))
     by_gnu_tar = archived.overlay.inside(lambda: trees.view(archived.extracted))
-    assert trees.differences(by_gnu_tar, by_bsdtar) == []
+    found = trees.differences(by_gnu_tar, by_bsdtar)
+    # bsdtar leaves the directory that it extracts into with the time of the extraction.
+    assert [line for line in found if not line.startswith("b'.': mtime")] == []
 
 
 def test_python_extracts_files_and_links(archived: Saver) -> None:
@@ -185,15 +187,11 @@ def test_the_order_of_the_file_system_does_not_count(archived: Saver) -> None:
     def copy() -> None:
         for name in names:
             subprocess.run(["cp", "-a", "--", archived.overlay.upper / name, other], check=True)
-        # The top, and the links that were copied apart from one another.
+        # The links were copied apart from one another.
         for name in ("directory/link", "z link"):
             (other / name).unlink()
             os.link(other / "a link", other / name)
         for name in ("directory", "."):
-            subprocess.run(
-                ["cp", "-a", "--attributes-only", "-T", archived.overlay.upper / name, other / name],
-                check=True,
-            )
             status = os.stat(archived.overlay.upper / name)
             os.utime(other / name, ns=(status.st_atime_ns, status.st_mtime_ns))
 
@@ -252,9 +250,8 @@ def test_set_user_id_does_not_go_to_another_owner(any_saver: Saver) -> None:
     assert modes == {"./4755": 0o755, "./2755": 0o755, "./6755": 0o755, "./1755": 0o1755}
 
 
-@pytest.mark.parametrize("method", ["copy"])
 def test_a_copy_keeps_its_owners_and_says_so(small: Saver) -> None:
-    result = small.run(tar_content_owner="2000")
+    result = small.run(tar_content_owner="2000", method="copy")
 
     assert result.status == 0
     (warning,) = result.messages("warning")

@@ -67,6 +67,11 @@ def join(tree: Path) -> None:
     os.utime(tree, ns=(0, 10**18 + 1))
 
 
+def reveal(tree: Path) -> None:
+    (tree / "gone").unlink()
+    os.mkfifo(tree / "gone")
+
+
 def rewrite(tree: Path) -> None:
     (tree / "other").write_text("next")
     os.utime(tree / "other", ns=(0, 10**18 + 1))
@@ -80,7 +85,7 @@ def rewrite(tree: Path) -> None:
         (replace_by_directory, "b'other': file != directory"),
         (lambda tree: (tree / "other").chmod(0o4755), "b'other': mode 0o644 != 0o4755"),
         (lambda tree: tree.chmod(0o700), "b'.': mode 0o755 != 0o700"),
-        (lambda tree: (tree / "gone").chmod(0o1), "b'gone': mode 0o0 != 0o1"),
+        (reveal, "b'gone': whiteout != FIFO"),
         (
             lambda tree: os.utime(tree / "symlink", ns=(0, 10**18 + 2), follow_symlinks=False),
             f"b'symlink': mtime {10**18 + 1} ns != {10**18 + 2} ns",
@@ -155,6 +160,18 @@ def test_device_numbers_are_compared(pair: tuple[Path, Path]) -> None:
     found = trees.differences(trees.view(pair[0]), trees.view(pair[1]))
 
     assert "b'device': device (1, 3) != (1, 5)" in found
+
+
+def test_of_a_whiteout_nothing_but_its_name_counts(pair: tuple[Path, Path]) -> None:
+    for tree in pair:
+        os.mknod(tree / "gone too", stat.S_IFCHR, os.makedev(0, 0))
+        os.utime(tree, ns=(0, 0))
+    (pair[0] / "gone").chmod(0o600)
+    (pair[1] / "gone").unlink()
+    os.link(pair[1] / "gone too", pair[1] / "gone")
+    os.utime(pair[1], ns=(0, 0))
+
+    assert trees.differences(trees.view(pair[0]), trees.view(pair[1])) == []
 
 
 def test_links_count_only_among_the_names_of_the_change_set(pair: tuple[Path, Path]) -> None:

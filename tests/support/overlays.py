@@ -58,7 +58,7 @@ class Flavour:
 
     @property
     def bookkeeping(self) -> tuple[str, ...]:
-        """The prefixes of the extended attributes by which such a mount keeps its books."""
+        """The prefixes of the attributes by which the overlay keeps its books in an upperdir."""
         if self.program:
             return ("user.fuseoverlayfs.", "user.overlay.", "trusted.overlay.")
         return ("user.overlay.",) if "userxattr" in self.options else ("trusted.overlay.",)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Labels belong to the host, not to a tree.
 HOST_ATTRIBUTES = ("security.selinux",)
 
+WHITEOUT = "whiteout"
+
 TOP = b"."
 
 _KINDS = {
@@ -41,7 +43,8 @@ class Entry:
     """One name of a tree.
 
     Attributes:
-        kind: "file", "directory", "symlink" and so on.
+        kind: "file", "directory", "symlink" and so on; `WHITEOUT`: a character device 0:0, which says that
+            the name was deleted, and of which nothing else counts.
         mode: permissions with set-user-ID, set-group-ID and sticky bits; 0o777 of a symlink.
         mtime_ns: nanoseconds since 1970, negative before.
         content: SHA-256 of a file's data with its size, or a symlink's target; empty for others.
@@ -57,11 +60,6 @@ class Entry:
     content: bytes = b""
     device: tuple[int, int] = (0, 0)
     attributes: tuple[tuple[str, bytes], ...] = ()
-
-    @property
-    def is_whiteout(self) -> bool:
-        """Whether an overlay takes the entry for a deleted name."""
-        return self.kind == "character device" and self.device == (0, 0)
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,9 @@ def view(tree: Tree, *, bookkeeping: tuple[str, ...] = (), linkable: set[bytes] 
     for path, fd in _walk(tree):
         status = os.stat(fd)
         entries[path] = _read(fd, status, bookkeeping)
-        if not stat.S_ISDIR(status.st_mode) and (linkable is None or path in linkable):
+        if entries[path].kind in ("directory", WHITEOUT):
+            continue
+        if linkable is None or path in linkable:
             names.setdefault((status.st_dev, status.st_ino), set()).add(path)
     links = frozenset(frozenset(group) for group in names.values() if len(group) > 1)
     return View(entries, links)
@@ -143,7 +143,7 @@ def traces(tree: Tree) -> dict[bytes, tuple[int, int]]:
 
 def names(tree: Tree) -> set[bytes]:
     """Give all paths of a tree, whiteouts excepted."""
-    return {path for path, entry in view(tree).entries.items() if not entry.is_whiteout}
+    return {path for path, entry in view(tree).entries.items() if entry.kind != WHITEOUT}
 
 
 def _entry_differences(one: Entry, other: Entry) -> Iterator[str]:
@@ -172,6 +172,8 @@ def _read(fd: int, status: os.stat_result, bookkeeping: tuple[str, ...]) -> Entr
         content = os.readlink(b"", dir_fd=fd)
     elif kind.endswith("device"):
         device = (os.major(status.st_rdev), os.minor(status.st_rdev))
+        if kind == "character device" and device == (0, 0):
+            return Entry(WHITEOUT, 0, 0, 0, 0)
     return Entry(
         kind,
         stat.S_IMODE(status.st_mode),
