@@ -76,7 +76,7 @@ class Machine:
         self,
         *command: str,
         user: int = 0,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] = {},
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the machine to its end.
@@ -87,7 +87,7 @@ class Machine:
             environment: its variables besides PATH.
             check: whether an exit status other than 0 fails the test, with all that was said.
         """
-        variables = {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **(environment or {})}
+        variables = {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **environment}
         done = subprocess.run(
             [
                 *("nsenter", f"--mount=/proc/{self.keeper}/ns/mnt"),
@@ -162,31 +162,42 @@ class Engine:
             check=check,
         )
 
-    def container(
+    def run(
         self,
-        verb: str,
+        name: str,
         *options: str,
         command: str,
         annotations: Mapping[str, str],
         podman_options: tuple[str, ...] = (),
+        detach: bool = False,
+        check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Make a container of the test image.
+        """Run a container of the test image, and wait until its hooks have run.
 
         Args:
-            verb: "run" or "create".
-            options: podman's options to the verb.
-            command: a shell script for the container.
+            name: the container's.
+            options: podman's options after the verb.
+            command: a shell script for the container; the first command that fails ends it.
             annotations: the container's.
             podman_options: podman's options before the verb.
+            detach: whether to leave it running instead.
+            check: whether an exit status other than 0 fails the test.
         """
         if self.runtime == "crun":
             # With control groups, crun raises a limit for which a machine's root may lack the privilege.
-            limits = ["--cgroups=disabled"]
+            groups = ["--cgroups=disabled"]
         else:
             # runc cannot do without. As an ordinary user it cannot make any, and does not insist.
-            limits = [] if self.rootless else [f"--cgroup-parent={self.machine.cgroup}"]
-        wishes = [f"--annotation={key}={value}" for key, value in annotations.items()]
-        return self.podman(*podman_options, verb, *limits, *wishes, *options, IMAGE, "sh", "-ec", command)
+            groups = [] if self.rootless else [f"--cgroup-parent={self.machine.cgroup}"]
+        done = self.podman(
+            *(*podman_options, "run", f"--name={name}", f"--detach={str(detach).lower()}", *groups),
+            *(f"--annotation={key}={value}" for key, value in annotations.items()),
+            *(*options, IMAGE, "sh", "-ec", command),
+            check=check,
+        )
+        if not detach:
+            self._wait_for_hooks(name)
+        return done
 
     def inspect(self, container: str, field: str) -> str:
         """Read one field of what podman knows about a container."""
@@ -197,15 +208,6 @@ class Engine:
         path = self.inspect(container, "OCIConfigPath")
         spec: dict[str, Any] = json.loads(self.machine.outside(path).read_bytes())
         return spec
-
-    def wait_for_hooks(self, container: str) -> None:
-        """Wait until podman is done with a container whose process has ended.
-
-        Without --rm, `podman run` ends with the container's process. What remains to be done, the
-        poststop hooks among it, is done in the background by `podman container cleanup`, which locks
-        the container. A second one waits for the lock and then finds nothing left to do.
-        """
-        self.podman("container", "cleanup", container)
 
     def as_container_root(self, *command: str) -> None:
         """Run a command as the user that containers take for root."""
@@ -219,6 +221,13 @@ class Engine:
         path = f"{self.home}/{name}"
         _make_directory(self, path)
         return path
+
+    def _wait_for_hooks(self, container: str) -> None:
+        # `podman run` may end with the container's process. What remains to be done, the poststop hooks
+        # and the removal among it, is done in the background by a `podman container cleanup`, which
+        # locks the container. This one waits for the lock, and finds nothing left to do or, with --rm,
+        # no container.
+        self.podman("container", "cleanup", container, check=False)
 
 
 @contextlib.contextmanager
