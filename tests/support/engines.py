@@ -168,17 +168,19 @@ class Engine:
         *options: str,
         command: str,
         annotations: Mapping[str, str],
+        image: str = IMAGE,
         podman_options: tuple[str, ...] = (),
         detach: bool = False,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a container of the test image, and wait until its hooks have run.
+        """Run a container, and wait until its hooks have run.
 
         Args:
             name: the container's.
             options: podman's options after the verb.
             command: a shell script for the container; the first command that fails ends it.
             annotations: the container's.
+            image: what its root file system is made from; the test image by default.
             podman_options: podman's options before the verb.
             detach: whether to leave it running instead.
             check: whether an exit status other than 0 fails the test.
@@ -192,7 +194,7 @@ class Engine:
         done = self.podman(
             *(*podman_options, "run", f"--name={name}", f"--detach={str(detach).lower()}", *groups),
             *(f"--annotation={key}={value}" for key, value in annotations.items()),
-            *(*options, IMAGE, "sh", "-ec", command),
+            *(*options, image, "sh", "-ec", command),
             check=check,
         )
         if not detach:
@@ -254,11 +256,15 @@ def machine(executable: Path) -> Iterator[Machine]:
             keeper.stdin.write(b"\n")
             assert keeper.stdout.read(1) == b"\n", "namespaces cannot be made"
             made = Machine(keeper.pid)
-            _furnish(made, disk)
-            _install(made, executable)
-            for rootless in (False, True):
-                for store in ("native", "fuse"):
-                    _prepare_store(Engine(made, rootless, store, "crun"))
+            umask = os.umask(0o022)
+            try:
+                _furnish(made, disk)
+                _install(made, executable)
+                for rootless in (False, True):
+                    for store in ("native", "fuse"):
+                        _prepare_store(Engine(made, rootless, store, "crun"))
+            finally:
+                os.umask(umask)
             yield made
         _remove_cgroups(made)
 
@@ -271,8 +277,7 @@ def _furnish(machine: Machine, disk: str) -> None:
     for directory in ("/etc", "/var/lib"):
         _mount_private_copy(machine, directory)
     _mount_dev(machine)
-    # One hierarchy of control groups on every machine: crun refuses a mixture of versions 1 and 2.
-    machine.run("umount", "--recursive", "/sys/fs/cgroup")
+    # One hierarchy of control groups whatever there was: crun refuses a mixture of versions 1 and 2.
     machine.run("mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup")
     _add_user(machine)
     _make_image(machine)
@@ -354,19 +359,14 @@ def _make_image(machine: Machine) -> None:
 
 
 def _install(machine: Machine, executable: Path) -> None:
+    destination = (f"PROGRAM={executable}", f"DESTDIR={machine.outside('/')}", f"PREFIX={INSTALLED}")
     subprocess.run(
-        [
-            "make",
-            "-s",
-            "install",
-            f"PROGRAM={executable}",
-            f"DESTDIR={machine.outside('/')}",
-            f"PREFIX={INSTALLED}",
-        ],
+        ["make", "--silent", "install", *destination],
         cwd=TOP,
         stdin=subprocess.DEVNULL,
+        # The tests may themselves be run by a make, with variables of its own.
+        env={key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))},
         check=True,
-        env={"PATH": os.environ["PATH"]},
     )
 
 
