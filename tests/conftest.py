@@ -29,6 +29,11 @@ def executable() -> Iterator[Path]:
         yield built
 
 
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """Keep the test's id for the list at the end."""
+    tools.current = nodeid
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List what this machine lacks, and what therefore was not tested."""
     if not tools.missing:
