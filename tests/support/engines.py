@@ -256,6 +256,7 @@ def machine(executable: Path) -> Iterator[Machine]:
             keeper.stdin.write(b"\n")
             assert keeper.stdout.read(1) == b"\n", "namespaces cannot be made"
             made = Machine(keeper.pid)
+            # Rootless engines read files that are written here.
             umask = os.umask(0o022)
             try:
                 _furnish(made, disk)
@@ -263,9 +264,9 @@ def machine(executable: Path) -> Iterator[Machine]:
                 for rootless in (False, True):
                     for store in ("native", "fuse"):
                         _prepare_store(Engine(made, rootless, store, "crun"))
+                yield made
             finally:
                 os.umask(umask)
-            yield made
         _remove_cgroups(made)
 
 
