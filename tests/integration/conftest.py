@@ -142,9 +142,7 @@ class Saver:
             keys: see `asks`.
         """
         return self.overlay.inside(
-            lambda: self.run_here(
-                *arguments, mounts=mounts, root=root, also=also, before=before, **keys
-            )
+            lambda: self.run_here(*arguments, mounts=mounts, root=root, also=also, before=before, **keys)
         )
 
     def run_here(

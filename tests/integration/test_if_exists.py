@@ -266,7 +266,7 @@ def test_a_merge_lays_each_entry_whole_over_what_is_there(any_saver: Saver) -> N
         lambda: trees.view(saver.overlay.upper, bookkeeping=saver.overlay.flavour.bookkeeping)
     )
     merged = trees.view(saver.archive)
-    named = {path: merged.entries.get(path) for path in left.entries}
+    named = {path: merged.entries[path] for path in left.entries}
     expect_equal(left, trees.View(named, merged.links))
     assert merged.entries.keys() - left.entries.keys() == {
         b"directory on directory/old",

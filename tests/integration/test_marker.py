@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_a_second_run_without_the_upperdir_leaves_archive_and_marker_alone(saved
     ],
     ids=lambda keys: "-".join(keys),
 )
-def test_a_refusal_leaves_archive_and_marker_alone(saved: Saver, keys: dict[str, str]) -> None:
+def test_a_refusal_leaves_archive_and_marker_alone(saved: Saver, keys: dict[str, Any]) -> None:
     before = trees.view(saved.out)
     marker = saved.success.stat()
 
@@ -198,9 +199,7 @@ def test_a_marker_in_the_upperdir_is_refused(small: Saver) -> None:
 def test_two_requests_for_one_mount_are_both_done(small: Saver) -> None:
     tar = small.out / "tar"
     success = small.out / "success"
-    also = hooks.annotations(
-        "second", mount_point="/data", archive_to=tar, success=success, method="tar.gz"
-    )
+    also = hooks.annotations("second", mount_point="/data", archive_to=tar, success=success, method="tar.gz")
 
     result = small.run(also=also)
 

@@ -2,6 +2,8 @@
 
 # Without `from __future__ import annotations`: the name is a function's here.
 import json
+import os
+import pty
 import re
 import subprocess
 import sys
@@ -194,7 +196,7 @@ def run_hook(
         env=dict(env or {}),
         cwd=cwd or "/",
         preexec_fn=before,
-        timeout=60,
+        timeout=20,
         check=False,
     )
     return Result(
@@ -202,3 +204,39 @@ def run_hook(
         done.stdout.decode(errors="surrogateescape"),
         done.stderr.decode(errors="surrogateescape"),
     )
+
+
+def run_on_terminal(state: bytes, *arguments: Union[str, Path], stdin: bool = False) -> Result:
+    """Run the hook with a terminal as stderr, as a person at a shell does.
+
+    Args:
+        state: what is put on stdin.
+        arguments: the command line.
+        stdin: make the terminal stdin too, instead.
+
+    Returns:
+        `stderr` is what the terminal showed, with plain line ends.
+    """
+    master, slave = pty.openpty()
+    with subprocess.Popen(
+        [*command(), *map(str, arguments)],
+        stdin=slave if stdin else subprocess.PIPE,
+        stderr=slave,
+        env={},
+    ) as process:
+        os.close(slave)
+        if process.stdin:
+            process.stdin.write(state)
+            process.stdin.close()
+        shown = b""
+        while part := _read_terminal(master):
+            shown += part
+    os.close(master)
+    return Result(process.returncode, "", shown.decode().replace("\r\n", "\n"))
+
+
+def _read_terminal(master: int) -> bytes:
+    try:
+        return os.read(master, 65536)
+    except OSError:
+        return b""  # EIO: nobody has the other end open any more

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 FUSE_OVERLAYFS = "/usr/bin/fuse-overlayfs"
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_MS_RDONLY = 1
+_MS_REMOUNT = 32
 _MS_BIND = 4096
 _MNT_DETACH = 2
 _CLONE_NEWNS = 0x00020000
@@ -360,6 +362,12 @@ def mount_overlay(target: Path, options: Sequence[str]) -> None:
 def mount_tmpfs(target: Path, options: str) -> None:
     """Mount a tmpfs: a small disk that can be full."""
     _check(_libc.mount(b"tmpfs", os.fsencode(target), b"tmpfs", 0, options.encode()), "mount tmpfs")
+
+
+def make_read_only(target: Path) -> None:
+    """Let a mounted disk take no more writes."""
+    flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY
+    _check(_libc.mount(None, os.fsencode(target), None, flags, None), f"remount {target}")
 
 
 def bind(source: Path, target: Path) -> None:
