@@ -81,7 +81,9 @@ def read_attributes(
             marks.opaque = marks.opaque or value == b"y"
         elif key in ("metacopy", "redirect") and dialect.redirects is not IGNORED:
             if dialect.redirects is REFUSED:
-                raise ArchiveError(f"{shown} has {name}, but {dialect.name} follows none: its contents are lost")
+                raise ArchiveError(
+                    f"{shown} has {name}, but {dialect.name} follows none: its contents are lost"
+                )
             marks.metacopy = marks.metacopy or key == "metacopy"
             marks.redirect = os.fsdecode(value) if key == "redirect" else marks.redirect
         elif key == "nlink":

@@ -65,6 +65,7 @@ class Change:
         link_to: path of an earlier change that is the same file, or None.
         fd: of a file that is no link: open for reading, at the start, until the next change is taken.
             -1 otherwise.
+        sparse: whether the file may have holes.
     """
 
     __slots__ = (
@@ -81,6 +82,7 @@ class Change:
         "opaque",
         "rdev",
         "size",
+        "sparse",
         "target",
         "uid",
     )
@@ -113,6 +115,8 @@ class Change:
         self.target = target
         self.link_to = link_to
         self.fd = fd
+        # In units of 512 bytes, whatever the block size (stat(2)).
+        self.sparse = status.st_blocks * 512 < status.st_size
 
     @property
     def path(self) -> str:
