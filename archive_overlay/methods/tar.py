@@ -157,7 +157,7 @@ class _Writer:
         self._gathered += bytes(-size % _BLOCK)
 
     def _headers(self, change: Change, holes: _Sparse | None) -> bytes:
-        records = {}
+        records: dict[str, bytes] = {}
         name = b"./" + os.fsencode(change.path)
         type_flag = _TYPES[change.kind]
         link = b""

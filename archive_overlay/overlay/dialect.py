@@ -5,7 +5,6 @@ Source: the kernel's Documentation/filesystems/overlayfs.rst; for fuse-overlayfs
 
 from __future__ import annotations
 
-
 FOLLOWED = "followed"
 REFUSED = "refused"
 IGNORED = "ignored"
