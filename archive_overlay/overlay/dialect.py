@@ -75,6 +75,16 @@ FUSE_OVERLAYFS = Dialect(
     whiteout_files=True,
 )
 
+# No overlay: everything is what it is, the marks too.
+RAW = Dialect(
+    name="no overlay",
+    namespaces=(),
+    opaque_attributes=(),
+    opaque_attribute="",
+    redirects=IGNORED,
+    whiteout_files=False,
+)
+
 WHITEOUT_PREFIX = ".wh."
 # Opaque markers of fuse-overlayfs: a file (as in OCI layers) and a device (of its own).
 OPAQUE_MARKERS = frozenset((".wh..wh..opq", ".wh..opq"))

@@ -74,6 +74,27 @@ def find_overlay(spec: Spec, mount_point: str, *, mount_program: str) -> Overlay
     return overlay
 
 
+def is_mounted(overlay: OverlayMount) -> bool:
+    """Say whether the kernel has an overlay mounted in this namespace that writes into an upperdir.
+
+    Args:
+        overlay: whose upperdir.
+
+    Raises:
+        OSError: the mounts cannot be read, or the upperdir is gone.
+    """
+    status = os.stat(overlay.upper)
+    for mounted in mountinfo.read().of_type("overlay"):
+        if not any(option.startswith("upperdir=") for option in mounted.options):
+            continue
+        other = _with_absolute_paths(
+            from_options(mounted.options, None, mounted.mount_point), mounted.mount_point
+        )
+        if os.path.exists(other.upper) and os.path.samestat(os.stat(other.upper), status):
+            return True
+    return False
+
+
 def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> OverlayMount:
     """Read an overlay's directories from its mount options.
 

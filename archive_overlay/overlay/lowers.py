@@ -103,7 +103,7 @@ class Lowers:
     def __init__(self, overlay: OverlayMount) -> None:
         self._layers = (*overlay.lowers, *overlay.data_lowers)
         self._merged = len(overlay.lowers)
-        self._namespace = overlay.dialect.namespaces[0]
+        self._namespace = overlay.dialect.opaque_attribute[: -len("opaque")]
         self._roots: list[Place] | None = None
 
     def below(self, directory: Directory) -> list[Place]:
