@@ -12,7 +12,7 @@ DESTDIR  ?=
 PYTHON ?= /usr/bin/python3
 INSTALL ?= install
 
-export PYTHON SOURCE_DATE_EPOCH
+export PYTHON
 
 # Directories too, for a module that is deleted is a change.
 SOURCES := $(shell find archive_overlay -name __pycache__ -prune -o '(' -name '*.py' -o -type d ')' -print)

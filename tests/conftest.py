@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,18 @@ def executable() -> Iterator[Path]:
         yield built
 
 
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """Keep the test's id for the list at the end."""
+    tools.current = nodeid
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List what this machine lacks, and what therefore was not tested."""
     if not tools.missing:
         return
     terminalreporter.section("NOT TESTED ON THIS MACHINE", sep="!", red=True, bold=True)
     for reason, tests in sorted(tools.missing.items()):
-        terminalreporter.write_line(f"{reason}:", red=True)
-        for test in sorted(set(tests)):
-            terminalreporter.write_line(f"    {test}")
+        functions = Counter(test.split("[")[0] for test in tests)
+        terminalreporter.write_line(f"{reason}: {len(tests)} tests", red=True)
+        for function, count in sorted(functions.items()):
+            terminalreporter.write_line(f"    {function}{f' ({count} times)' if count > 1 else ''}")

@@ -30,7 +30,10 @@ set_up() {
 # Run one check, if its program is there, and remember how it went.
 check() {
     if ! command -v "$1" >/dev/null; then
-        missing="$missing $1"
+        case " $missing " in
+            *" $1 "*) ;;
+            *) missing="$missing $1" ;;
+        esac
         return
     fi
     printf '\n== %s\n' "$*"

@@ -56,15 +56,15 @@ def main() -> None:
     """Choose the best way that works here, and clean up after it."""
     parser = argparse.ArgumentParser(description="Show what the hook does with a container's changes.")
     parser.add_argument("program", type=Path, help="the built program")
+    # In a mount namespace of our own, whose mounts go away with it: where to mount.
     parser.add_argument("--inside", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     options = parser.parse_args()
     program = options.program.resolve()
     if options.inside:
-        # In a namespace of our own, whose mounts go away with it.
-        with_own_overlay(program, options.inside)
+        without_container(program, options.inside, mount_options=mount_overlay(options.inside))
         return
 
-    with tempfile.TemporaryDirectory(prefix="archive_overlay-demo-") as name:
+    with tempfile.TemporaryDirectory(prefix="overlay-demo-") as name:
         place = Path(name)
         try:
             with_podman(program, place / "engine")
@@ -106,7 +106,7 @@ def with_podman(program: Path, place: Path) -> None:
         "CONTAINERS_CONF": str(place / "containers.conf"),
         "TMPDIR": str(place),
     }
-    # (A runroot may have 50 characters.)
+    # (A runroot may have 50 characters, which is why nothing here has a long name.)
     podman = ["podman", "--root", str(place / "store"), "--runroot", str(place / "run")]
     podman += ["--tmpdir", str(place / "run/libpod"), "--cgroup-manager", "cgroupfs"]
     podman += ["--events-backend", "none", "--hooks-dir", str(place / "hooks")]
@@ -181,37 +181,44 @@ def run_container(podman: Callable[..., None], arguments: list[str]) -> None:
 
 
 def in_namespace(program: Path, place: Path) -> None:
-    """Run this script again where it may mount an overlay, if there is such a place."""
+    """Run this script again in a mount namespace of its own, if there can be one."""
     place.mkdir()
-    again = [sys.executable, __file__, str(program), "--inside", str(place)]
-    if shutil.which("unshare"):
-        flags = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
-        if (
-            subprocess.run(["unshare", *flags, "true"], stderr=subprocess.DEVNULL, check=False).returncode
-            == 0
-        ):
-            again = ["unshare", *flags, *again]
+    unshare = (
+        ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
+    )
     sys.stdout.flush()
-    status = subprocess.run(again, check=False).returncode
-    if status != 0:
-        sys.exit(status)
+    if shutil.which("mount") and shutil.which("unshare") and succeeds([*unshare, "true"]):
+        again = [*unshare, sys.executable, __file__, str(program), "--inside", str(place)]
+        status = subprocess.run(again, check=False).returncode
+        if status != 0:
+            sys.exit(status)
+    else:
+        without_container(program, place, mount_options="")
 
 
-def with_own_overlay(program: Path, place: Path) -> None:
-    """Make the changes on an overlay of our own, and call the hook as an OCI runtime does."""
-    options = mount_overlay(place)
-    if options:
+def without_container(program: Path, place: Path, *, mount_options: str) -> None:
+    """Make the changes ourselves, and call the hook as an OCI runtime does.
+
+    Args:
+        program: the hook.
+        place: a directory with an overlay mounted at `merged`, or an empty one.
+        mount_options: those of the overlay; empty if there is none.
+    """
+    if mount_options:
         heading("An overlay mounted by hand, in place of a container")
-        print(f"mount -t overlay -o {options}\n")
+        print(f"mount -t overlay -o {mount_options}\n")
         show_lower()
         heading("What is run in it")
         print(CHANGES, end="")
         subprocess.run(["sh", "-ec", CHANGES], cwd=place / "merged", check=True)
     else:
-        options = f"lowerdir={place}/lower,upperdir={place}/upper,workdir={place}/work"
+        mount_options = f"lowerdir={place}/lower,upperdir={place}/upper,workdir={place}/work"
+        write_tree(place / "lower")
+        heading("An upperdir written by hand, for no overlay can be mounted here")
+        print("What is below:\n")
+        show_lower()
+        print(f"\nAs if this had been run in it:\n\n{CHANGES}", end="")
         write_upper(place / "upper")
-        heading("An upperdir written by hand, for nothing can be mounted here")
-        print(f"What an overlay holds when this was run in it:\n\n{CHANGES}", end="")
     heading("The change set: what the upperdir holds")
     show_directory(place / "upper")
 
@@ -225,7 +232,7 @@ def with_own_overlay(program: Path, place: Path) -> None:
                 "destination": "/data",
                 "type": "overlay",
                 "source": str(place / "merged"),
-                "options": options.split(","),
+                "options": mount_options.split(","),
             }
         ],
         "annotations": requested("/data", place),
@@ -249,19 +256,20 @@ def mount_overlay(place: Path) -> str:
     # A tmpfs first: the place itself may be on an overlay (in a container, say), which cannot hold
     # an upperdir. But on a tmpfs, an ordinary user's overlay takes Linux 6.6.
     for prepare in (["mount", "-t", "tmpfs", "tmpfs", str(place)], ["true"]):
-        if subprocess.run(prepare, stderr=subprocess.DEVNULL, check=False).returncode != 0:
+        if not succeeds(prepare):
             continue
         for directory in ("lower", "upper", "work", "merged"):
-            (place / directory).mkdir(exist_ok=True)
+            (place / directory).mkdir()
         write_tree(place / "lower")
         options = f"lowerdir={place}/lower,upperdir={place}/upper,workdir={place}/work"
         if _in_user_namespace():
             options += ",userxattr"
-        mount = ["mount", "-t", "overlay", "overlay", "-o", options, str(place / "merged")]
-        if subprocess.run(mount, stderr=subprocess.DEVNULL, check=False).returncode == 0:
+        if succeeds(["mount", "-t", "overlay", "overlay", "-o", options, str(place / "merged")]):
             return options
         if prepare[0] == "mount":
             subprocess.run(["umount", str(place)], check=True)
+    shutil.rmtree(place)
+    place.mkdir()
     return ""
 
 
@@ -372,6 +380,11 @@ def show_directory(top: Path) -> None:
 def show_entry(mode: int, uid: int, gid: int, name: str, note: str) -> None:
     """Show one entry of a change set."""
     print(f"{stat.filemode(mode)}  {f'{uid}:{gid}':10}  {name:20}  {note}".rstrip())
+
+
+def succeeds(command: list[str]) -> bool:
+    """Say whether a command succeeds; what it says about it is of no interest."""
+    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def heading(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,13 +15,15 @@ if TYPE_CHECKING:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Ask for what the tests here need before any fixture does, so that each of them is listed."""
+    # pytest says whose turn it is a moment later.
+    os.environ["PYTEST_CURRENT_TEST"] = f"{item.nodeid} (setup)"
     tools.need_root()
     tools.need(*engines.PROGRAMS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def machine(executable: Path) -> Iterator[engines.Machine]:
     """Set up the engines, with the hook installed as `make install` does it."""
     with engines.machine(executable) as made:

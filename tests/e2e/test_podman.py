@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.archives import Entry, read_directory, read_tar
+from tests.support import hooks
 from tests.support.engines import FIRST_SUBORDINATE, FUSE_OVERLAYFS, IMAGE, Engine
-from tests.support.hooks import annotations
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +86,7 @@ def saved(request: pytest.FixtureRequest, machine: Machine) -> Saved:
         ("root", "/", "tar.gz"),
     ):
         asked.update(
-            annotations(
+            hooks.annotations(
                 name,
                 mount_point=mount_point,
                 archive_to=f"{directory}/{name}",
@@ -94,14 +94,13 @@ def saved(request: pytest.FixtureRequest, machine: Machine) -> Saved:
                 method=method,
             )
         )
-    engine.container(
-        "run",
-        *("--name", container, "--volume", f"{volume}:/volume:O"),
+    engine.run(
+        container,
+        *("--volume", f"{volume}:/volume:O"),
         *("--mount", f"type=image,source={IMAGE},destination=/data,rw=true"),
         command=CHANGES,
         annotations=asked,
     )
-    engine.wait_for_hooks(container)
     outside = machine.outside(directory)
     return Saved(
         engine,

@@ -141,13 +141,29 @@ class Saver:
             before: called in the new process before the hook starts.
             keys: see `asks`.
         """
+        return self.overlay.inside(
+            lambda: self.run_here(
+                *arguments, mounts=mounts, root=root, also=also, before=before, **keys
+            )
+        )
+
+    def run_here(
+        self,
+        *arguments: str | Path,
+        mounts: Sequence[Mapping[str, Any]] | None = None,
+        root: Path | None = None,
+        also: Mapping[str, str] | None = None,
+        before: Callable[[], None] | None = None,
+        **keys: object,
+    ) -> hooks.Result:
+        """Run the hook as `run` does, for a caller that is in the overlay's namespace already."""
         bundle = hooks.Bundle(
             self.directory / "bundle",
             mounts=[self.overlay.spec_mount()] if mounts is None else mounts,
             annotations={**self.asks(**keys), **(also or {})},
             root=root,
         )
-        return self.overlay.inside(lambda: hooks.run_hook(bundle, *arguments, before=before))
+        return hooks.run_hook(bundle, *arguments, before=before)
 
     @cached_property
     def extracted(self) -> Path:

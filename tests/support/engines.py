@@ -76,7 +76,7 @@ class Machine:
         self,
         *command: str,
         user: int = 0,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] = {},
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the machine to its end.
@@ -87,7 +87,7 @@ class Machine:
             environment: its variables besides PATH.
             check: whether an exit status other than 0 fails the test, with all that was said.
         """
-        variables = {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **(environment or {})}
+        variables = {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **environment}
         done = subprocess.run(
             [
                 *("nsenter", f"--mount=/proc/{self.keeper}/ns/mnt"),
@@ -162,31 +162,44 @@ class Engine:
             check=check,
         )
 
-    def container(
+    def run(
         self,
-        verb: str,
+        name: str,
         *options: str,
         command: str,
         annotations: Mapping[str, str],
+        image: str = IMAGE,
         podman_options: tuple[str, ...] = (),
+        detach: bool = False,
+        check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Make a container of the test image.
+        """Run a container, and wait until its hooks have run.
 
         Args:
-            verb: "run" or "create".
-            options: podman's options to the verb.
-            command: a shell script for the container.
+            name: the container's.
+            options: podman's options after the verb.
+            command: a shell script for the container; the first command that fails ends it.
             annotations: the container's.
+            image: what its root file system is made from; the test image by default.
             podman_options: podman's options before the verb.
+            detach: whether to leave it running instead.
+            check: whether an exit status other than 0 fails the test.
         """
         if self.runtime == "crun":
             # With control groups, crun raises a limit for which a machine's root may lack the privilege.
-            limits = ["--cgroups=disabled"]
+            groups = ["--cgroups=disabled"]
         else:
             # runc cannot do without. As an ordinary user it cannot make any, and does not insist.
-            limits = [] if self.rootless else [f"--cgroup-parent={self.machine.cgroup}"]
-        wishes = [f"--annotation={key}={value}" for key, value in annotations.items()]
-        return self.podman(*podman_options, verb, *limits, *wishes, *options, IMAGE, "sh", "-ec", command)
+            groups = [] if self.rootless else [f"--cgroup-parent={self.machine.cgroup}"]
+        done = self.podman(
+            *(*podman_options, "run", f"--name={name}", f"--detach={str(detach).lower()}", *groups),
+            *(f"--annotation={key}={value}" for key, value in annotations.items()),
+            *(*options, image, "sh", "-ec", command),
+            check=check,
+        )
+        if not detach:
+            self._wait_for_hooks(name)
+        return done
 
     def inspect(self, container: str, field: str) -> str:
         """Read one field of what podman knows about a container."""
@@ -197,15 +210,6 @@ class Engine:
         path = self.inspect(container, "OCIConfigPath")
         spec: dict[str, Any] = json.loads(self.machine.outside(path).read_bytes())
         return spec
-
-    def wait_for_hooks(self, container: str) -> None:
-        """Wait until podman is done with a container whose process has ended.
-
-        Without --rm, `podman run` ends with the container's process. What remains to be done, the
-        poststop hooks among it, is done in the background by `podman container cleanup`, which locks
-        the container. A second one waits for the lock and then finds nothing left to do.
-        """
-        self.podman("container", "cleanup", container)
 
     def as_container_root(self, *command: str) -> None:
         """Run a command as the user that containers take for root."""
@@ -219,6 +223,13 @@ class Engine:
         path = f"{self.home}/{name}"
         _make_directory(self, path)
         return path
+
+    def _wait_for_hooks(self, container: str) -> None:
+        # `podman run` may end with the container's process. What remains to be done, the poststop hooks
+        # and the removal among it, is done in the background by a `podman container cleanup`, which
+        # locks the container. This one waits for the lock, and finds nothing left to do or, with --rm,
+        # no container.
+        self.podman("container", "cleanup", container, check=False)
 
 
 @contextlib.contextmanager
@@ -245,12 +256,17 @@ def machine(executable: Path) -> Iterator[Machine]:
             keeper.stdin.write(b"\n")
             assert keeper.stdout.read(1) == b"\n", "namespaces cannot be made"
             made = Machine(keeper.pid)
-            _furnish(made, disk)
-            _install(made, executable)
-            for rootless in (False, True):
-                for store in ("native", "fuse"):
-                    _prepare_store(Engine(made, rootless, store, "crun"))
-            yield made
+            # Rootless engines read files that are written here.
+            umask = os.umask(0o022)
+            try:
+                _furnish(made, disk)
+                _install(made, executable)
+                for rootless in (False, True):
+                    for store in ("native", "fuse"):
+                        _prepare_store(Engine(made, rootless, store, "crun"))
+                yield made
+            finally:
+                os.umask(umask)
         _remove_cgroups(made)
 
 
@@ -262,8 +278,7 @@ def _furnish(machine: Machine, disk: str) -> None:
     for directory in ("/etc", "/var/lib"):
         _mount_private_copy(machine, directory)
     _mount_dev(machine)
-    # One hierarchy of control groups on every machine: crun refuses a mixture of versions 1 and 2.
-    machine.run("umount", "--recursive", "/sys/fs/cgroup")
+    # One hierarchy of control groups whatever there was: crun refuses a mixture of versions 1 and 2.
     machine.run("mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup")
     _add_user(machine)
     _make_image(machine)
@@ -345,19 +360,14 @@ def _make_image(machine: Machine) -> None:
 
 
 def _install(machine: Machine, executable: Path) -> None:
+    destination = (f"PROGRAM={executable}", f"DESTDIR={machine.outside('/')}", f"PREFIX={INSTALLED}")
     subprocess.run(
-        [
-            "make",
-            "-s",
-            "install",
-            f"PROGRAM={executable}",
-            f"DESTDIR={machine.outside('/')}",
-            f"PREFIX={INSTALLED}",
-        ],
+        ["make", "--silent", "install", *destination],
         cwd=TOP,
         stdin=subprocess.DEVNULL,
+        # The tests may themselves be run by a make, with variables of its own.
+        env={key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))},
         check=True,
-        env={"PATH": os.environ["PATH"]},
     )
 
 

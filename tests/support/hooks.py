@@ -1,20 +1,14 @@
 """What an OCI runtime does around a hook: a bundle, a container state on stdin, an environment."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: the name is a function's here.
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from typing import Callable, Union
-
-    Input = Union["Bundle", bytes]
+from typing import Any, Callable, Optional, Union
 
 TOP = Path(__file__).resolve().parents[2]
 PREFIX = "com.launchplatform.oci-hooks.archive-overlay"
@@ -53,7 +47,7 @@ def overlay_mount(
     *,
     upper: Path,
     lowers: Sequence[Path],
-    work: Path | None = None,
+    work: Optional[Path] = None,
     userxattr: bool = False,
 ) -> dict[str, Any]:
     """Give a mount of type overlay as podman writes it into the spec.
@@ -92,8 +86,8 @@ class Bundle:
         directory: Path,
         *,
         mounts: Iterable[Mapping[str, Any]] = (),
-        annotations: Mapping[str, str] | None = None,
-        root: Path | None = None,
+        annotations: Optional[Mapping[str, str]] = None,
+        root: Optional[Path] = None,
     ) -> None:
         self.directory = directory
         self.spec: dict[str, Any] = {
@@ -165,18 +159,18 @@ def parse_log(text: str) -> list[Line]:
     return lines
 
 
-def command(executable: Path | None = None) -> list[str]:
+def command(executable: Optional[Path] = None) -> list[str]:
     """Give the command that runs the hook: the built file, or the package in this checkout."""
     return [str(executable)] if executable else list(_FROM_CHECKOUT)
 
 
 def run_hook(
-    subject: Input,
-    *arguments: str | Path,
-    executable: Path | None = None,
-    env: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
-    before: Callable[[], None] | None = None,
+    subject: Union[Bundle, bytes],
+    *arguments: Union[str, Path],
+    executable: Optional[Path] = None,
+    env: Optional[Mapping[str, str]] = None,
+    cwd: Optional[Path] = None,
+    before: Optional[Callable[[], None]] = None,
 ) -> Result:
     """Run the hook to its end.
 

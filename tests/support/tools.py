@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # What was missing, and the tests that could not run for want of it.
 missing: dict[str, list[str]] = {}
 
+# The id of the test that is about to run or is running; conftest.py keeps it.
+current = ""
+
 
 def in_ci() -> bool:
     """Say whether this run may leave nothing out."""
@@ -47,8 +50,7 @@ def cannot_run(reason: str) -> NoReturn:
     Args:
         reason: what this machine lacks, in a few words; tests that lack the same are listed together.
     """
-    test = os.environ.get("PYTEST_CURRENT_TEST", "a fixture").rsplit(" ", 1)[0]
-    missing.setdefault(reason, []).append(test)
+    missing.setdefault(reason, []).append(current)
     if in_ci():
         pytest.fail(f"{reason}, and CI leaves nothing out", pytrace=False)
     pytest.skip(reason)

@@ -1,0 +1,89 @@
+"""Images of so many layers that engines mount them in another way."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.archives import read_tar
+from tests.support import hooks
+from tests.support.engines import HERE, IMAGE_ROOT, Engine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.engines import Machine
+
+# With absolute paths, the mount options of so many layers would not fit into the page that mount(2) takes.
+LAYERS = 60
+
+
+@pytest.fixture(scope="module")
+def layout(machine: Machine) -> str:
+    """Make an image layout of the test image, and of layers of one file each above it."""
+    directory = machine.outside(f"{HERE}/layers")
+    (directory / "blobs/sha256").mkdir(parents=True)
+    bottom = machine.outside(f"{IMAGE_ROOT}.tar").read_bytes()
+    layers = [
+        add_blob(directory, layer, "application/vnd.oci.image.layer.v1.tar")
+        for layer in (bottom, *(layer_of(f"tree/layer-{number}") for number in range(1, LAYERS)))
+    ]
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]},
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "config": add_blob(directory, encoded(config), "application/vnd.oci.image.config.v1+json"),
+        "layers": layers,
+    }
+    listed = add_blob(directory, encoded(manifest), "application/vnd.oci.image.manifest.v1+json")
+    listed["annotations"] = {"org.opencontainers.image.ref.name": "localhost/layers:1"}
+    (directory / "index.json").write_bytes(encoded({"schemaVersion": 2, "manifests": [listed]}))
+    (directory / "oci-layout").write_bytes(encoded({"imageLayoutVersion": "1.0.0"}))
+    return f"{HERE}/layers"
+
+
+def layer_of(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    return buffer.getvalue()
+
+
+def add_blob(directory: Path, data: bytes, media_type: str) -> dict[str, Any]:
+    digest = hashlib.sha256(data).hexdigest()
+    (directory / "blobs/sha256" / digest).write_bytes(data)
+    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
+
+
+def encoded(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+@pytest.mark.parametrize("store", ["native", "fuse"])
+def test_the_root_file_system_of_an_image_of_many_layers_is_saved(
+    machine: Machine, layout: str, store: str
+) -> None:
+    engine = Engine(machine, rootless=False, store=store, runtime="crun")
+    image = engine.podman("pull", "--quiet", f"oci:{layout}").stdout.strip()
+    archives = engine.new_directory("layers")
+    ran = engine.run(
+        "layers",
+        image=image,
+        command="rm /tree/layer-1; echo made > /tree/made; cat /proc/self/mounts",
+        annotations=hooks.annotations(
+            "root", mount_point="/", archive_to=f"{archives}/root", method="tar.gz"
+        ),
+    )
+    if store == "native":
+        assert ran.stdout.startswith("overlay / overlay rw,relatime,lowerdir=l/")
+    archive = read_tar(machine.outside(f"{archives}/root"))
+    assert archive["tree/layer-1"].is_whiteout
+    assert archive["tree/made"].content == b"made\n"
