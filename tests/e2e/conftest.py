@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,10 +14,8 @@ if TYPE_CHECKING:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
+def pytest_runtest_setup() -> None:
     """Ask for what the tests here need before any fixture does, so that each of them is listed."""
-    # pytest says whose turn it is a moment later.
-    os.environ["PYTEST_CURRENT_TEST"] = f"{item.nodeid} (setup)"
     tools.need_root()
     tools.need(*engines.PROGRAMS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import gzip
 import os
 import re
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 # The options of the built file's first line.
 OPTIONS = "-IBSXutf8"
+
+# fcntl(2); the fcntl module has it since Python 3.10 only.
+F_SETPIPE_SZ = 1031
 
 # System calls that make or change something in a file system, in strace's words.
 WRITING = (
@@ -163,20 +167,21 @@ def test_it_runs_to_its_end_when_the_file_is_replaced_meanwhile(
     shutil.copy(executable, program)
     keys: dict[str, str] = {}
     archives = []
-    for number in range(200):
+    for number in range(60):
         method = "tar.gz" if number % 2 else "copy"
         archives.append(tmp_path / "many" / f"archive-{number:03}-{'x' * 100}")
         keys |= hooks.annotations(
             f"a{number:03}", mount_point="/data", archive_to=archives[-1], method=method
         )
     bundle = hooks.Bundle(change.bundle.directory, mounts=change.bundle.spec["mounts"][2:], annotations=keys)
-    # One debug line and one info line for each archive are much more than a pipe holds: while nobody
+    # One debug line and one info line for each archive are much more than this pipe holds: while nobody
     # reads, the hook waits, with most of its work ahead of it.
     with subprocess.Popen(
         [program, "--log-level=debug"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env={}, bufsize=0
     ) as hook:
         assert hook.stdin is not None
         assert hook.stderr is not None
+        fcntl.fcntl(hook.stderr, F_SETPIPE_SZ, 4096)
         hook.stdin.write(bundle.state())
         hook.stdin.close()
         said = b""
