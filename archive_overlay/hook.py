@@ -137,7 +137,7 @@ class _Run:
             upper=overlay.upper,
         )
         if request.success:
-            marker.judge(request.success, destination.path)
+            marker.judge(request.success, destination.path, overlay.upper)
         tally = _Tally()
         with destination.stage(self._log) as staging:
             if request.success:

@@ -6,6 +6,7 @@ import os
 import stat
 
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.publish import keep_apart
 from archive_overlay.staging import make_directories
 
 TYPE_CHECKING = False
@@ -15,20 +16,22 @@ if TYPE_CHECKING:
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def judge(success: str, archive_to: str) -> None:
+def judge(success: str, archive_to: str, upper: str) -> None:
     """Refuse a marker that cannot be.
 
     Args:
         success: absolute path of the marker.
         archive_to: absolute path of the archive.
+        upper: the upperdir that is archived.
 
     Raises:
-        ArchiveError: something that is no file is there, or the archive is.
+        ArchiveError: something that is no file is there, the archive is, or it is in the upperdir.
     """
     if success == archive_to or archive_to.startswith(success + "/"):
         raise ArchiveError(
             f"success {success} is where the archive goes", hint="give the marker a path of its own"
         )
+    keep_apart("success", success, upper)
     try:
         mode = os.lstat(success).st_mode
     except (FileNotFoundError, NotADirectoryError):

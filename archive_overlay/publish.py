@@ -60,7 +60,7 @@ def judge_destination(archive_to: str, *, makes: str, if_exists: str, upper: str
     path = _resolved(archive_to, "archive-to")
     if path == "/":
         raise ArchiveError("archive-to is the root directory", hint="name something inside it")
-    _keep_apart(path, upper)
+    keep_apart("archive-to", path, upper)
     found = _status(path)
     if found is None:
         return Destination(path=path, makes=makes, if_exists=if_exists, mount_point=False)
@@ -216,7 +216,17 @@ def _resolved(path: str, label: str) -> str:
     return os.path.realpath(path)
 
 
-def _keep_apart(path: str, upper: str) -> None:
+def keep_apart(label: str, path: str, upper: str) -> None:
+    """Refuse a path that is in the upperdir, or that the upperdir is in.
+
+    Args:
+        label: the annotation that has the path.
+        path: absolute, of something that is going to be written.
+        upper: the upperdir that is archived.
+
+    Raises:
+        ArchiveError: they are not apart.
+    """
     try:
         upper_status = os.stat(upper)
     except OSError as error:
@@ -225,15 +235,13 @@ def _keep_apart(path: str, upper: str) -> None:
         status = _status(place)
         if status and os.path.samestat(status, upper_status):
             raise ArchiveError(
-                f"archive-to {path} is the upperdir {upper} or in it", hint="name a path outside of it"
+                f"{label} {path} is the upperdir {upper} or in it", hint="name a path outside of it"
             )
     status = _status(path)
     if status:
         for place in _self_and_parents(os.path.realpath(upper)):
             if os.path.samestat(os.stat(place), status):
-                raise ArchiveError(
-                    f"archive-to {path} contains the upperdir {upper}", hint="name another path"
-                )
+                raise ArchiveError(f"{label} {path} contains the upperdir {upper}", hint="name another path")
 
 
 def _self_and_parents(path: str) -> list[str]:

@@ -153,7 +153,7 @@ class Rescue:
 def _make_twin(original: str, twin: str) -> None:
     source, target = os.open(original, _DIRECTORY), os.open(twin, _DIRECTORY)
     try:
-        metadata.transfer(source, target)
+        metadata.replace(target, *metadata.read(source))
     finally:
         os.close(source)
         os.close(target)

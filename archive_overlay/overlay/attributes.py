@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.metadata import SELINUX_LABEL
 from archive_overlay.overlay.dialect import BOOKKEEPING, IGNORED, REFUSED
 
 TYPE_CHECKING = False
@@ -65,8 +66,8 @@ def read_attributes(
     attributes = {}
     marks = Marks()
     for name in names:
-        if name == "security.selinux":
-            continue  # the host's label for the file, not the container's doing
+        if name == SELINUX_LABEL:
+            continue
         try:
             value = os.getxattr(file, name)
         except OSError as error:
