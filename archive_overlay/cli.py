@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 from archive_overlay import __version__, log
+from archive_overlay.errors import Interrupted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,24 +25,30 @@ class Settings:
     """What the command line asks for.
 
     Attributes:
+        fsync: whether archives are flushed to disk before they are published.
+        rescue_dir: absolute path of the directory that keeps upperdirs whose archive failed, or None.
         bundle: the bundle to read instead of a container state on stdin; None: read the state.
         mount_program: path of the executable that serves overlays in user space.
         log_level, log_file, syslog: see `log`.
     """
 
-    __slots__ = ("bundle", "log_file", "log_level", "mount_program", "syslog")
+    __slots__ = ("bundle", "fsync", "log_file", "log_level", "mount_program", "rescue_dir", "syslog")
 
     def __init__(
         self,
         *,
         bundle: str | None,
         mount_program: str,
+        rescue_dir: str | None,
+        fsync: bool,
         log_level: str,
         log_file: str | None,
         syslog: bool,
     ) -> None:
         self.bundle = bundle
         self.mount_program = mount_program
+        self.rescue_dir = rescue_dir
+        self.fsync = fsync
         self.log_level = log_level
         self.log_file = log_file
         self.syslog = syslog
@@ -53,16 +61,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; the process's own by default.
 
     Returns:
-        The exit status: 0 if all that was asked for is saved, 1 if something is not. A wrong
-        command line ends the program with status 2.
+        The exit status: 0 if all that was asked for is saved, 1 if something is not, 128 plus the
+        signal's number after SIGTERM or SIGINT. A wrong command line ends the program with status 2.
     """
     _keep_standard_descriptors()
+    os.umask(0o022)  # what archives and parents are made with does not depend on the runtime's
     settings = parse(sys.argv[1:] if arguments is None else arguments)
     logger = _open_log(settings)
 
     from archive_overlay import hook
 
-    return hook.run(settings, logger)
+    _raise_on_signals()
+    try:
+        return hook.run(settings, logger)
+    except Interrupted as interruption:
+        return 128 + interruption.number
 
 
 def parse(arguments: Sequence[str]) -> Settings:
@@ -71,6 +84,8 @@ def parse(arguments: Sequence[str]) -> Settings:
     return Settings(
         bundle=options.bundle,
         mount_program=options.mount_program,
+        rescue_dir=options.rescue_dir,
+        fsync=options.fsync,
         log_level=options.log_level,
         log_file=options.log_file,
         syslog=options.syslog,
@@ -111,6 +126,21 @@ def build_parser() -> argparse.ArgumentParser:
         ),
     )
     parser.add_argument(
+        "--rescue-dir",
+        metavar="DIR",
+        type=_absolute_path,
+        help=(
+            "keep the upperdir of an archive that fails in this directory, as DIR/CONTAINER/ARCHIVE with what was"
+            " asked for and what went wrong in DIR/CONTAINER/ARCHIVE.json"
+        ),
+    )
+    parser.add_argument(
+        "--no-fsync",
+        dest="fsync",
+        action="store_false",
+        help="do not wait until archives are on disk: faster, but a power failure may take them back",
+    )
+    parser.add_argument(
         "--bundle",
         metavar="DIR",
         help="read config.json from this bundle, and no container state from standard input: for running by hand",
@@ -124,6 +154,22 @@ def _log_level(value: str) -> str:
         return log.canonical_level(value)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}, choose from {', '.join(log.LEVEL_NAMES)}") from error
+
+
+def _absolute_path(value: str) -> str:
+    if not value.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{value!r} is a relative path, but a hook runs in any directory")
+    return os.path.normpath("/" + value.lstrip("/"))
+
+
+def _raise_on_signals() -> None:
+    def interrupt(number: int, frame: object) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)  # what is being cleaned up is cleaned up to its end
+        raise Interrupted(number)
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, interrupt)
 
 
 def _open_log(settings: Settings) -> log.Log:

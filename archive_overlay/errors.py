@@ -1,4 +1,4 @@
-"""The two ways in which the hook's work cannot be done."""
+"""The ways in which the hook's work cannot be done."""
 
 from __future__ import annotations
 
@@ -26,6 +26,21 @@ class HookError(Exception):
 
 class ArchiveError(HookError):
     """One request cannot be done; the others still can."""
+
+
+class Interrupted(BaseException):
+    """A signal asks the program to end.
+
+    Args:
+        number: the signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    def __str__(self) -> str:
+        return f"interrupted by signal {self.number}"
 
 
 def fail(action: str, error: OSError, *, hint: str = "") -> NoReturn:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from archive_overlay import marker, methods, publish, runtime
 from archive_overlay.annotations import group_by_name, parse_request
-from archive_overlay.errors import ArchiveError, HookError
+from archive_overlay.errors import ArchiveError, HookError, Interrupted
+from archive_overlay.flush import Never, ToDisk
 from archive_overlay.overlay.changes import DIRECTORY, FILE, WHITEOUT, changes
 from archive_overlay.overlay.locate import find_overlay
 from archive_overlay.staging import ARCHIVE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from typing import Callable
 
     from archive_overlay.annotations import ArchiveRequest
     from archive_overlay.cli import Settings
+    from archive_overlay.flush import Flush
     from archive_overlay.log import Log
     from archive_overlay.overlay.changes import Change
+    from archive_overlay.overlay.locate import OverlayMount
+    from archive_overlay.rescue import Rescue
     from archive_overlay.runtime import Spec
 
 
@@ -32,77 +36,139 @@ def run(settings: Settings, log: Log) -> int:
 
     Returns:
         0 if all that was asked for is saved, 1 if something is not.
+
+    Raises:
+        Interrupted: a signal ended the run; what was being written is removed.
     """
     try:
-        bundle = os.path.abspath(settings.bundle) if settings.bundle else runtime.read_state(0).bundle
-        spec = runtime.read_spec(bundle)
+        state = runtime.state_of_bundle(settings.bundle) if settings.bundle else runtime.read_state(0)
+        spec = runtime.read_spec(state.bundle)
     except HookError as error:
         log.error(str(error))
         return 1
-    saved = True
-    requests = []
-    for name, keys in group_by_name(spec.annotations, log):
+    asked = list(group_by_name(spec.annotations, log))
+    if not asked:
+        return 0
+    run = _Run(settings, spec, state.id, log)
+    for fault in spec.faults:
+        run.complain(fault)
+    work = [(name, keys, run.prepare(name, keys)) for name, keys in asked]
+    try:
+        while work:
+            name, keys, archive = work[0]
+            if archive:
+                run.attempt(name, keys, archive)
+            del work[0]
+    except Interrupted as interruption:
+        for name, keys, archive in work:
+            if archive:
+                run.give_up(name, keys, str(interruption), hurry=True)
+        raise
+    return 0 if run.saved_all else 1
+
+
+class _Run:
+    """One run of the hook: what all requests have in common, and whether all is well so far."""
+
+    def __init__(self, settings: Settings, spec: Spec, container: str, log: Log) -> None:
+        self.saved_all = True
+        self._settings = settings
+        self._spec = spec
+        self._log = log
+        # All code that is needed is imported before the first archive begins, because a package
+        # upgrade may replace this file in the meantime.
+        self._flush: Flush = ToDisk() if settings.fsync else Never()
+        self._rescue = _make_rescue(settings.rescue_dir, container, log) if settings.rescue_dir else None
+
+    def complain(self, message: str) -> None:
+        """Log what is wrong, and remember that something is."""
+        self._log.error(message)
+        self.saved_all = False
+
+    def prepare(self, name: str, keys: Mapping[str, object]) -> Callable[[], None] | None:
+        """Make the work of one archive's annotations; None if they cannot be used."""
         try:
-            request = parse_request(name, keys, log)
-            # All code that is needed is imported before the first archive begins, because a package
-            # upgrade may replace this file in the meantime.
-            requests.append((request, methods.load(request.method)))
+            request = parse_request(name, keys, self._log)
         except ArchiveError as error:
-            log.error(f"archive {name}: {error}")
-            saved = False
-    if requests:
-        for fault in spec.faults:
-            log.error(fault)
-            saved = False
-    for request, method in requests:
+            self.give_up(name, keys, str(error), hurry=False)
+            return None
+        writer = methods.load(request.method)
+        return lambda: self._archive(request, writer)
+
+    def attempt(self, name: str, keys: Mapping[str, object], archive: Callable[[], None]) -> None:
+        """Do one archive's work; its failure is its own."""
         try:
-            _archive(request, method, spec, settings, log)
+            archive()
         except ArchiveError as error:
-            log.error(f"archive {request.name}: {error}")
-            saved = False
+            self.give_up(name, keys, str(error), hurry=False)
         except Exception as error:  # a fault of this program must not cost the other archives
-            log.error(f"archive {request.name}: internal error: {_where(error)}; please report it")
-            saved = False
-    return 0 if saved else 1
+            self.give_up(name, keys, f"internal error: {_where(error)}; please report it", hurry=False)
 
-
-def _archive(
-    request: ArchiveRequest, method: methods.Writer, spec: Spec, settings: Settings, log: Log
-) -> None:
-    """Do one request: judge it, remove the old marker, write, publish, create the marker."""
-    started = time.monotonic()
-    overlay = find_overlay(spec, request.mount_point, mount_program=settings.mount_program)
-    log.debug(f"archive {request.name}: the upperdir of {request.mount_point} is {overlay.upper}")
-    destination = publish.judge_destination(
-        request.archive_to, makes=request.method.makes, if_exists=request.if_exists, upper=overlay.upper
-    )
-    if request.success:
-        marker.judge(request.success, destination.path)
-    with destination.stage(log) as staging:
-        if request.success:
-            marker.remove(request.success)
-        tally = _Tally()
-        stream = changes(overlay, log)
+    def give_up(self, name: str, keys: Mapping[str, object], reason: str, *, hurry: bool) -> None:
+        """Say that an archive failed and where its changes are now; keep them if that was asked for."""
+        mount_point = keys.get("mount-point")
+        if not isinstance(mount_point, str):
+            self.complain(f"archive {name}: {reason}")
+            return
         try:
-            method.write(
-                tally.counted(stream),
-                methods.Target(
-                    directory=staging.directory,
-                    name=ARCHIVE,
-                    opaque_attribute=overlay.dialect.opaque_attribute,
-                    owner=request.owner,
-                ),
-                log,
-            )
-        finally:
-            stream.close()
-        publish.publish(staging, destination)
+            overlay = self._find(runtime.normal_destination(mount_point))
+        except ArchiveError as error:
+            missing = "" if str(error) == reason else f"; its changes are not to be found: {error}"
+            self.complain(f"archive {name}: {reason}{missing}")
+            return
+        where = f"its changes are in {overlay.upper} until the engine deletes them"
+        if self._rescue:
+            try:
+                kept = self._rescue.keep(overlay, name, asked=keys, reason=reason, hurry=hurry)
+                where = f"its changes are kept in {kept}"
+            except ArchiveError as error:
+                where = f"{where}, and could not be kept: {error}"
+        self.complain(f"archive {name}: {reason}; {where}")
+
+    def _archive(self, request: ArchiveRequest, method: methods.Writer) -> None:
+        """Do one request: judge it, remove the old marker, write, publish, create the marker."""
+        started = time.monotonic()
+        overlay = self._find(request.mount_point)
+        self._log.debug(f"archive {request.name}: the upperdir of {request.mount_point} is {overlay.upper}")
+        destination = publish.judge_destination(
+            request.archive_to,
+            makes=request.method.makes,
+            if_exists=request.if_exists,
+            upper=overlay.upper,
+        )
         if request.success:
-            marker.create(request.success)
-    log.info(
-        f"archive {request.name}: saved {tally} of {request.mount_point} to {destination.path} by"
-        f" {request.method.name} in {time.monotonic() - started:.2f} s"
-    )
+            marker.judge(request.success, destination.path, overlay.upper)
+        tally = _Tally()
+        with destination.stage(self._log) as staging:
+            if request.success:
+                marker.remove(request.success, self._flush)
+            target = methods.Target(
+                directory=staging.directory,
+                name=ARCHIVE,
+                opaque_attribute=overlay.dialect.opaque_attribute,
+                owner=request.owner,
+            )
+            stream = changes(overlay, self._log)
+            try:
+                method.write(tally.counted(stream), target, self._log)
+            finally:
+                stream.close()
+            publish.publish(staging, destination, self._flush)
+            if request.success:
+                marker.create(request.success, self._flush)
+        self._log.info(
+            f"archive {request.name}: saved {tally} of {request.mount_point} to {destination.path} by"
+            f" {request.method.name} in {time.monotonic() - started:.2f} s"
+        )
+
+    def _find(self, mount_point: str) -> OverlayMount:
+        return find_overlay(self._spec, mount_point, mount_program=self._settings.mount_program)
+
+
+def _make_rescue(directory: str, container: str, log: Log) -> Rescue:
+    from archive_overlay.rescue import Rescue
+
+    return Rescue(directory, container, log)
 
 
 class _Tally:

@@ -70,7 +70,11 @@ def _rename_new_without_the_kernel(name: str, directory: int, new_name: str, new
         return
     # A directory takes the place of nothing but an empty directory. One made just for this is ours.
     os.mkdir(new_name, stat.S_IRWXU, dir_fd=new_directory)
-    os.rename(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory)
+    try:
+        os.rename(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory)
+    except OSError:
+        os.rmdir(new_name, dir_fd=new_directory)
+        raise
 
 
 def _renameat2(name: str, directory: int, other_name: str, other_directory: int, flags: int) -> None:

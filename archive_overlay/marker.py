@@ -6,26 +6,32 @@ import os
 import stat
 
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.publish import flush_directories
+from archive_overlay.publish import keep_apart
 from archive_overlay.staging import make_directories
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from archive_overlay.flush import Flush
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def judge(success: str, archive_to: str) -> None:
+def judge(success: str, archive_to: str, upper: str) -> None:
     """Refuse a marker that cannot be.
 
     Args:
         success: absolute path of the marker.
         archive_to: absolute path of the archive.
+        upper: the upperdir that is archived.
 
     Raises:
-        ArchiveError: something that is no file is there, or the archive is.
+        ArchiveError: something that is no file is there, the archive is, or it is in the upperdir.
     """
     if success == archive_to or archive_to.startswith(success + "/"):
         raise ArchiveError(
             f"success {success} is where the archive goes", hint="give the marker a path of its own"
         )
+    keep_apart("success", success, upper)
     try:
         mode = os.lstat(success).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -38,7 +44,7 @@ def judge(success: str, archive_to: str) -> None:
         )
 
 
-def remove(success: str) -> None:
+def remove(success: str, flush: Flush) -> None:
     """Take back what an earlier run said, for good.
 
     Raises:
@@ -46,14 +52,14 @@ def remove(success: str) -> None:
     """
     try:
         os.unlink(success)
-        flush_directories([os.path.dirname(success)])
+        flush.directories([os.path.dirname(success)])
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
         fail(f"cannot remove the success marker {success} of an earlier archive", error)
 
 
-def create(success: str) -> None:
+def create(success: str, flush: Flush) -> None:
     """Say that the archive is whole and durable.
 
     Args:
@@ -66,6 +72,6 @@ def create(success: str) -> None:
     try:
         made = make_directories(parent)
         os.close(os.open(success, _CREATE, 0o644))
-        flush_directories([parent, *made])
+        flush.directories([parent, *made])
     except OSError as error:
         fail(f"the archive is complete, but its success marker {success} cannot be created", error)

@@ -39,24 +39,27 @@ def merge(name: str, directory: int, onto: str, onto_directory: int) -> None:
 
 
 def _merge(source: Descent, target: Descent) -> None:
-    pending = [_names(source)]
+    # A directory's metadata are read first, as moving entries out of it changes its time, and given
+    # last, as moving entries into it does so too.
+    levels = [(_names(source), *metadata.read(source.fd))]
     while True:
-        if pending[-1]:
-            name = pending[-1].pop()
+        names, status, attributes = levels[-1]
+        if names:
+            name = names.pop()
             if _place(name, source.fd, target.fd):
                 source.enter(name)
                 target.enter(name)
-                pending.append(_names(source))
+                levels.append((_names(source), *metadata.read(source.fd)))
             continue
-        pending.pop()
-        if not pending:
-            metadata.transfer(source.fd, target.fd)
+        levels.pop()
+        if not levels:
+            metadata.replace(target.fd, status, attributes)
             return
-        left, filled = source.leave(), target.leave()
+        os.close(source.leave())
+        filled = target.leave()
         try:
-            metadata.transfer(left, filled)
+            metadata.replace(filled, status, attributes)
         finally:
-            os.close(left)
             os.close(filled)
 
 

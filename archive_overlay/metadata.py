@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from archive_overlay.overlay.changes import Change
 
+# The host's label for a file, not the container's doing.
+SELINUX_LABEL = "security.selinux"
+
 
 def give(file: int | str, change: Change, attributes: Mapping[str, bytes]) -> None:
     """Give an open file or directory what a change says of it.
@@ -34,24 +37,34 @@ def give(file: int | str, change: Change, attributes: Mapping[str, bytes]) -> No
     os.utime(file, ns=(change.atime_ns, change.mtime_ns))
 
 
-def transfer(source: int, target: int) -> None:
-    """Make the owner, attributes, mode and times of one open directory those of another.
-
-    Args:
-        source: file descriptor of the directory that has them.
-        target: file descriptor of the directory that gets them; attributes of its own are removed.
+def read(directory: int) -> tuple[os.stat_result, dict[str, bytes]]:
+    """Read what `replace` gives: an open directory's status, and its attributes less the host's label.
 
     Raises:
-        OSError: something cannot be read or given.
+        OSError: something cannot be read.
     """
-    status = os.fstat(source)
-    os.chown(target, status.st_uid, status.st_gid)
-    names = os.listxattr(source)
-    for name in os.listxattr(target):
-        if name not in names and name != "security.selinux":
-            os.removexattr(target, name)
-    for name in names:
-        if name != "security.selinux":
-            os.setxattr(target, name, os.getxattr(source, name))
-    os.chmod(target, status.st_mode & 0o7777)
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+    names = os.listxattr(directory)
+    return os.fstat(directory), {
+        name: os.getxattr(directory, name) for name in names if name != SELINUX_LABEL
+    }
+
+
+def replace(directory: int, status: os.stat_result, attributes: Mapping[str, bytes]) -> None:
+    """Make an open directory's owner, attributes, mode and times those of another.
+
+    Args:
+        directory: file descriptor of the directory that gets them; other attributes are removed.
+        status: has the owner, mode and times.
+        attributes: the extended attributes.
+
+    Raises:
+        OSError: something cannot be given.
+    """
+    os.chown(directory, status.st_uid, status.st_gid)
+    for name in os.listxattr(directory):
+        if name not in attributes and name != SELINUX_LABEL:
+            os.removexattr(directory, name)
+    for name, value in attributes.items():
+        os.setxattr(directory, name, value)
+    os.chmod(directory, status.st_mode & 0o7777)
+    os.utime(directory, ns=(status.st_atime_ns, status.st_mtime_ns))

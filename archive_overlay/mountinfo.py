@@ -42,6 +42,7 @@ class MountTable:
     """
 
     def __init__(self, lines: Iterable[bytes]) -> None:
+        self._all: list[MountedFilesystem] = []
         self._at: dict[str, MountedFilesystem] = {}
         for line in lines:
             fields = line.rstrip(b"\n").split(b" ")
@@ -53,6 +54,7 @@ class MountTable:
                 # Commas inside a value are escaped, so the bare ones separate.
                 options=tuple(_decoded(option) for option in fields[separator + 3].split(b",")),
             )
+            self._all.append(mounted)
             self._at[mounted.mount_point] = mounted  # the last one covers the others
 
     def at(self, path: str) -> MountedFilesystem | None:
@@ -62,6 +64,10 @@ class MountTable:
             path: absolute; symbolic links in it are resolved.
         """
         return self._at.get(path) or self._at.get(os.path.realpath(path))
+
+    def of_type(self, type: str) -> list[MountedFilesystem]:
+        """Give all mounts of a type, covered ones too."""
+        return [mounted for mounted in self._all if mounted.type == type]
 
 
 def read() -> MountTable:

@@ -12,9 +12,9 @@ from archive_overlay.staging import ARCHIVE, Staging
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from archive_overlay.flush import Flush
     from archive_overlay.log import Log
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _TAKEN_HINT = "if-exists says to fail then"
 # How often the destination may turn out to be something else than a moment ago.
 _ATTEMPTS = 100
@@ -60,7 +60,7 @@ def judge_destination(archive_to: str, *, makes: str, if_exists: str, upper: str
     path = _resolved(archive_to, "archive-to")
     if path == "/":
         raise ArchiveError("archive-to is the root directory", hint="name something inside it")
-    _keep_apart(path, upper)
+    keep_apart("archive-to", path, upper)
     found = _status(path)
     if found is None:
         return Destination(path=path, makes=makes, if_exists=if_exists, mount_point=False)
@@ -81,50 +81,37 @@ def judge_destination(archive_to: str, *, makes: str, if_exists: str, upper: str
     return Destination(path=path, makes=makes, if_exists=if_exists, mount_point=mount_point)
 
 
-def publish(staging: Staging, destination: Destination) -> None:
+def publish(staging: Staging, destination: Destination, flush: Flush) -> None:
     """Make a finished archive durable, and then visible at its destination as `if-exists` says.
 
     Args:
         staging: has the archive. What it replaced may be in there afterwards.
         destination: where it goes.
+        flush: when something counts as written.
 
     Raises:
         ArchiveError: that was not possible; the destination has what it had (with merge: each entry
             the old one or the new one).
     """
     try:
-        _flush_archive(staging, destination)
+        _flush_archive(staging, destination, flush)
         _place(staging, destination)
         if destination.if_exists == "merge" or destination.mount_point:
-            kernel.sync_file_system(staging.parent)  # many directories may have new entries
+            flush.file_system(staging.parent)  # many directories may have new entries
         else:
-            os.fsync(staging.parent)
-        flush_directories(staging.made)
+            flush.file(staging.parent)
+        flush.directories(staging.made)
     except OSError as error:
         fail(f"cannot put the archive at {destination.path}", error)
 
 
-def flush_directories(paths: list[str]) -> None:
-    """Flush directories, so that their entries last.
-
-    Raises:
-        OSError: one cannot be flushed.
-    """
-    for path in paths:
-        fd = os.open(path, _DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def _flush_archive(staging: Staging, destination: Destination) -> None:
+def _flush_archive(staging: Staging, destination: Destination, flush: Flush) -> None:
     if destination.makes == "directory":
-        kernel.sync_file_system(staging.directory)
+        flush.file_system(staging.directory)
         return
     fd = os.open(ARCHIVE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging.directory)
     try:
-        os.fsync(fd)
+        flush.file(fd)
     finally:
         os.close(fd)
 
@@ -229,7 +216,17 @@ def _resolved(path: str, label: str) -> str:
     return os.path.realpath(path)
 
 
-def _keep_apart(path: str, upper: str) -> None:
+def keep_apart(label: str, path: str, upper: str) -> None:
+    """Refuse a path that is in the upperdir, or that the upperdir is in.
+
+    Args:
+        label: the annotation that has the path.
+        path: absolute, of something that is going to be written.
+        upper: the upperdir that is archived.
+
+    Raises:
+        ArchiveError: they are not apart.
+    """
     try:
         upper_status = os.stat(upper)
     except OSError as error:
@@ -238,15 +235,13 @@ def _keep_apart(path: str, upper: str) -> None:
         status = _status(place)
         if status and os.path.samestat(status, upper_status):
             raise ArchiveError(
-                f"archive-to {path} is the upperdir {upper} or in it", hint="name a path outside of it"
+                f"{label} {path} is the upperdir {upper} or in it", hint="name a path outside of it"
             )
     status = _status(path)
     if status:
         for place in _self_and_parents(os.path.realpath(upper)):
             if os.path.samestat(os.stat(place), status):
-                raise ArchiveError(
-                    f"archive-to {path} contains the upperdir {upper}", hint="name another path"
-                )
+                raise ArchiveError(f"{label} {path} contains the upperdir {upper}", hint="name another path")
 
 
 def _self_and_parents(path: str) -> list[str]:

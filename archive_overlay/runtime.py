@@ -111,6 +111,16 @@ def read_state(fd: int) -> State:
     return State(id=identifier if isinstance(identifier, str) else "", bundle=bundle)
 
 
+def state_of_bundle(bundle: str) -> State:
+    """Give the state that a runtime would, for a bundle that a person names.
+
+    Args:
+        bundle: path, relative to the working directory or absolute.
+    """
+    path = os.path.abspath(bundle)
+    return State(id=os.path.basename(path), bundle=path)
+
+
 def read_spec(bundle: str) -> Spec:
     """Read the spec, `config.json` in the bundle.
 

@@ -94,7 +94,7 @@ class Staging:
         """Note that an archive which is about to be exchanged into this directory must not be lost."""
         os.mkdir(f"{_KEEP}{old.st_ino}", dir_fd=self.directory)
 
-    def take_backup_name(self, take: Callable[[str], None]) -> str:
+    def take_backup_name(self, take: Callable[[str], object]) -> str:
         """Find the next free backup name of the destination: NAME.~1~, NAME.~2~, ...
 
         Args:
@@ -106,14 +106,7 @@ class Staging:
         pattern = re.compile(re.escape(self.name) + r"\.~([0-9]+)~")
         matches = (pattern.fullmatch(name) for name in os.listdir(self.parent))
         number = max((int(match[1]) for match in matches if match), default=0)
-        while True:
-            number += 1
-            backup = f"{self.name}.~{number}~"
-            try:
-                take(backup)
-            except FileExistsError:
-                continue  # another run has just taken it
-            return backup
+        return _take_numbered_name(self.name, number + 1, take)
 
     def _make(self) -> None:
         while self.directory < 0:
@@ -163,6 +156,23 @@ class Staging:
         self.directory = self.parent = -1
 
 
+def take_free_name(name: str, take: Callable[[str], object]) -> str:
+    """Find a free name: NAME, NAME.~1~, NAME.~2~, ...
+
+    Args:
+        name: the first that is tried.
+        take: gives something the name that it is called with, or raises FileExistsError.
+
+    Returns:
+        The name that was taken.
+    """
+    try:
+        take(name)
+    except FileExistsError:
+        return _take_numbered_name(name, 1, take)
+    return name
+
+
 def make_directories(path: str) -> list[str]:
     """Make a directory and its missing parents, with mode 0755.
 
@@ -200,6 +210,17 @@ def staging_prefix(name: str) -> str:
         return f".{name}{_SUFFIX}"
     kept = os.fsdecode(encoded[: room - 9])
     return f".{kept}-{zlib.crc32(encoded):08x}{_SUFFIX}"
+
+
+def _take_numbered_name(name: str, number: int, take: Callable[[str], object]) -> str:
+    while True:
+        numbered = f"{name}.~{number}~"
+        try:
+            take(numbered)
+        except FileExistsError:
+            number += 1
+            continue
+        return numbered
 
 
 def _lock(fd: int) -> bool | None:

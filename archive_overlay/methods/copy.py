@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from archive_overlay import metadata
+from archive_overlay import metadata, sparse
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.overlay.changes import (
     BLOCK_DEVICE,
@@ -143,13 +143,16 @@ class _Writer:
 def _copy_file(change: Change, directory: int) -> None:
     fd = os.open(change.name, _CREATE, stat.S_IRUSR | stat.S_IWUSR, dir_fd=directory)
     try:
-        if change.size <= _AT_ONCE:
+        if change.sparse:
+            copied = _copy_segments(change, fd)
+        elif change.size <= _AT_ONCE:
             data = os.read(change.fd, change.size + 1)
             copied = len(data)
             while data:
                 data = data[os.write(fd, data) :]
         else:
-            copied = _copy_in_kernel(change.fd, fd)
+            # One byte more than there should be, so that a file that has grown is noticed.
+            copied = _copy_in_kernel(change.fd, fd, change.size + 1)
         if copied != change.size:
             raise ArchiveError(f"{change.path} changed its size while it was read")
         metadata.give(fd, change, change.attributes)
@@ -157,15 +160,31 @@ def _copy_file(change: Change, directory: int) -> None:
         os.close(fd)
 
 
-def _copy_in_kernel(source: int, target: int) -> int:
-    """Copy to the end of the source, and give the number of bytes copied."""
+def _copy_segments(change: Change, target: int) -> int:
+    """Copy what are no holes, and give the size that the source has."""
+    os.truncate(target, change.size)
+    for offset, length in sparse.segments(change.fd, change.size):
+        os.lseek(change.fd, offset, os.SEEK_SET)
+        os.lseek(target, offset, os.SEEK_SET)
+        if _copy_in_kernel(change.fd, target, length) != length:
+            return -1  # it has been cut off meanwhile
+    return os.fstat(change.fd).st_size
+
+
+def _copy_in_kernel(source: int, target: int, most: int) -> int:
+    """Copy from one file's position to another's, and give the number of bytes copied.
+
+    Args:
+        source, target: file descriptors.
+        most: at most so many bytes are copied; fewer only if the source ends.
+    """
     copied = 0
     try:
-        while count := os.copy_file_range(source, target, _PIECE):
+        while count := os.copy_file_range(source, target, min(most - copied, _PIECE)):
             copied += count
     except OSError:
         # Not between these file systems; what was copied up to here stays.
-        while count := os.sendfile(target, source, None, _PIECE):
+        while count := os.sendfile(target, source, None, min(most - copied, _PIECE)):
             copied += count
     return copied
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 
+from archive_overlay import sparse
 from archive_overlay.compress import GzipWriter
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.overlay.changes import (
@@ -90,9 +91,15 @@ class _Writer:
         if change.kind is SOCKET:
             self._log.warning(f"{change.path} is left out: it is a socket, which a tar cannot hold")
             return
-        self._gathered += self._headers(change)
-        if change.fd >= 0:
-            self._add_data(change)
+        holes = self._holes(change)
+        self._gathered += self._headers(change, holes)
+        if holes:
+            self._add_segments(change, holes)
+        elif change.fd >= 0:
+            self._add_data(change, change.size)
+            if os.read(change.fd, 1):
+                raise _changed(change)
+            self._pad(change.size)
         if len(self._gathered) >= _GATHERED:
             self._flush()
 
@@ -108,22 +115,49 @@ class _Writer:
         self._length += len(self._gathered)
         self._gathered.clear()
 
-    def _add_data(self, change: Change) -> None:
-        left = change.size
-        # One byte more than there should be, so that a file that has grown is noticed.
-        while data := os.read(change.fd, min(left, _GATHERED) + 1):
+    def _holes(self, change: Change) -> _Sparse | None:
+        """Give the map of a file if storing it takes less than storing its holes."""
+        if change.fd < 0 or not change.sparse:
+            return None
+        holes = _Sparse(change)
+        if holes.stored_size < change.size:
+            return holes
+        os.lseek(change.fd, 0, os.SEEK_SET)
+        return None
+
+    def _add_data(self, change: Change, size: int) -> None:
+        """Add the next bytes of a file."""
+        left = size
+        while left:
+            data = os.read(change.fd, min(left, _GATHERED))
+            if not data:
+                raise _changed(change)
             left -= len(data)
-            if left < 0:
-                break
             self._gathered += data
             if len(self._gathered) >= _GATHERED:
                 self._flush()
-        if left:
-            raise ArchiveError(f"{change.path} changed its size while it was read")
-        self._gathered += bytes(-change.size % _BLOCK)
 
-    def _headers(self, change: Change) -> bytes:
-        records = {}
+    def _add_segments(self, change: Change, holes: _Sparse) -> None:
+        """Add a sparse file's map, and then what are no holes in it."""
+        for line in holes.map_lines():
+            self._gathered += line
+            if len(self._gathered) >= _GATHERED:
+                self._flush()
+        self._pad(holes.map_size)
+        stored = 0
+        for offset, length in sparse.segments(change.fd, change.size):
+            os.lseek(change.fd, offset, os.SEEK_SET)
+            self._add_data(change, length)
+            stored += length
+        if stored != holes.data_size or os.fstat(change.fd).st_size != change.size:
+            raise _changed(change)
+        self._pad(stored)
+
+    def _pad(self, size: int) -> None:
+        self._gathered += bytes(-size % _BLOCK)
+
+    def _headers(self, change: Change, holes: _Sparse | None) -> bytes:
+        records: dict[str, bytes] = {}
         name = b"./" + os.fsencode(change.path)
         type_flag = _TYPES[change.kind]
         link = b""
@@ -138,11 +172,14 @@ class _Writer:
             link = b"./" + os.fsencode(change.link_to)
         elif change.kind is SYMLINK:
             link = os.fsencode(change.target)
-        if len(name) > 100 or not name.isascii():
+        if holes:
+            records |= holes.records(name)
+            name = b"./GNUSparseFile.0/" + os.fsencode(change.name)
+        elif len(name) > 100 or not name.isascii():
             records["path"] = name
         if len(link) > 100 or not link.isascii():
             records["linkpath"] = link
-        size = change.size if change.fd >= 0 else 0
+        size = holes.stored_size if holes else change.size if change.fd >= 0 else 0
         if size > _LARGEST_LONG:
             records["size"] = b"%d" % size
         uid, gid, mode = self._owner_and_mode(change)
@@ -194,6 +231,64 @@ class _Writer:
             " restores; GNU tar does"
         )
         return attribute.replace("%", "%25").replace("=", "%3D")
+
+
+class _Sparse:
+    """How a sparse file is stored: a map of its segments, then the segments, without the holes.
+
+    The map is a list of decimal numbers, a line each: how many segments there are, and the offset and
+    the length of each. A hole at the end is shown by a segment of no length.
+
+    Source: GNU tar manual, "Storing Sparse Files", PAX format, version 1.0; Python's tarfile and Go's
+    archive/tar read it too.
+    """
+
+    def __init__(self, change: Change) -> None:
+        self._change = change
+        self._count = 0
+        self.data_size = 0
+        self.map_size = 0
+        end = 0
+        # The segments are not kept: a file may have millions.
+        for offset, length in self._segments():
+            self._count += 1
+            self.data_size += length
+            self.map_size += len(b"%d\n%d\n" % (offset, length))
+            end = offset + length
+        self._ends_in_a_hole = end < change.size
+        if self._ends_in_a_hole:
+            self._count += 1
+            self.map_size += len(b"%d\n0\n" % change.size)
+        self.map_size += len(b"%d\n" % self._count)
+
+    @property
+    def stored_size(self) -> int:
+        """Bytes of the map and the segments together, the map padded to blocks."""
+        return self.map_size + -self.map_size % _BLOCK + self.data_size
+
+    def records(self, name: bytes) -> dict[str, bytes]:
+        """Give the records of the extended header."""
+        return {
+            "GNU.sparse.major": b"1",
+            "GNU.sparse.minor": b"0",
+            "GNU.sparse.name": name,
+            "GNU.sparse.realsize": b"%d" % self._change.size,
+        }
+
+    def map_lines(self) -> Iterator[bytes]:
+        """Give the map."""
+        yield b"%d\n" % self._count
+        for offset, length in self._segments():
+            yield b"%d\n%d\n" % (offset, length)
+        if self._ends_in_a_hole:
+            yield b"%d\n0\n" % self._change.size
+
+    def _segments(self) -> Iterator[tuple[int, int]]:
+        return sparse.segments(self._change.fd, self._change.size)
+
+
+def _changed(change: Change) -> ArchiveError:
+    return ArchiveError(f"{change.path} changed its size while it was read")
 
 
 def _ustar(

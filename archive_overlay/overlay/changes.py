@@ -1,6 +1,7 @@
 """What an upperdir holds, as a stream of changes in which nothing of overlayfs is left.
 
-The upperdir was written by a container: every name in it, every link and every attribute may have
+Where an upperdir only refers to a lower layer (a file of which the metadata alone were copied up, a
+directory that was renamed), the stream has what is there: the change set stands on its own. The upperdir was written by a container: every name in it, every link and every attribute may have
 been made to do harm. It is walked by directory file descriptors, and nothing in it is written.
 """
 
@@ -11,7 +12,9 @@ import stat
 
 from archive_overlay import tree
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.overlay.dialect import BOOKKEEPING, OPAQUE_MARKERS, WHITEOUT_PREFIX
+from archive_overlay.overlay.attributes import NO_ATTRIBUTES, Marks, read_attributes
+from archive_overlay.overlay.dialect import OPAQUE_MARKERS, WHITEOUT_PREFIX
+from archive_overlay.overlay.lowers import Directory, Lowers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
     from archive_overlay.overlay.dialect import Dialect
     from archive_overlay.overlay.locate import OverlayMount
+    from archive_overlay.overlay.lowers import Place
 
 DIRECTORY = "directory"
 FILE = "file"
@@ -39,7 +43,6 @@ _KINDS = {
     stat.S_IFCHR: CHARACTER_DEVICE,
     stat.S_IFBLK: BLOCK_DEVICE,
 }
-_NO_ATTRIBUTES: dict[str, bytes] = {}
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -62,6 +65,7 @@ class Change:
         link_to: path of an earlier change that is the same file, or None.
         fd: of a file that is no link: open for reading, at the start, until the next change is taken.
             -1 otherwise.
+        sparse: whether the file may have holes.
     """
 
     __slots__ = (
@@ -78,6 +82,7 @@ class Change:
         "opaque",
         "rdev",
         "size",
+        "sparse",
         "target",
         "uid",
     )
@@ -110,6 +115,8 @@ class Change:
         self.target = target
         self.link_to = link_to
         self.fd = fd
+        # In units of 512 bytes, whatever the block size (stat(2)).
+        self.sparse = status.st_blocks * 512 < status.st_size
 
     @property
     def path(self) -> str:
@@ -141,14 +148,27 @@ def changes(overlay: OverlayMount, log: Log) -> Generator[Change, None, None]:
 class _Level:
     """A directory that is being read: what is still to come in it, and what is known of it."""
 
-    __slots__ = ("directories", "names", "opaque", "others", "prefix", "whiteouts")
+    __slots__ = (
+        "complete",
+        "directories",
+        "lower",
+        "names",
+        "node",
+        "opaque",
+        "others",
+        "prefix",
+        "whiteouts",
+    )
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, node: Directory) -> None:
         self.prefix = prefix
+        self.node = node
         self.opaque = False
+        self.complete = False  # what lies below comes too, because in the archive it will not be below
         self.names: list[str] = []  # what is to come, last first
         self.directories: set[str] = set()
         self.others: set[str] = set()  # neither directories nor files
+        self.lower: set[str] = set()  # not in the upperdir
         self.whiteouts: dict[str, str] = {}  # deleted name: the entry that says so
 
 
@@ -159,14 +179,16 @@ class _Reader:
         self._upper = overlay.upper
         self._dialect: Dialect = overlay.dialect
         self._log = log
+        self._lowers = Lowers(overlay)
         self._first_names: dict[tuple[int, int], str] = {}
-        self._file_fd = -1
+        self._file = -1
         try:
             top = os.open(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             fail(f"cannot read the upperdir {overlay.upper}", error)
         self._descent = tree.Descent(top)
         self._levels: list[_Level] = []
+        self._only_below = 0  # how many of the levels, the last ones, have no directory in the upperdir
 
     def close(self) -> None:
         self._close_file()
@@ -176,41 +198,53 @@ class _Reader:
         path = ""
         levels = self._levels
         try:
-            yield self._directory("", "")
+            yield self._upper_directory("", "", None)
             while levels:
                 level = levels[-1]
                 if not level.names:
                     path = level.prefix
-                    levels.pop()
-                    if levels:
-                        os.close(self._descent.leave())
+                    self._leave()
                     continue
                 name = level.names.pop()
                 path = level.prefix + name
                 if name in level.whiteouts:
-                    if not level.opaque:
+                    if not (level.opaque or level.complete):
                         yield self._whiteout(level, name)
                 elif name in level.directories:
                     self._descent.enter(name)
-                    yield self._directory(level.prefix, name)
+                    yield self._upper_directory(level.prefix, name, level)
                 elif name in level.others:
-                    change = self._other(level.prefix, name)
+                    change = self._other(level, name)
                     # An opaque directory needs no whiteouts, and those in it would show up in listings.
-                    if not (level.opaque and change.kind is WHITEOUT):
+                    if not (change.kind is WHITEOUT and (level.opaque or level.complete)):
                         yield change
+                elif name in level.lower:
+                    below = self._from_below(level, name)
+                    if below is not None:
+                        yield below
+                        self._close_file()
                 else:
-                    yield self._file(level.prefix, name)
+                    yield self._upper_file(level, name)
                     self._close_file()
         except OSError as error:
             fail(f"cannot read {self._shown(path)}", error)
 
-    def _directory(self, prefix: str, name: str) -> Change:
+    def _leave(self) -> None:
+        self._levels.pop()
+        if self._only_below:
+            self._only_below -= 1
+        elif self._levels:
+            os.close(self._descent.leave())
+
+    def _upper_directory(self, prefix: str, name: str, parent: _Level | None) -> Change:
         """Give the directory at the walk's position, and list it."""
         fd = self._descent.fd
         status = os.fstat(fd)
         path = prefix + name
-        attributes, opaque = self._attributes(fd, path)
-        level = _Level(path + "/" if name else "")
+        attributes, marks = self._attributes(fd, path)
+        node = Directory(parent.node if parent else None, name, redirect=marks.redirect, opaque=marks.opaque)
+        level = _Level(path + "/" if name else "", node)
+        level.opaque = marks.opaque
         with os.scandir(fd) as entries:
             for entry in entries:
                 level.names.append(entry.name)
@@ -218,12 +252,16 @@ class _Reader:
                     level.directories.add(entry.name)
                 elif not entry.is_file(follow_symlinks=False):
                     level.others.add(entry.name)
-        level.opaque = opaque
         if self._dialect.whiteout_files:
             self._translate_whiteout_files(level)
+        moved = bool(marks.redirect) and not marks.opaque
+        if moved or (parent is not None and parent.complete):
+            level.complete = True
+            level.lower = self._lowers.names(self._lowers.below(node)).difference(level.names)
+            level.names.extend(level.lower)
         level.names.sort(reverse=True)
         self._levels.append(level)
-        return Change(DIRECTORY, prefix, name, status, attributes, opaque=level.opaque)
+        return Change(DIRECTORY, prefix, name, status, attributes, opaque=level.opaque or moved)
 
     def _translate_whiteout_files(self, level: _Level) -> None:
         """Take the entries out of a listing that only say something of others."""
@@ -235,48 +273,89 @@ class _Reader:
         entries = set(level.names).difference(marks)
         level.names = list(entries.union(level.whiteouts))
 
-    def _file(self, prefix: str, name: str) -> Change:
-        fd = self._file_fd = tree.open_unseen(name, _READ, self._descent.fd)
+    def _upper_file(self, level: _Level, name: str) -> Change:
+        fd = self._file = tree.open_unseen(name, _READ, self._descent.fd)
         status = os.fstat(fd)
-        path = prefix + name
+        path = level.prefix + name
         if not stat.S_ISREG(status.st_mode):
             raise ArchiveError(f"{self._shown(path)} was replaced while it was read")
         if status.st_nlink > 1:
             link_to = self._first_name(status, path)
             if link_to is not None:
-                return Change(FILE, prefix, name, status, _NO_ATTRIBUTES, link_to=link_to)
-        attributes, _ = self._attributes(fd, path)
-        return Change(FILE, prefix, name, status, attributes, fd=fd)
+                return Change(FILE, level.prefix, name, status, NO_ATTRIBUTES, link_to=link_to)
+        attributes, marks = self._attributes(fd, path)
+        if marks.metacopy:
+            data = self._lowers.data_of_metacopy(level.node, name, marks.redirect)
+            self._close_file()
+            fd = self._file = self._lowers.open_to_read(data)
+        return Change(FILE, level.prefix, name, status, attributes, fd=fd)
 
-    def _other(self, prefix: str, name: str) -> Change:
+    def _other(self, level: _Level, name: str) -> Change:
         """Give an entry that must not be opened: it is looked at through an O_PATH descriptor."""
         fd = os.open(name, _LOOK, dir_fd=self._descent.fd)
         try:
-            status = os.fstat(fd)
-            path = prefix + name
-            kind = _KINDS[stat.S_IFMT(status.st_mode)]
-            if kind is CHARACTER_DEVICE and status.st_rdev == 0:
-                return Change(WHITEOUT, prefix, name, status, _NO_ATTRIBUTES)
-            if kind is DIRECTORY or kind is FILE:
-                raise ArchiveError(f"{self._shown(path)} was replaced while it was read")
-            target = os.readlink("", dir_fd=fd) if kind is SYMLINK else ""
-            if status.st_nlink > 1:
-                link_to = self._first_name(status, path)
-                if link_to is not None:
-                    return Change(kind, prefix, name, status, _NO_ATTRIBUTES, target=target, link_to=link_to)
-            attributes, _ = self._attributes(f"/proc/self/fd/{fd}", path)
-            return Change(kind, prefix, name, status, attributes, target=target)
+            return self._special(fd, level.prefix, name)
         finally:
             os.close(fd)
 
+    def _special(self, fd: int, prefix: str, name: str) -> Change:
+        status = os.fstat(fd)
+        path = prefix + name
+        kind = _KINDS[stat.S_IFMT(status.st_mode)]
+        if kind is CHARACTER_DEVICE and status.st_rdev == 0:
+            return Change(WHITEOUT, prefix, name, status, NO_ATTRIBUTES)
+        if kind is DIRECTORY or kind is FILE:
+            raise ArchiveError(f"{self._shown(path)} was replaced while it was read")
+        target = os.readlink("", dir_fd=fd) if kind is SYMLINK else ""
+        if status.st_nlink > 1:
+            link_to = self._first_name(status, path)
+            if link_to is not None:
+                return Change(kind, prefix, name, status, NO_ATTRIBUTES, target=target, link_to=link_to)
+        attributes, _ = self._attributes(f"/proc/self/fd/{fd}", path)
+        return Change(kind, prefix, name, status, attributes, target=target)
+
     def _whiteout(self, level: _Level, name: str) -> Change:
         status = os.lstat(level.whiteouts[name], dir_fd=self._descent.fd)
-        return Change(WHITEOUT, level.prefix, name, status, _NO_ATTRIBUTES)
+        return Change(WHITEOUT, level.prefix, name, status, NO_ATTRIBUTES)
+
+    def _from_below(self, level: _Level, name: str) -> Change | None:
+        """Give an entry that the upperdir does not have; None if a lower layer deleted it."""
+        found = self._lowers.find(level.node, name)
+        if not found.places:
+            return None
+        place = found.places[0]
+        fd = self._lowers.open(place, _LOOK)
+        try:
+            if place.is_directory:
+                return self._lower_directory(level, name, found.places, fd)
+            if found.data is None or not stat.S_ISREG(place.status.st_mode):
+                return self._special(fd, level.prefix, name)
+            path = level.prefix + name
+            if place.status.st_nlink > 1:
+                link_to = self._first_name(place.status, path)
+                if link_to is not None:
+                    return Change(FILE, level.prefix, name, place.status, NO_ATTRIBUTES, link_to=link_to)
+            attributes, _ = self._attributes(f"/proc/self/fd/{fd}", path)
+            self._file = self._lowers.open_to_read(found.data)
+            return Change(FILE, level.prefix, name, place.status, attributes, fd=self._file)
+        finally:
+            os.close(fd)
+
+    def _lower_directory(self, parent: _Level, name: str, places: list[Place], fd: int) -> Change:
+        path = parent.prefix + name
+        attributes, _ = self._attributes(f"/proc/self/fd/{fd}", path)
+        level = _Level(path + "/", Directory(parent.node, name, places=places))
+        level.complete = True
+        level.lower = self._lowers.names(places)
+        level.names = sorted(level.lower, reverse=True)
+        self._levels.append(level)
+        self._only_below += 1
+        return Change(DIRECTORY, parent.prefix, name, places[0].status, attributes)
 
     def _close_file(self) -> None:
-        if self._file_fd >= 0:
-            os.close(self._file_fd)
-            self._file_fd = -1
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _first_name(self, status: os.stat_result, path: str) -> str | None:
         """Give the path under which a file with several names came before; None: this is the first."""
@@ -284,51 +363,15 @@ class _Reader:
         first = self._first_names.setdefault(key, path)
         return None if first is path else first
 
-    def _attributes(self, file: int | str, path: str) -> tuple[dict[str, bytes], bool]:
-        """Read extended attributes, less what belongs to the overlay and to the host.
-
-        Returns:
-            The attributes, and whether they make a directory opaque.
-        """
-        try:
-            names = os.listxattr(file)
-        except OSError as error:
-            fail(f"cannot list the extended attributes of {self._shown(path)}", error)
-        if not names:
-            return _NO_ATTRIBUTES, False
-        attributes = {}
-        opaque = False
-        for name in names:
-            if name == "security.selinux":
-                continue  # the host's label for the file, not the container's doing
-            namespace = next((space for space in self._dialect.namespaces if name.startswith(space)), "")
-            key = name[len(namespace) :]
-            # Since Linux 6.7 the attributes of an overlay within the overlay are escaped by a second
-            # "overlay."; they are the container's.
-            if namespace and not (namespace.endswith("overlay.") and key.startswith("overlay.")):
-                opaque = self._mark(file, name, key, path) or opaque
-                continue
-            try:
-                attributes[name] = os.getxattr(file, name)
-            except OSError as error:
-                fail(f"cannot read the extended attribute {name} of {self._shown(path)}", error)
-        return attributes, opaque
-
-    def _mark(self, file: int | str, name: str, key: str, path: str) -> bool:
-        """Judge an attribute in the overlay's own namespace, and say whether it makes opaque."""
-        if name in self._dialect.opaque_attributes:
-            return os.getxattr(file, name) == b"y"
-        if key in ("metacopy", "redirect"):
+    def _attributes(self, file: int | str, path: str) -> tuple[dict[str, bytes], Marks]:
+        attributes, marks = read_attributes(file, self._shown(path), self._dialect, self._log)
+        if marks.other_names:
             raise ArchiveError(
-                f"{self._shown(path)} has {name}: its contents are in a lower layer, which this version does"
-                " not read",
-                hint="mount without metacopy and redirect_dir",
+                f"{self._shown(path)} has other names in a lower layer, which show what was written to it but are"
+                " not in the upperdir",
+                hint="mount without index=on",
             )
-        if key not in BOOKKEEPING:
-            self._log.warning(
-                f"{self._shown(path)}: the attribute {name} is left out: it is none of the overlay's"
-            )
-        return False
+        return attributes, marks
 
     def _shown(self, path: str) -> str:
         return os.path.join(self._upper, path) if path else self._upper

@@ -5,6 +5,10 @@ Source: the kernel's Documentation/filesystems/overlayfs.rst; for fuse-overlayfs
 
 from __future__ import annotations
 
+FOLLOWED = "followed"
+REFUSED = "refused"
+IGNORED = "ignored"
+
 
 class Dialect:
     """The marks of one kind of overlay. All other marks were set by a container, and mean nothing.
@@ -16,9 +20,11 @@ class Dialect:
         opaque_attributes: extended attributes that make a directory opaque when they are "y".
         opaque_attribute: the one that an archive has.
         whiteout_files: whether `.wh.NAME` deletes NAME and `.wh..wh..opq` makes a directory opaque.
+        redirects: what it does where a file's data or a directory's contents are said to be in a lower
+            layer: FOLLOWED, REFUSED or IGNORED.
     """
 
-    __slots__ = ("name", "namespaces", "opaque_attribute", "opaque_attributes", "whiteout_files")
+    __slots__ = ("name", "namespaces", "opaque_attribute", "opaque_attributes", "redirects", "whiteout_files")
 
     def __init__(
         self,
@@ -28,12 +34,14 @@ class Dialect:
         opaque_attributes: tuple[str, ...],
         opaque_attribute: str,
         whiteout_files: bool,
+        redirects: str,
     ) -> None:
         self.name = name
         self.namespaces = namespaces
         self.opaque_attributes = opaque_attributes
         self.opaque_attribute = opaque_attribute
         self.whiteout_files = whiteout_files
+        self.redirects = redirects
 
 
 NATIVE = Dialect(
@@ -41,6 +49,7 @@ NATIVE = Dialect(
     namespaces=("trusted.overlay.",),
     opaque_attributes=("trusted.overlay.opaque",),
     opaque_attribute="trusted.overlay.opaque",
+    redirects=FOLLOWED,
     whiteout_files=False,
 )
 
@@ -50,6 +59,7 @@ NATIVE_USERXATTR = Dialect(
     namespaces=("user.overlay.",),
     opaque_attributes=("user.overlay.opaque",),
     opaque_attribute="user.overlay.opaque",
+    redirects=REFUSED,
     whiteout_files=False,
 )
 
@@ -61,7 +71,18 @@ FUSE_OVERLAYFS = Dialect(
     namespaces=("trusted.overlay.", "user.fuseoverlayfs.", "security.fuseoverlayfs.", "user.overlay."),
     opaque_attributes=("trusted.overlay.opaque", "user.fuseoverlayfs.opaque"),
     opaque_attribute="user.overlay.opaque",
+    redirects=IGNORED,
     whiteout_files=True,
+)
+
+# No overlay: everything is what it is, the marks too.
+RAW = Dialect(
+    name="no overlay",
+    namespaces=(),
+    opaque_attributes=(),
+    opaque_attribute="",
+    redirects=IGNORED,
+    whiteout_files=False,
 )
 
 WHITEOUT_PREFIX = ".wh."

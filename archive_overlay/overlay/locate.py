@@ -25,14 +25,18 @@ class OverlayMount:
     Attributes:
         upper: absolute path of the upperdir.
         lowers: absolute paths of the lowerdirs, topmost first.
+        data_lowers: of those that have nothing but the data of files, topmost first.
         dialect: how it marks deletions and the like.
     """
 
-    __slots__ = ("dialect", "lowers", "upper")
+    __slots__ = ("data_lowers", "dialect", "lowers", "upper")
 
-    def __init__(self, *, upper: str, lowers: tuple[str, ...], dialect: Dialect) -> None:
+    def __init__(
+        self, *, upper: str, lowers: tuple[str, ...], data_lowers: tuple[str, ...] = (), dialect: Dialect
+    ) -> None:
         self.upper = upper
         self.lowers = lowers
+        self.data_lowers = data_lowers
         self.dialect = dialect
 
 
@@ -70,6 +74,27 @@ def find_overlay(spec: Spec, mount_point: str, *, mount_program: str) -> Overlay
     return overlay
 
 
+def is_mounted(overlay: OverlayMount) -> bool:
+    """Say whether the kernel has an overlay mounted in this namespace that writes into an upperdir.
+
+    Args:
+        overlay: whose upperdir.
+
+    Raises:
+        OSError: the mounts cannot be read, or the upperdir is gone.
+    """
+    status = os.stat(overlay.upper)
+    for mounted in mountinfo.read().of_type("overlay"):
+        if not any(option.startswith("upperdir=") for option in mounted.options):
+            continue
+        other = _with_absolute_paths(
+            from_options(mounted.options, None, mounted.mount_point), mounted.mount_point
+        )
+        if os.path.exists(other.upper) and os.path.samestat(os.stat(other.upper), status):
+            return True
+    return False
+
+
 def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> OverlayMount:
     """Read an overlay's directories from its mount options.
 
@@ -85,15 +110,18 @@ def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> O
     """
     upper = ""
     lowers: list[str] = []
+    data_lowers: list[str] = []
     userxattr = False
     for option in split(",".join(options), ","):
         key, _, value = option.partition("=")
         if key == "upperdir":
             upper = _unescaped(value)
         elif key == "lowerdir":
-            lowers = [_unescaped(lower) for lower in split(value, ":") if lower]
-        elif key in ("lowerdir+", "datadir+"):
+            lowers, data_lowers = _lowerdirs(value)
+        elif key == "lowerdir+":
             lowers.append(_unescaped(value))
+        elif key == "datadir+":
+            data_lowers.append(_unescaped(value))
         elif key == "userxattr":
             userxattr = True
     if not upper:
@@ -102,7 +130,9 @@ def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> O
             hint="mount it with rw=true (image mounts) or :O (volumes)",
         )
     native = dialect.NATIVE_USERXATTR if userxattr else dialect.NATIVE
-    return OverlayMount(upper=upper, lowers=tuple(lowers), dialect=kind or native)
+    return OverlayMount(
+        upper=upper, lowers=tuple(lowers), data_lowers=tuple(data_lowers), dialect=kind or native
+    )
 
 
 def split(text: str, separator: str) -> list[str]:
@@ -118,6 +148,15 @@ def split(text: str, separator: str) -> list[str]:
         position += 1
     parts.append(text[start:])
     return parts
+
+
+def _lowerdirs(value: str) -> tuple[list[str], list[str]]:
+    """Give the merged and the data-only layers of a lowerdir option: `::` stands before the latter."""
+    parts = split(value, ":")
+    merged = parts.index("") if "" in parts else len(parts)
+    return [_unescaped(part) for part in parts[:merged]], [
+        _unescaped(part) for part in parts[merged:] if part
+    ]
 
 
 def _of_mount(mount: Mount, mount_program: str) -> OverlayMount:
@@ -151,7 +190,7 @@ def _mounted_at(path: str, mount_program: str) -> OverlayMount | None:
 def _with_absolute_paths(overlay: OverlayMount, mount_point: str) -> OverlayMount:
     # With many layers, storage drivers mount from their own directory with paths relative to it, to
     # fit all into a page. The mount point lies somewhere below that directory.
-    if all(path.startswith("/") for path in (overlay.upper, *overlay.lowers)):
+    if all(path.startswith("/") for path in (overlay.upper, *overlay.lowers, *overlay.data_lowers)):
         return overlay
     base = os.path.dirname(mount_point)
     while base != "/" and not os.path.isdir(os.path.join(base, overlay.upper)):
@@ -159,6 +198,7 @@ def _with_absolute_paths(overlay: OverlayMount, mount_point: str) -> OverlayMoun
     return OverlayMount(
         upper=os.path.join(base, overlay.upper),
         lowers=tuple(os.path.join(base, lower) for lower in overlay.lowers),
+        data_lowers=tuple(os.path.join(base, lower) for lower in overlay.data_lowers),
         dialect=overlay.dialect,
     )
 

@@ -29,7 +29,12 @@ def test_escaped_commas_colons_and_backslashes_are_parts_of_names() -> None:
 
 def test_lowers_of_newer_mounts_are_listed_one_by_one() -> None:
     overlay = from_options(["lowerdir+=/l:1", "lowerdir+=/l2", "datadir+=/d", "upperdir=/u"], None, "x")
-    assert overlay.lowers == ("/l:1", "/l2", "/d")
+    assert (overlay.lowers, overlay.data_lowers) == (("/l:1", "/l2"), ("/d",))
+
+
+def test_data_only_lowers_come_after_two_colons() -> None:
+    overlay = from_options(["lowerdir=/l1:/l2::/d\\:1::/d2", "upperdir=/u"], None, "x")
+    assert (overlay.lowers, overlay.data_lowers) == (("/l1", "/l2"), ("/d:1", "/d2"))
 
 
 def test_an_overlay_without_an_upperdir_is_read_only() -> None:

@@ -1,0 +1,64 @@
+"""Waiting until what was written is on disk, or not."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Protocol
+
+    class Flush(Protocol):
+        """When something counts as written."""
+
+        def file_system(self, fd: int) -> None:
+            """Flush all that was written to a file's file system."""
+
+        def file(self, fd: int) -> None:
+            """Flush one file or directory."""
+
+        def directories(self, paths: Iterable[str]) -> None:
+            """Flush directories, so that their entries last."""
+
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class ToDisk:
+    """Something counts as written when it is on disk. Each method raises OSError where that fails."""
+
+    def __init__(self) -> None:
+        from archive_overlay import kernel
+
+        self._sync_file_system = kernel.sync_file_system
+
+    def file_system(self, fd: int) -> None:
+        """Flush all that was written to a file's file system: once for a tree, not for each file."""
+        self._sync_file_system(fd)
+
+    def file(self, fd: int) -> None:
+        """Flush one file or directory."""
+        os.fsync(fd)
+
+    def directories(self, paths: Iterable[str]) -> None:
+        """Flush directories, so that their entries last."""
+        for path in paths:
+            fd = os.open(path, _DIRECTORY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+
+class Never:
+    """Something counts as written when the kernel has it; a power failure may take it back."""
+
+    def file_system(self, fd: int) -> None:
+        """Do nothing."""
+
+    def file(self, fd: int) -> None:
+        """Do nothing."""
+
+    def directories(self, paths: Iterable[str]) -> None:
+        """Do nothing."""

@@ -1,0 +1,105 @@
+"""Extended attributes: which are the container's, which are the overlay's, and which are the host's.
+
+Source: the kernel's Documentation/filesystems/overlayfs.rst; for fuse-overlayfs, its behaviour as measured.
+"""
+
+from __future__ import annotations
+
+import os
+
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.metadata import SELINUX_LABEL
+from archive_overlay.overlay.dialect import BOOKKEEPING, IGNORED, REFUSED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from archive_overlay.log import Log
+    from archive_overlay.overlay.dialect import Dialect
+
+
+class Marks:
+    """What the overlay says of an entry by its own attributes.
+
+    Attributes:
+        opaque: the directory hides what lies below.
+        redirect: where in the lower layers its contents are; "" for the same place.
+        metacopy: the file's data are in a lower layer.
+        other_names: names of the file that are not in the upperdir show its contents too.
+    """
+
+    __slots__ = ("metacopy", "opaque", "other_names", "redirect")
+
+    def __init__(self) -> None:
+        self.opaque = False
+        self.redirect = ""
+        self.metacopy = False
+        self.other_names = False
+
+
+NO_ATTRIBUTES: dict[str, bytes] = {}
+NO_MARKS = Marks()
+
+
+def read_attributes(
+    file: int | str, shown: str, dialect: Dialect, log: Log
+) -> tuple[dict[str, bytes], Marks]:
+    """Read the extended attributes of an entry, and tell whose they are.
+
+    Args:
+        file: a file descriptor, or the name of one in /proc/self/fd.
+        shown: its path, for messages.
+        dialect: whose marks are believed.
+        log: takes a warning of each attribute that is left out for being somebody else's mark.
+
+    Returns:
+        The container's attributes by full name, and the overlay's marks.
+
+    Raises:
+        ArchiveError: an attribute cannot be listed or read.
+    """
+    try:
+        names = os.listxattr(file)
+    except OSError as error:
+        fail(f"cannot list the extended attributes of {shown}", error)
+    if not names:
+        return NO_ATTRIBUTES, NO_MARKS
+    attributes = {}
+    marks = Marks()
+    for name in names:
+        if name == SELINUX_LABEL:
+            continue
+        try:
+            value = os.getxattr(file, name)
+        except OSError as error:
+            fail(f"cannot read the extended attribute {name} of {shown}", error)
+        namespace = next((space for space in dialect.namespaces if name.startswith(space)), "")
+        key = name[len(namespace) :]
+        # Since Linux 6.7 the attributes of an overlay within the overlay are escaped by a second
+        # "overlay."; they are the container's.
+        if not namespace or (namespace.endswith(".overlay.") and key.startswith("overlay.")):
+            attributes[name] = value
+        elif name in dialect.opaque_attributes:
+            marks.opaque = marks.opaque or value == b"y"
+        elif key in ("metacopy", "redirect") and dialect.redirects is not IGNORED:
+            if dialect.redirects is REFUSED:
+                raise ArchiveError(
+                    f"{shown} has {name}, but {dialect.name} follows none: its contents are lost"
+                )
+            marks.metacopy = marks.metacopy or key == "metacopy"
+            marks.redirect = os.fsdecode(value) if key == "redirect" else marks.redirect
+        elif key == "nlink":
+            marks.other_names = _names_elsewhere(value)
+        elif key not in BOOKKEEPING:
+            log.warning(
+                f"{shown}: the attribute {name} is left out, because it would mean something to an overlay"
+            )
+    return attributes, marks
+
+
+def _names_elsewhere(nlink: bytes) -> bool:
+    # "U+N": the file has N links more in the overlay than in the upper layer, which counts one of its
+    # own, the index entry. Written with index=on only.
+    try:
+        return nlink.startswith(b"U") and int(nlink[1:]) > -1
+    except ValueError:
+        return False

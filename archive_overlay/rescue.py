@@ -1,0 +1,167 @@
+"""Keeping an upperdir whose archive failed, before the engine deletes it.
+
+RESCUE_DIR/CONTAINER_ID/ARCHIVE_NAME        the upperdir as it was, bookkeeping and all
+RESCUE_DIR/CONTAINER_ID/ARCHIVE_NAME.json   what was asked for, and what went wrong
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import time
+
+from archive_overlay import kernel, metadata
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.log import escape
+from archive_overlay.methods import Target, copy
+from archive_overlay.overlay import dialect
+from archive_overlay.overlay.changes import changes
+from archive_overlay.overlay.locate import OverlayMount, is_mounted
+from archive_overlay.staging import ARCHIVE, Staging, make_directories, take_free_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from archive_overlay.log import Log
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_LONGEST_NAME = 200  # leaves room for a backup number and .json
+
+
+class Rescue:
+    """A place for what could not be archived.
+
+    Args:
+        directory: absolute path; made (mode 0700) when it is needed.
+        container: id of the container.
+        log: takes warnings.
+    """
+
+    def __init__(self, directory: str, container: str, log: Log) -> None:
+        self._directory = os.path.join(directory, _file_name(container or "unknown"))
+        self._log = log
+
+    def keep(
+        self, overlay: OverlayMount, archive: str, *, asked: Mapping[str, object], reason: str, hurry: bool
+    ) -> str:
+        """Keep an upperdir: by renaming it, or by copying it where that is not possible.
+
+        Args:
+            overlay: whose upperdir it is. An empty twin takes its place if it is renamed.
+            archive: the archive's name.
+            asked: the annotations of the archive, by key.
+            reason: why it failed.
+            hurry: do not copy.
+
+        Returns:
+            Where it is now.
+
+        Raises:
+            ArchiveError: it cannot be kept.
+        """
+        try:
+            make_directories(os.path.dirname(self._directory))
+            try:
+                os.mkdir(self._directory, stat.S_IRWXU)
+            except FileExistsError:
+                pass
+            parent = os.open(self._directory, _DIRECTORY | os.O_NOFOLLOW)
+        except OSError as error:
+            fail(f"cannot write into {self._directory}", error)
+        try:
+            name = self._rename(overlay, _file_name(archive), parent)
+            if name is None:
+                if hurry:
+                    raise ArchiveError(f"{overlay.upper} cannot be renamed into {self._directory}")
+                name = self._copy(overlay, _file_name(archive))
+            self._describe(f"{name}.json", parent, overlay, archive, asked, reason)
+            os.fsync(parent)
+        except OSError as error:
+            fail(f"cannot keep {overlay.upper} in {self._directory}", error)
+        finally:
+            os.close(parent)
+        return os.path.join(self._directory, name)
+
+    def _rename(self, overlay: OverlayMount, name: str, parent: int) -> str | None:
+        """Rename the upperdir, and give its new name; None: it is on another file system, or in use."""
+        if overlay.dialect is dialect.FUSE_OVERLAYFS or is_mounted(overlay):
+            return None
+        directory, upper = os.path.split(overlay.upper)
+        source = os.open(directory, _DIRECTORY)
+        try:
+            kept = take_free_name(name, lambda new: kernel.rename_new(upper, source, new, parent))
+            # The engine deletes what it made, and expects to find it.
+            os.mkdir(upper, stat.S_IRWXU, dir_fd=source)
+            _make_twin(os.path.join(self._directory, kept), overlay.upper)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                return None
+            raise
+        finally:
+            os.close(source)
+        return kept
+
+    def _copy(self, overlay: OverlayMount, name: str) -> str:
+        raw = OverlayMount(upper=overlay.upper, lowers=(), dialect=dialect.RAW)
+        with Staging(self._directory, name, self._log) as staging:
+            stream = changes(raw, self._log)
+            try:
+                copy.write(
+                    stream,
+                    Target(directory=staging.directory, name=ARCHIVE, opaque_attribute="", owner=None),
+                    self._log,
+                )
+            finally:
+                stream.close()
+            kernel.sync_file_system(staging.directory)
+            return take_free_name(
+                name,
+                lambda new: kernel.rename_new(ARCHIVE, staging.directory, new, staging.parent),
+            )
+
+    def _describe(
+        self,
+        name: str,
+        parent: int,
+        overlay: OverlayMount,
+        archive: str,
+        asked: Mapping[str, object],
+        reason: str,
+    ) -> None:
+        text = json.dumps(
+            {
+                "archive": archive,
+                "annotations": asked,
+                "reason": escape(reason),
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "upperdir": overlay.upper,
+                "lowerdirs": [*overlay.lowers, *overlay.data_lowers],
+                "overlay": overlay.dialect.name,
+            },
+            indent=2,
+        )
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
+        with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(fd)
+
+
+def _make_twin(original: str, twin: str) -> None:
+    source, target = os.open(original, _DIRECTORY), os.open(twin, _DIRECTORY)
+    try:
+        metadata.replace(target, *metadata.read(source))
+    finally:
+        os.close(source)
+        os.close(target)
+
+
+def _file_name(text: str) -> str:
+    """Make one file name of a container's id or an archive's name, which may hold anything."""
+    name = text.replace("%", "%25").replace("/", "%2F")
+    if name in (".", ".."):
+        name = name.replace(".", "%2E")
+    return os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
