@@ -241,7 +241,7 @@ def without_container(program: Path, place: Path, *, mount_options: str) -> None
     state = {"ociVersion": "1.0.2", "id": "demo", "status": "stopped", "bundle": str(bundle)}
     heading("What the hook says when an OCI runtime calls it")
     sys.stdout.flush()
-    done = subprocess.run([program], input=json.dumps(state).encode(), check=False)
+    done = subprocess.run([program], input=json.dumps(state).encode(), stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0:
         sys.exit(f"the hook ended with status {done.returncode}")
     show_archives(place)
