@@ -188,7 +188,9 @@ class _Tally:
             yield change
 
     def __str__(self) -> str:
-        return f"{self.entries} entries, {self.deletions} deletions and {self.bytes} bytes"
+        entries = "1 entry" if self.entries == 1 else f"{self.entries} entries"
+        deletions = "1 deletion" if self.deletions == 1 else f"{self.deletions} deletions"
+        return f"{entries}, {deletions} and {self.bytes} bytes"
 
 
 def _where(error: Exception) -> str:

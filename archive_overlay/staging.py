@@ -13,6 +13,7 @@ to get its backup name: `keep-INODE` tells it from an archive that never came to
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -113,6 +114,7 @@ class Staging:
             name = f"{staging_prefix(self.name)}{os.urandom(_RANDOM_BYTES).hex()}"
             os.mkdir(name, stat.S_IRWXU, dir_fd=self.parent)
             fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.parent)
+            _forget_inheritance(fd)
             # Between its making and its locking another run may have taken it for debris.
             if _lock(fd) is not False and _is_at(fd, name, self.parent):
                 self._own_name, self.directory = name, fd
@@ -210,6 +212,17 @@ def staging_prefix(name: str) -> str:
         return f".{name}{_SUFFIX}"
     kept = os.fsdecode(encoded[: room - 9])
     return f".{kept}-{zlib.crc32(encoded):08x}{_SUFFIX}"
+
+
+def _forget_inheritance(fd: int) -> None:
+    """Keep what a directory was given by its parent from everything that is made in it."""
+    os.chmod(fd, stat.S_IRWXU)  # no set-group-ID bit
+    for name in ("system.posix_acl_default", "system.posix_acl_access"):
+        try:
+            os.removexattr(fd, name)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
 
 
 def _take_numbered_name(name: str, number: int, take: Callable[[str], object]) -> str:
