@@ -66,11 +66,15 @@ def write(changes: Iterator[Change], target: Target, log: Log) -> None:
             dir_fd=target.directory,
         )
         try:
-            writer = _Writer(GzipWriter(fd), target, log)
-            for change in changes:
-                path = change.path
-                writer.add(change)
-            writer.finish()
+            output = GzipWriter(fd, level=6, jobs=len(os.sched_getaffinity(0)))
+            try:
+                writer = _Writer(output, target, log)
+                for change in changes:
+                    path = change.path
+                    writer.add(change)
+                writer.finish()
+            finally:
+                output.close()
         finally:
             os.close(fd)
     except OSError as error:
@@ -111,7 +115,7 @@ class _Writer:
         self._output.finish()
 
     def _flush(self) -> None:
-        self._output.write(bytes(self._gathered))
+        self._output.write(self._gathered)
         self._length += len(self._gathered)
         self._gathered.clear()
 
