@@ -69,9 +69,13 @@ def test_a_full_disk_is_an_error(jobs: int) -> None:
     try:
         writer = GzipWriter(fd, level=6, jobs=jobs)
         with pytest.raises(OSError, match="No space") as caught:
-            for _ in range(100):
-                writer.write(os.urandom(BLOCK))
+            write_much(writer)
         writer.close()
     finally:
         os.close(fd)
     assert caught.value.errno == errno.ENOSPC
+
+
+def write_much(writer: GzipWriter) -> None:
+    for _ in range(100):
+        writer.write(os.urandom(BLOCK))
