@@ -6,6 +6,7 @@ The keys and their meaning are those of 2.0.4, and `if-exists`.
 from __future__ import annotations
 
 import os
+import re
 
 from archive_overlay import methods
 from archive_overlay.errors import ArchiveError
@@ -19,10 +20,35 @@ if TYPE_CHECKING:
     from archive_overlay.methods import Method
 
 PREFIX = "com.launchplatform.oci-hooks.archive-overlay."
-KEYS = ("mount-point", "archive-to", "success", "method", "tar-content-owner", "if-exists")
+KEYS = (
+    "mount-point",
+    "archive-to",
+    "success",
+    "method",
+    "if-exists",
+    "tar-content-owner",
+    "compression-level",
+    "whiteouts",
+)
 
 # The largest id that chown(2) takes: one more means "leave it as it is".
 _LARGEST_ID = 2**32 - 2
+_PLACEHOLDER = re.compile(r"\{(?:id|name|timestamp)\}")
+
+
+class Context:
+    """What the placeholders in paths stand for.
+
+    Attributes:
+        id: the container's.
+        timestamp: when it stopped, in UTC: 20261121T205533Z.
+    """
+
+    __slots__ = ("id", "timestamp")
+
+    def __init__(self, *, id: str, timestamp: str) -> None:
+        self.id = id
+        self.timestamp = timestamp
 
 
 class ArchiveRequest:
@@ -36,9 +62,21 @@ class ArchiveRequest:
         method: how it is stored.
         if_exists: what to do with what is at `archive_to`: one of `methods.IF_EXISTS`.
         owner: user and group id of everything in a tar, or None for the true owners.
+        level: of the compression; 0 where there is none.
+        whiteouts: how a tar says that something was deleted: one of `methods.WHITEOUTS`.
     """
 
-    __slots__ = ("archive_to", "if_exists", "method", "mount_point", "name", "owner", "success")
+    __slots__ = (
+        "archive_to",
+        "if_exists",
+        "level",
+        "method",
+        "mount_point",
+        "name",
+        "owner",
+        "success",
+        "whiteouts",
+    )
 
     def __init__(
         self,
@@ -50,6 +88,8 @@ class ArchiveRequest:
         method: Method,
         if_exists: str,
         owner: tuple[int, int] | None,
+        level: int,
+        whiteouts: str,
     ) -> None:
         self.name = name
         self.mount_point = mount_point
@@ -58,6 +98,8 @@ class ArchiveRequest:
         self.method = method
         self.if_exists = if_exists
         self.owner = owner
+        self.level = level
+        self.whiteouts = whiteouts
 
 
 def group_by_name(annotations: Mapping[str, object], log: Log) -> Iterator[tuple[str, dict[str, object]]]:
@@ -93,13 +135,14 @@ def group_by_name(annotations: Mapping[str, object], log: Log) -> Iterator[tuple
             yield name, keys
 
 
-def parse_request(name: str, keys: Mapping[str, object], log: Log) -> ArchiveRequest:
+def parse_request(name: str, keys: Mapping[str, object], context: Context, log: Log) -> ArchiveRequest:
     """Make a request of one archive's annotations.
 
     Args:
         name: the archive's name.
         keys: its keys and values, as `group_by_name` gives them.
-        log: takes a warning for an owner that is ignored.
+        context: what placeholders in the paths stand for.
+        log: takes a warning for what is ignored.
 
     Raises:
         ArchiveError: a value cannot be used.
@@ -110,14 +153,24 @@ def parse_request(name: str, keys: Mapping[str, object], log: Log) -> ArchiveReq
             raise ArchiveError(f"{key} must be a string")
         texts[key] = value
     method = _method(texts.get("method") or "copy")
+    values = {"{id}": context.id, "{name}": name, "{timestamp}": context.timestamp}
+    tar_keys = ("tar-content-owner", "compression-level", "whiteouts")
+    for key in tar_keys:
+        if key in texts and not method.compression:
+            log.warning(f"archive {name}: {key} is ignored, because method {method.name} makes no tar")
+            del texts[key]
     return ArchiveRequest(
         name=name,
         mount_point=normal_destination(texts["mount-point"]),
-        archive_to=_path(texts["archive-to"], "archive-to"),
-        success=_path(texts["success"], "success") if texts.get("success") else None,
+        archive_to=_path(texts["archive-to"], "archive-to", values),
+        success=_path(texts["success"], "success", values) if texts.get("success") else None,
         method=method,
         if_exists=_if_exists(texts.get("if-exists") or method.if_exists[0], method),
-        owner=_owner(texts["tar-content-owner"], name, method, log) if "tar-content-owner" in texts else None,
+        owner=_owner(texts["tar-content-owner"], name, log) if "tar-content-owner" in texts else None,
+        level=_level(texts["compression-level"], method)
+        if "compression-level" in texts
+        else method.default_level,
+        whiteouts=_whiteouts(texts.get("whiteouts") or "overlay"),
     )
 
 
@@ -138,7 +191,29 @@ def _if_exists(value: str, method: Method) -> str:
     return value
 
 
-def _path(value: str, key: str) -> str:
+def _level(value: str, method: Method) -> int:
+    if not method.levels:
+        raise ArchiveError(
+            f"compression-level is not possible with method {method.name}", hint="leave it out"
+        )
+    if not (value.isascii() and value.isdigit() and len(value) < 3 and int(value) in method.levels):
+        raise ArchiveError(
+            f"compression-level {value!r} is not possible with method {method.name}",
+            hint=f"possible are {method.levels[0]} to {method.levels[-1]}",
+        )
+    return int(value)
+
+
+def _whiteouts(value: str) -> str:
+    if value not in methods.WHITEOUTS:
+        raise ArchiveError(f"unknown whiteouts {value!r}", hint=f"known are {', '.join(methods.WHITEOUTS)}")
+    return value
+
+
+def _path(text: str, key: str, values: Mapping[str, str]) -> str:
+    value = _PLACEHOLDER.sub(lambda match: values[match[0]], text)
+    if any("/" in values[match] or values[match] in ("", ".", "..") for match in _PLACEHOLDER.findall(text)):
+        raise ArchiveError(f"{key} {text!r} has a placeholder for something that cannot be a file's name")
     try:
         usable = "\0" not in value and bool(os.fsencode(value))
     except UnicodeEncodeError:
@@ -152,12 +227,7 @@ def _path(value: str, key: str) -> str:
     return os.path.normpath("/" + value.lstrip("/"))
 
 
-def _owner(value: str, name: str, method: Method, log: Log) -> tuple[int, int] | None:
-    if method.makes == "directory":
-        log.warning(
-            f"archive {name}: tar-content-owner is ignored, because method {method.name} keeps the true owners"
-        )
-        return None
+def _owner(value: str, name: str, log: Log) -> tuple[int, int] | None:
     parts = value.split(":")
     if len(parts) <= 2 and all(part.isascii() and part.isdigit() for part in parts):
         ids = [int(part) for part in parts] if len(value) < 24 else [_LARGEST_ID + 1]

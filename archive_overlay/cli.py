@@ -13,18 +13,21 @@ import sys
 
 from archive_overlay import __version__, log
 from archive_overlay.errors import Interrupted
+from archive_overlay.processors import processors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DEFAULT_MOUNT_PROGRAM = "/usr/bin/fuse-overlayfs"
+_MOST_JOBS = 1024
 
 
 class Settings:
     """What the command line asks for.
 
     Attributes:
+        jobs: how many threads may work.
         fsync: whether archives are flushed to disk before they are published.
         rescue_dir: absolute path of the directory that keeps upperdirs whose archive failed, or None.
         bundle: the bundle to read instead of a container state on stdin; None: read the state.
@@ -32,7 +35,7 @@ class Settings:
         log_level, log_file, syslog: see `log`.
     """
 
-    __slots__ = ("bundle", "fsync", "log_file", "log_level", "mount_program", "rescue_dir", "syslog")
+    __slots__ = ("bundle", "fsync", "jobs", "log_file", "log_level", "mount_program", "rescue_dir", "syslog")
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class Settings:
         bundle: str | None,
         mount_program: str,
         rescue_dir: str | None,
+        jobs: int,
         fsync: bool,
         log_level: str,
         log_file: str | None,
@@ -48,6 +52,7 @@ class Settings:
         self.bundle = bundle
         self.mount_program = mount_program
         self.rescue_dir = rescue_dir
+        self.jobs = jobs
         self.fsync = fsync
         self.log_level = log_level
         self.log_file = log_file
@@ -85,6 +90,7 @@ def parse(arguments: Sequence[str]) -> Settings:
         bundle=options.bundle,
         mount_program=options.mount_program,
         rescue_dir=options.rescue_dir,
+        jobs=options.jobs or processors(),
         fsync=options.fsync,
         log_level=options.log_level,
         log_file=options.log_file,
@@ -135,6 +141,12 @@ def build_parser() -> argparse.ArgumentParser:
         ),
     )
     parser.add_argument(
+        "--jobs",
+        metavar="N",
+        type=_count,
+        help="compress on N processors at once (default: all that this process may use)",
+    )
+    parser.add_argument(
         "--no-fsync",
         dest="fsync",
         action="store_false",
@@ -154,6 +166,12 @@ def _log_level(value: str) -> str:
         return log.canonical_level(value)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}, choose from {', '.join(log.LEVEL_NAMES)}") from error
+
+
+def _count(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and 0 < int(value[:9]) <= _MOST_JOBS and len(value) < 9):
+        raise argparse.ArgumentTypeError(f"{value!r} is no number from 1 to {_MOST_JOBS}")
+    return int(value)
 
 
 def _absolute_path(value: str) -> str:

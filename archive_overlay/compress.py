@@ -1,9 +1,11 @@
-"""Compressed output: gzip, on all processors.
+"""Compressed output: gzip and zstd, on all processors.
 
-The input is cut into blocks of one size, and each is compressed on a thread of its own (zlib lets go
+For gzip, the input is cut into blocks of one size, and each is compressed on a thread of its own (zlib lets go
 of the interpreter lock). A block begins with the window that the one before it left, and ends at a byte
 boundary, so that all of them together are one ordinary gzip member. Where the blocks end depends on the
 input alone: the same input gives the same bytes, whatever the number of threads.
+
+zstd comes from Python's standard library where that has it (3.14), else from the zstd program.
 
 Source: RFC 1951 (deflate), RFC 1952 (gzip); zlib manual, Z_SYNC_FLUSH and deflateSetDictionary.
 """
@@ -16,12 +18,170 @@ import threading
 import zlib
 from collections import deque
 
+from archive_overlay.errors import ArchiveError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import subprocess
+    from typing import Any, Protocol
+
+    class Writer(Protocol):
+        """Takes bytes, and writes them compressed to a file descriptor that stays open."""
+
+        def write(self, data: bytes | bytearray) -> object:
+            """Take some bytes; OSError: they, or earlier ones, cannot be written."""
+
+        def finish(self) -> None:
+            """Write all that is held back, and the end; OSError: it cannot be written."""
+
+        def close(self) -> None:
+            """Let go of what is needed for writing, finished or not."""
+
+
+_ZSTD_PROGRAM = "/usr/bin/zstd"  # a hook has no PATH, and would not trust it
 _BLOCK = 128 * 1024
 _WINDOW = 32 * 1024
 _RAW_DEFLATE = -15
 _MEMORY_LEVEL = 8
 # No name and no time, so that the same input gives the same bytes; made on Unix.
 _HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\x03"
+
+
+def require(compression: str) -> None:
+    """Make sure that this machine can compress in a way, and import all that it takes.
+
+    Args:
+        compression: "none", "gzip" or "zstd".
+
+    Raises:
+        ArchiveError: it cannot.
+    """
+    if compression != "zstd" or _standard_library_zstd():
+        return
+    import subprocess  # noqa: F401, so that it is there when it is needed
+
+    if not os.access(_ZSTD_PROGRAM, os.X_OK):
+        raise ArchiveError(
+            f"cannot compress with zstd: there is no {_ZSTD_PROGRAM}, and this Python has none of its own",
+            hint="install zstd, or choose tar.gz",
+        )
+
+
+def open_writer(fd: int, *, compression: str, level: int, jobs: int) -> Writer:
+    """Make what compresses.
+
+    Args:
+        fd: where the compressed bytes go; it stays open.
+        compression: "none", "gzip" or "zstd".
+        level: 1 to 9 for gzip, 1 to 19 for zstd.
+        jobs: how many threads compress.
+    """
+    if compression == "gzip":
+        return GzipWriter(fd, level=level, jobs=jobs)
+    if compression == "none":
+        return PlainWriter(fd)
+    module = _standard_library_zstd()
+    if module is not None:
+        return ZstdWriter(fd, module, level=level, jobs=jobs)
+    return ZstdProgram(fd, level=level, jobs=jobs)
+
+
+class PlainWriter:
+    """Bytes as they are.
+
+    Args:
+        fd: where they go.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, data: bytes | bytearray) -> None:
+        """See `Writer`."""
+        write_all(self._fd, data)
+
+    def finish(self) -> None:
+        """See `Writer`."""
+
+    def close(self) -> None:
+        """See `Writer`."""
+
+
+class ZstdWriter:
+    """One zstd frame, by the standard library.
+
+    Args:
+        fd: where the compressed bytes go.
+        module: compression.zstd.
+        level: 1 to 19.
+        jobs: how many threads compress.
+    """
+
+    def __init__(self, fd: int, module: Any, *, level: int, jobs: int) -> None:
+        parameter = module.CompressionParameter
+        self._fd = fd
+        self._compressor = module.ZstdCompressor(
+            options={
+                parameter.compression_level: level,
+                parameter.nb_workers: jobs,
+                parameter.checksum_flag: 1,
+            }
+        )
+
+    def write(self, data: bytes | bytearray) -> None:
+        """See `Writer`."""
+        write_all(self._fd, self._compressor.compress(data))
+
+    def finish(self) -> None:
+        """See `Writer`."""
+        write_all(self._fd, self._compressor.flush())
+
+    def close(self) -> None:
+        """See `Writer`."""
+
+
+class ZstdProgram:
+    """One zstd frame, by the zstd program.
+
+    Args:
+        fd: where the compressed bytes go.
+        level: 1 to 19.
+        jobs: how many threads compress.
+    """
+
+    def __init__(self, fd: int, *, level: int, jobs: int) -> None:
+        import subprocess
+
+        self._process: subprocess.Popen[bytes] = subprocess.Popen(
+            [_ZSTD_PROGRAM, "--quiet", "--stdout", f"-{level}", f"-T{jobs}"],
+            stdin=subprocess.PIPE,
+            stdout=fd,
+            stderr=subprocess.PIPE,
+            env={},
+            bufsize=0,
+        )
+        assert self._process.stdin is not None
+        self._input = self._process.stdin
+
+    def write(self, data: bytes | bytearray) -> None:
+        """See `Writer`."""
+        try:
+            write_all(self._input.fileno(), data)
+        except BrokenPipeError:
+            self.finish()  # it says why it ended
+
+    def finish(self) -> None:
+        """See `Writer`."""
+        _, said = self._process.communicate()
+        if self._process.returncode:
+            reason = os.fsdecode(said).strip() or f"it ended with status {self._process.returncode}"
+            raise OSError(None, f"{_ZSTD_PROGRAM} failed: {reason}")
+
+    def close(self) -> None:
+        """See `Writer`."""
+        if self._process.returncode is None:
+            self._process.kill()
+            self._process.communicate()
 
 
 class GzipWriter:
@@ -104,8 +264,7 @@ class GzipWriter:
     def _write_output(self) -> None:
         data = b"".join(self._output)
         self._output.clear()
-        while data:
-            data = data[os.write(self._fd, data) :]
+        write_all(self._fd, data)
 
 
 class _Block:
@@ -144,3 +303,23 @@ class _Block:
 def _compress_all(blocks: queue.SimpleQueue[_Block | None]) -> None:
     while block := blocks.get():
         block.compress()
+
+
+def write_all(fd: int, data: bytes | bytearray) -> None:
+    """Write bytes to the last one.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    with memoryview(data) as view:
+        written = 0
+        while written < len(view):
+            written += os.write(fd, view[written:])
+
+
+def _standard_library_zstd() -> Any:
+    try:
+        from compression import zstd  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:  # before Python 3.14
+        return None
+    return zstd

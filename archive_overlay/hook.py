@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 
 from archive_overlay import marker, methods, publish, runtime
-from archive_overlay.annotations import group_by_name, parse_request
+from archive_overlay.annotations import Context, group_by_name, parse_request
 from archive_overlay.errors import ArchiveError, HookError, Interrupted
 from archive_overlay.flush import Never, ToDisk
 from archive_overlay.overlay.changes import DIRECTORY, FILE, WHITEOUT, changes
 from archive_overlay.overlay.locate import find_overlay
-from archive_overlay.staging import ARCHIVE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,6 +74,7 @@ class _Run:
         self._settings = settings
         self._spec = spec
         self._log = log
+        self._context = Context(id=container, timestamp=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
         # All code that is needed is imported before the first archive begins, because a package
         # upgrade may replace this file in the meantime.
         self._flush: Flush = ToDisk() if settings.fsync else Never()
@@ -88,11 +88,11 @@ class _Run:
     def prepare(self, name: str, keys: Mapping[str, object]) -> Callable[[], None] | None:
         """Make the work of one archive's annotations; None if they cannot be used."""
         try:
-            request = parse_request(name, keys, self._log)
+            request = parse_request(name, keys, self._context, self._log)
+            writer = methods.load(request.method)
         except ArchiveError as error:
             self.give_up(name, keys, str(error), hurry=False)
             return None
-        writer = methods.load(request.method)
         return lambda: self._archive(request, writer)
 
     def attempt(self, name: str, keys: Mapping[str, object], archive: Callable[[], None]) -> None:
@@ -143,10 +143,14 @@ class _Run:
             if request.success:
                 marker.remove(request.success, self._flush)
             target = methods.Target(
-                directory=staging.directory,
-                name=ARCHIVE,
-                opaque_attribute=overlay.dialect.opaque_attribute,
+                staging=staging,
+                overlay=overlay,
                 owner=request.owner,
+                compression=request.method.compression,
+                level=request.level,
+                whiteouts=request.whiteouts,
+                jobs=self._settings.jobs,
+                flush=self._flush,
             )
             stream = changes(overlay, self._log)
             try:
@@ -176,8 +180,10 @@ class _Tally:
 
     def __init__(self) -> None:
         self.entries = self.deletions = self.bytes = 0
+        self._counted = False
 
     def counted(self, stream: Iterator[Change]) -> Iterator[Change]:
+        self._counted = True
         for change in stream:
             if change.kind is WHITEOUT:
                 self.deletions += 1
@@ -188,6 +194,8 @@ class _Tally:
             yield change
 
     def __str__(self) -> str:
+        if not self._counted:
+            return "the upperdir"
         entries = "1 entry" if self.entries == 1 else f"{self.entries} entries"
         deletions = "1 deletion" if self.deletions == 1 else f"{self.deletions} deletions"
         return f"{entries}, {deletions} and {self.bytes} bytes"

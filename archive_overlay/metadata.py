@@ -8,6 +8,7 @@ whatever cannot be given fails before it.
 from __future__ import annotations
 
 import os
+import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,20 +18,26 @@ if TYPE_CHECKING:
 
 # The host's label for a file, not the container's doing.
 SELINUX_LABEL = "security.selinux"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def give(file: int | str, change: Change, attributes: Mapping[str, bytes]) -> None:
+def give(
+    file: int | str, change: Change, attributes: Mapping[str, bytes], *, made_as: tuple[int, int]
+) -> None:
     """Give an open file or directory what a change says of it.
 
     Args:
         file: a file descriptor, or the name of one in /proc/self/fd.
         change: whose owner, mode and times it gets.
         attributes: the extended attributes it gets.
+        made_as: user and group id that it has now. An owner who has no id in this user namespace is not
+            given, for chown(2) cannot, and not missed, for such an owner has made it.
 
     Raises:
         OSError: something cannot be given.
     """
-    os.chown(file, change.uid, change.gid)
+    if made_as != (change.uid, change.gid):
+        os.chown(file, change.uid, change.gid)
     for name, value in attributes.items():
         os.setxattr(file, name, value)
     os.chmod(file, change.mode)
@@ -60,7 +67,9 @@ def replace(directory: int, status: os.stat_result, attributes: Mapping[str, byt
     Raises:
         OSError: something cannot be given.
     """
-    os.chown(directory, status.st_uid, status.st_gid)
+    now = os.fstat(directory)
+    if (now.st_uid, now.st_gid) != (status.st_uid, status.st_gid):
+        os.chown(directory, status.st_uid, status.st_gid)
     for name in os.listxattr(directory):
         if name not in attributes and name != SELINUX_LABEL:
             os.removexattr(directory, name)
@@ -68,3 +77,27 @@ def replace(directory: int, status: os.stat_result, attributes: Mapping[str, byt
         os.setxattr(directory, name, value)
     os.chmod(directory, status.st_mode & 0o7777)
     os.utime(directory, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def make_twin(name: str, directory: int, twin: str, twin_directory: int) -> None:
+    """Make an empty directory with the owner, attributes, mode and times of another.
+
+    Args:
+        name: the other one.
+        directory: file descriptor of the directory it is in.
+        twin: the new one's name.
+        twin_directory: file descriptor of the directory that it is made in.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    os.mkdir(twin, stat.S_IRWXU, dir_fd=twin_directory)
+    source = os.open(name, _DIRECTORY, dir_fd=directory)
+    try:
+        target = os.open(twin, _DIRECTORY, dir_fd=twin_directory)
+        try:
+            replace(target, *read(source))
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)

@@ -10,7 +10,7 @@ import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
@@ -78,6 +78,26 @@ def read() -> MountTable:
     """
     with open("/proc/self/mountinfo", "rb") as file:
         return MountTable(file)
+
+
+def read_all() -> Iterator[MountTable]:
+    """Read the mounts of all namespaces that processes are in, as far as this process may see them.
+
+    Raises:
+        OSError: /proc is not mounted.
+    """
+    seen = set()
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit():
+            continue
+        try:
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace not in seen:
+                seen.add(namespace)
+                with open(f"/proc/{pid}/mountinfo", "rb") as file:
+                    yield MountTable(file)
+        except OSError:
+            continue  # it has ended, or is another user's
 
 
 def _decoded(field: bytes) -> str:

@@ -14,6 +14,7 @@ import time
 
 from archive_overlay import kernel, metadata
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.flush import Never
 from archive_overlay.log import escape
 from archive_overlay.methods import Target, copy
 from archive_overlay.overlay import dialect
@@ -94,8 +95,7 @@ class Rescue:
         try:
             kept = take_free_name(name, lambda new: kernel.rename_new(upper, source, new, parent))
             # The engine deletes what it made, and expects to find it.
-            os.mkdir(upper, stat.S_IRWXU, dir_fd=source)
-            _make_twin(os.path.join(self._directory, kept), overlay.upper)
+            metadata.make_twin(kept, parent, upper, source)
         except OSError as error:
             if error.errno == errno.EXDEV:
                 return None
@@ -109,11 +109,7 @@ class Rescue:
         with Staging(self._directory, name, self._log) as staging:
             stream = changes(raw, self._log)
             try:
-                copy.write(
-                    stream,
-                    Target(directory=staging.directory, name=ARCHIVE, opaque_attribute="", owner=None),
-                    self._log,
-                )
+                copy.write(stream, Target(staging=staging, overlay=raw, flush=Never()), self._log)
             finally:
                 stream.close()
             kernel.sync_file_system(staging.directory)
@@ -148,15 +144,6 @@ class Rescue:
             file.write(text + "\n")
             file.flush()
             os.fsync(fd)
-
-
-def _make_twin(original: str, twin: str) -> None:
-    source, target = os.open(original, _DIRECTORY), os.open(twin, _DIRECTORY)
-    try:
-        metadata.replace(target, *metadata.read(source))
-    finally:
-        os.close(source)
-        os.close(target)
 
 
 def _file_name(text: str) -> str:

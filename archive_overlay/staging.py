@@ -65,6 +65,7 @@ class Staging:
         self.made: list[str] = []
         self._parent_path = parent
         self._own_name = ""
+        self._taken: tuple[int, str, int] | None = None
         self._log = log
 
     def __enter__(self) -> Staging:  # noqa: PYI034, Self is not in Python 3.9
@@ -85,6 +86,7 @@ class Staging:
         traceback: TracebackType | None,
     ) -> None:
         try:
+            self._give_back()
             self._remove(self._own_name, self.directory)
         except OSError as failure:
             self._warn(self._own_name, failure)
@@ -94,6 +96,25 @@ class Staging:
     def keep(self, old: os.stat_result) -> None:
         """Note that an archive which is about to be exchanged into this directory must not be lost."""
         os.mkdir(f"{_KEEP}{old.st_ino}", dir_fd=self.directory)
+
+    def take(self, name: str, directory: int) -> None:
+        """Rename a directory to be the archive. If it does not come to be published, it goes back.
+
+        Args:
+            name: the directory.
+            directory: file descriptor of the directory it is in.
+
+        Raises:
+            OSError: EXDEV if that is on another file system.
+        """
+        status = os.lstat(name, dir_fd=directory)
+        self.keep(status)
+        try:
+            os.rename(name, ARCHIVE, src_dir_fd=directory, dst_dir_fd=self.directory)
+        except OSError:
+            os.rmdir(f"{_KEEP}{status.st_ino}", dir_fd=self.directory)
+            raise
+        self._taken = os.dup(directory), name, status.st_ino
 
     def take_backup_name(self, take: Callable[[str], object]) -> str:
         """Find the next free backup name of the destination: NAME.~1~, NAME.~2~, ...
@@ -108,6 +129,16 @@ class Staging:
         matches = (pattern.fullmatch(name) for name in os.listdir(self.parent))
         number = max((int(match[1]) for match in matches if match), default=0)
         return _take_numbered_name(self.name, number + 1, take)
+
+    def _give_back(self) -> None:
+        if self._taken is None:
+            return
+        directory, name, inode = self._taken
+        try:
+            if _inode(ARCHIVE, self.directory) == inode:
+                kernel.exchange(ARCHIVE, self.directory, name, directory)
+        finally:
+            os.close(directory)
 
     def _make(self) -> None:
         while self.directory < 0:

@@ -17,6 +17,7 @@ from archive_overlay.overlay.changes import (
     SYMLINK,
     WHITEOUT,
 )
+from archive_overlay.staging import ARCHIVE
 from archive_overlay.tree import Descent, open_beneath
 
 TYPE_CHECKING = False
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from archive_overlay.log import Log
-    from archive_overlay.methods import Target
+    from archive_overlay.methods import Method, Target
     from archive_overlay.overlay.changes import Change
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -39,6 +40,10 @@ _TYPES = {
 # Up to this size a file is read at once; beyond it the kernel copies, in pieces of the second size.
 _AT_ONCE = 128 * 1024
 _PIECE = 16 * 1024 * 1024
+
+
+def require(method: Method) -> None:
+    """Nothing is needed. See `methods.Writer`."""
 
 
 def write(changes: Iterator[Change], target: Target, log: Log) -> None:
@@ -63,6 +68,7 @@ class _Writer:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._top = -1
+        self._made_as = -1, -1  # the owner of what is made in the copy
         self._descent: Descent | None = None
         self._open: list[tuple[str, Change]] = []  # prefix of what comes into it, the directory itself
 
@@ -77,7 +83,7 @@ class _Writer:
         if change.link_to is not None:
             self._link(change, here)
         elif change.kind is FILE:
-            _copy_file(change, here)
+            _copy_file(change, here, self._made_as)
         elif change.kind is DIRECTORY:
             # Private until it is complete: it gets its owner and mode when it is left.
             os.mkdir(name, stat.S_IRWXU, dir_fd=here)
@@ -87,7 +93,8 @@ class _Writer:
             _make_whiteout(change, here)
         elif change.kind is SYMLINK:
             os.symlink(change.target, name, dir_fd=here)
-            os.chown(name, change.uid, change.gid, dir_fd=here, follow_symlinks=False)
+            if self._made_as != (change.uid, change.gid):
+                os.chown(name, change.uid, change.gid, dir_fd=here, follow_symlinks=False)
             if change.attributes:
                 _give_attributes(change, here)
             os.utime(name, ns=(change.atime_ns, change.mtime_ns), dir_fd=here, follow_symlinks=False)
@@ -95,7 +102,7 @@ class _Writer:
             os.mknod(name, _TYPES[change.kind] | stat.S_IRUSR, change.rdev, dir_fd=here)
             fd = os.open(name, _LOOK, dir_fd=here)
             try:
-                metadata.give(f"/proc/self/fd/{fd}", change, change.attributes)
+                metadata.give(f"/proc/self/fd/{fd}", change, change.attributes, made_as=self._made_as)
             finally:
                 os.close(fd)
 
@@ -112,9 +119,12 @@ class _Writer:
             os.close(self._top)
 
     def _begin(self, root: Change) -> None:
-        os.mkdir(self._target.name, stat.S_IRWXU, dir_fd=self._target.directory)
-        self._top = os.open(self._target.name, _DIRECTORY, dir_fd=self._target.directory)
+        staging = self._target.staging.directory
+        os.mkdir(ARCHIVE, stat.S_IRWXU, dir_fd=staging)
+        self._top = os.open(ARCHIVE, _DIRECTORY, dir_fd=staging)
         self._descent = Descent(os.dup(self._top))
+        made = os.fstat(self._top)
+        self._made_as = made.st_uid, made.st_gid
         self._open.append(("", root))
 
     def _leave(self) -> None:
@@ -128,8 +138,8 @@ class _Writer:
     def _complete(self, fd: int, directory: Change) -> None:
         attributes = directory.attributes
         if directory.opaque:
-            attributes = {**attributes, self._target.opaque_attribute: b"y"}
-        metadata.give(fd, directory, attributes)
+            attributes = {**attributes, self._target.overlay.dialect.opaque_attribute: b"y"}
+        metadata.give(fd, directory, attributes, made_as=self._made_as)
 
     def _link(self, change: Change, here: int) -> None:
         assert change.link_to is not None
@@ -140,7 +150,7 @@ class _Writer:
             os.close(parent)
 
 
-def _copy_file(change: Change, directory: int) -> None:
+def _copy_file(change: Change, directory: int, made_as: tuple[int, int]) -> None:
     fd = os.open(change.name, _CREATE, stat.S_IRUSR | stat.S_IWUSR, dir_fd=directory)
     try:
         if change.sparse:
@@ -155,7 +165,7 @@ def _copy_file(change: Change, directory: int) -> None:
             copied = _copy_in_kernel(change.fd, fd, change.size + 1)
         if copied != change.size:
             raise ArchiveError(f"{change.path} changed its size while it was read")
-        metadata.give(fd, change, change.attributes)
+        metadata.give(fd, change, change.attributes, made_as=made_as)
     finally:
         os.close(fd)
 

@@ -13,7 +13,7 @@ from archive_overlay.overlay import dialect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from archive_overlay.overlay.dialect import Dialect
     from archive_overlay.runtime import Mount, Spec
@@ -27,16 +27,25 @@ class OverlayMount:
         lowers: absolute paths of the lowerdirs, topmost first.
         data_lowers: of those that have nothing but the data of files, topmost first.
         dialect: how it marks deletions and the like.
+        may_refer_to_lowers: whether the upperdir may have files whose data, or directories whose
+            contents, are in the lower layers.
     """
 
-    __slots__ = ("data_lowers", "dialect", "lowers", "upper")
+    __slots__ = ("data_lowers", "dialect", "lowers", "may_refer_to_lowers", "upper")
 
     def __init__(
-        self, *, upper: str, lowers: tuple[str, ...], data_lowers: tuple[str, ...] = (), dialect: Dialect
+        self,
+        *,
+        upper: str,
+        lowers: tuple[str, ...],
+        data_lowers: tuple[str, ...] = (),
+        dialect: Dialect,
+        may_refer_to_lowers: bool = True,
     ) -> None:
         self.upper = upper
         self.lowers = lowers
         self.data_lowers = data_lowers
+        self.may_refer_to_lowers = may_refer_to_lowers
         self.dialect = dialect
 
 
@@ -75,7 +84,7 @@ def find_overlay(spec: Spec, mount_point: str, *, mount_program: str) -> Overlay
 
 
 def is_mounted(overlay: OverlayMount) -> bool:
-    """Say whether the kernel has an overlay mounted in this namespace that writes into an upperdir.
+    """Say whether the kernel has an overlay mounted, in any namespace, that writes into an upperdir.
 
     Args:
         overlay: whose upperdir.
@@ -84,14 +93,14 @@ def is_mounted(overlay: OverlayMount) -> bool:
         OSError: the mounts cannot be read, or the upperdir is gone.
     """
     status = os.stat(overlay.upper)
-    for mounted in mountinfo.read().of_type("overlay"):
-        if not any(option.startswith("upperdir=") for option in mounted.options):
-            continue
-        other = _with_absolute_paths(
-            from_options(mounted.options, None, mounted.mount_point), mounted.mount_point
-        )
-        if os.path.exists(other.upper) and os.path.samestat(os.stat(other.upper), status):
-            return True
+    for table in mountinfo.read_all():
+        for mounted in table.of_type("overlay"):
+            if not any(option.startswith("upperdir=") for option in mounted.options):
+                continue
+            origin = mounted.mount_point
+            other = _with_absolute_paths(from_options(mounted.options, None, origin), origin)
+            if os.path.exists(other.upper) and os.path.samestat(os.stat(other.upper), status):
+                return True
     return False
 
 
@@ -112,6 +121,7 @@ def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> O
     lowers: list[str] = []
     data_lowers: list[str] = []
     userxattr = False
+    references: dict[str, str] = {}
     for option in split(",".join(options), ","):
         key, _, value = option.partition("=")
         if key == "upperdir":
@@ -122,6 +132,8 @@ def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> O
             lowers.append(_unescaped(value))
         elif key == "datadir+":
             data_lowers.append(_unescaped(value))
+        elif key in ("metacopy", "redirect_dir"):
+            references[key] = value
         elif key == "userxattr":
             userxattr = True
     if not upper:
@@ -131,7 +143,11 @@ def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> O
         )
     native = dialect.NATIVE_USERXATTR if userxattr else dialect.NATIVE
     return OverlayMount(
-        upper=upper, lowers=tuple(lowers), data_lowers=tuple(data_lowers), dialect=kind or native
+        upper=upper,
+        lowers=tuple(lowers),
+        data_lowers=tuple(data_lowers),
+        dialect=kind or native,
+        may_refer_to_lowers=not userxattr and _makes_references(references),
     )
 
 
@@ -148,6 +164,21 @@ def split(text: str, separator: str) -> list[str]:
         position += 1
     parts.append(text[start:])
     return parts
+
+
+def _makes_references(options: Mapping[str, str]) -> bool:
+    """Say whether an overlay leaves data or contents in the lower layers, by its options or by default."""
+    for key in ("metacopy", "redirect_dir"):
+        value = options.get(key)
+        if value is None:
+            try:
+                with open(f"/sys/module/overlay/parameters/{key}", encoding="ascii") as file:
+                    value = "off" if file.read().strip() == "N" else "on"
+            except OSError:
+                value = "on"  # nobody knows
+        if value == "on":
+            return True
+    return False
 
 
 def _lowerdirs(value: str) -> tuple[list[str], list[str]]:
@@ -199,6 +230,7 @@ def _with_absolute_paths(overlay: OverlayMount, mount_point: str) -> OverlayMoun
         upper=os.path.join(base, overlay.upper),
         lowers=tuple(os.path.join(base, lower) for lower in overlay.lowers),
         data_lowers=tuple(os.path.join(base, lower) for lower in overlay.data_lowers),
+        may_refer_to_lowers=overlay.may_refer_to_lowers,
         dialect=overlay.dialect,
     )
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from archive_overlay.annotations import PREFIX, ArchiveRequest, group_by_name, parse_request
+from archive_overlay.annotations import PREFIX, ArchiveRequest, Context, group_by_name, parse_request
 from archive_overlay.errors import ArchiveError
 from archive_overlay.log import Log
+
+
+CONTEXT = Context(id="c0ffee", timestamp="20261121T205533Z")
 
 
 class Kept:
@@ -36,7 +39,7 @@ def keys(**values: object) -> dict[str, object]:
 
 
 def request(log: Log, **values: object) -> ArchiveRequest:
-    return parse_request("data", keys(**values), log)
+    return parse_request("data", keys(**values), CONTEXT, log)
 
 
 def test_a_pair_is_a_request_with_the_defaults_of_2_0_4(log: Log, kept: Kept) -> None:
@@ -46,7 +49,7 @@ def test_a_pair_is_a_request_with_the_defaults_of_2_0_4(log: Log, kept: Kept) ->
         "other": "x",
     }
     ((name, values),) = group_by_name(annotations, log)
-    made = parse_request(name, values, log)
+    made = parse_request(name, values, CONTEXT, log)
     assert (made.name, made.mount_point, made.archive_to) == ("data", "/data", "/srv/data")
     assert (made.method.name, made.if_exists, made.success, made.owner) == ("copy", "merge", None, None)
     assert kept.lines == []
@@ -98,15 +101,10 @@ def test_an_invalid_owner_is_ignored_with_a_warning(log: Log, kept: Kept, value:
     assert "tar-content-owner" in message
 
 
-def test_an_owner_is_ignored_with_a_warning_by_copy(log: Log, kept: Kept) -> None:
-    assert request(log, tar_content_owner="2000").owner is None
-    assert [level for level, _ in kept.lines] == ["warning"]
-
-
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"method": "zip"}, "known are copy, tar.gz"),
+        ({"method": "zip"}, "known are copy, move, tar, tar.gz, tar.zst"),
         ({"if_exists": "overwrite"}, "known are replace, merge, backup, fail"),
         ({"if_exists": "merge", "method": "tar.gz"}, "not possible with method tar.gz"),
         ({"archive_to": "srv/data"}, "relative path"),
@@ -115,6 +113,12 @@ def test_an_owner_is_ignored_with_a_warning_by_copy(log: Log, kept: Kept) -> Non
         ({"archive_to": "/srv/\ud800"}, "cannot be a path"),
         ({"archive_to": 7}, "archive-to must be a string"),
         ({"method": None}, "method must be a string"),
+        ({"method": "tar.gz", "compression_level": "10"}, "possible are 1 to 9"),
+        ({"method": "tar.zst", "compression_level": "0"}, "possible are 1 to 19"),
+        ({"method": "tar.gz", "compression_level": "²"}, "possible are 1 to 9"),
+        ({"method": "tar", "compression_level": "6"}, "not possible with method tar"),
+        ({"method": "tar", "whiteouts": "docker"}, "known are overlay, oci"),
+        ({"method": "move", "if_exists": "merge"}, "possible are backup, replace, fail"),
     ],
 )
 def test_a_value_that_cannot_be_used_fails_the_request(
@@ -122,6 +126,30 @@ def test_a_value_that_cannot_be_used_fails_the_request(
 ) -> None:
     with pytest.raises(ArchiveError, match=said.replace(".", r"\.")):
         request(log, **values)
+
+
+@pytest.mark.parametrize("key", ["tar-content-owner", "compression-level", "whiteouts"])
+def test_what_is_of_tars_is_ignored_with_a_warning_by_the_others(log: Log, kept: Kept, key: str) -> None:
+    made = request(log, method="move", **{key.replace("-", "_"): "1"})
+    assert (made.owner, made.level, made.whiteouts) == (None, 0, "overlay")
+    assert kept.lines == [("warning", f"archive data: {key} is ignored, because method move makes no tar")]
+
+
+@pytest.mark.parametrize(("method", "level"), [("tar.gz", 6), ("tar.zst", 3), ("tar", 0)])
+def test_each_compression_has_its_usual_level(log: Log, method: str, level: int) -> None:
+    assert request(log, method=method).level == level
+
+
+def test_placeholders_stand_for_the_stop_and_other_braces_for_themselves(log: Log) -> None:
+    made = request(log, archive_to="/srv/{id}/{name}-{timestamp}/{x}{}{{id}}", success="/run/{timestamp}")
+    assert made.archive_to == "/srv/c0ffee/data-20261121T205533Z/{x}{}{c0ffee}"
+    assert made.success == "/run/20261121T205533Z"
+
+
+@pytest.mark.parametrize("name", ["a/b", "", ".."])
+def test_a_placeholder_is_one_file_name(log: Log, name: str) -> None:
+    with pytest.raises(ArchiveError, match="placeholder"):
+        parse_request("data", keys(archive_to="/srv/{id}"), Context(id=name, timestamp="now"), log)
 
 
 def test_paths_get_their_simplest_form(log: Log) -> None:

@@ -1,0 +1,342 @@
+"""A change set as a tar, in the overlay's native form or in that of OCI image layers.
+
+Source: OCI image specification, layer.md; overlayfs.rst, "whiteouts and opaque directories".
+"""
+
+from __future__ import annotations
+
+import os
+
+from archive_overlay import sparse, ustar
+from archive_overlay.errors import ArchiveError
+from archive_overlay.overlay.changes import (
+    BLOCK_DEVICE,
+    CHARACTER_DEVICE,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    SOCKET,
+    SYMLINK,
+    WHITEOUT,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from archive_overlay.compress import Writer
+    from archive_overlay.log import Log
+    from archive_overlay.overlay.changes import Change
+
+_RECORD = 20 * ustar.BLOCK
+# Headers and small files are gathered up to this size before they go on.
+_GATHERED = 128 * 1024
+
+_TYPE_FLAGS = {
+    FILE: ustar.REGULAR,
+    SYMLINK: ustar.SYMLINK,
+    CHARACTER_DEVICE: ustar.CHARACTER_DEVICE,
+    BLOCK_DEVICE: ustar.BLOCK_DEVICE,
+    DIRECTORY: ustar.DIRECTORY,
+    FIFO: ustar.FIFO,
+}
+_SET_USER_ID = 0o4000
+_SET_GROUP_ID = 0o2000
+
+# OCI image specification, layer.md, "Whiteouts" and "Opaque Whiteout".
+_LAYER_WHITEOUT = ".wh."
+_LAYER_OPAQUE = b".wh..wh..opq"
+# What a reader of a layer could take for a mark of its own overlay.
+_OPAQUE_ATTRIBUTES = ("trusted.overlay.opaque", "user.overlay.opaque")
+
+
+class TarWriter:
+    """A tar that is being written.
+
+    Args:
+        output: where it goes.
+        opaque_attribute: the attribute that makes a directory opaque, in the overlay's native form;
+            empty for the form of OCI layers.
+        owner: user and group id of everything; None for the true owners.
+        log: takes warnings of what is left out.
+    """
+
+    def __init__(
+        self, output: Writer, *, opaque_attribute: str, owner: tuple[int, int] | None, log: Log
+    ) -> None:
+        self._output = output
+        self._opaque_attribute = opaque_attribute
+        self._owner = owner
+        self._log = log
+        self._gathered = bytearray()
+        self._length = 0
+
+    def add(self, change: Change) -> None:
+        """Add one change, and of a file its data.
+
+        Raises:
+            ArchiveError: the form has no way to say it, or the file changed while it was read.
+            OSError: it cannot be read or written.
+        """
+        kind = change.kind
+        if kind is SOCKET:
+            self._log.warning(f"{change.path} is left out: it is a socket, which a tar cannot hold")
+            return
+        if not self._opaque_attribute and change.name.startswith(_LAYER_WHITEOUT):
+            raise ArchiveError(
+                f"{change.path} cannot be stored: in an OCI layer its name means that something was deleted"
+            )
+        if kind is WHITEOUT:
+            self._add_whiteout(change)
+        elif kind is DIRECTORY:
+            self._add_directory(change)
+        elif change.fd >= 0:
+            self._add_file(change)
+        elif change.link_to is not None:
+            link = b"./" + os.fsencode(change.link_to)
+            self._gathered += self._headers(change, type_flag=ustar.HARD_LINK, link=link)
+        else:
+            self._gathered += self._headers(
+                change, type_flag=_TYPE_FLAGS[kind], link=os.fsencode(change.target), device=change.rdev
+            )
+        if len(self._gathered) >= _GATHERED:
+            self._flush()
+
+    def finish(self) -> None:
+        """Add the end, and finish the output.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        # Two blocks of zeros end a tar; GNU tar expects whole records.
+        self._gathered += bytes(2 * ustar.BLOCK)
+        self._gathered += bytes(-(self._length + len(self._gathered)) % _RECORD)
+        self._flush()
+        self._output.finish()
+
+    def _add_whiteout(self, change: Change) -> None:
+        uid, gid = self._owner or (change.uid, change.gid)
+        mtime_ns = change.mtime_ns // 10**9 * 10**9  # nobody ever sees it
+        if self._opaque_attribute:
+            name = b"./" + os.fsencode(change.path)
+            type_flag = ustar.CHARACTER_DEVICE
+        else:
+            name = b"./" + os.fsencode(f"{change.directory}{_LAYER_WHITEOUT}{change.name}")
+            type_flag = ustar.REGULAR
+        self._gathered += ustar.headers(
+            name=name, type_flag=type_flag, mode=change.mode, uid=uid, gid=gid, mtime_ns=mtime_ns
+        )
+
+    def _add_directory(self, change: Change) -> None:
+        name = b"./" + os.fsencode(change.path) + (b"/" if change.name else b"")
+        attributes = change.attributes
+        if change.opaque and self._opaque_attribute:
+            attributes = {**attributes, self._opaque_attribute: b"y"}
+        uid, gid = self._owner or (change.uid, change.gid)
+        self._gathered += ustar.headers(
+            name=name,
+            type_flag=ustar.DIRECTORY,
+            mode=change.mode,
+            uid=uid,
+            gid=gid,
+            mtime_ns=change.mtime_ns,
+            records=self._attribute_records(change, attributes) if attributes else None,
+        )
+        if change.opaque and not self._opaque_attribute:
+            self._gathered += ustar.headers(
+                name=name + _LAYER_OPAQUE,
+                type_flag=ustar.REGULAR,
+                mode=0o600,
+                uid=uid,
+                gid=gid,
+                mtime_ns=change.mtime_ns // 10**9 * 10**9,
+            )
+
+    def _add_file(self, change: Change) -> None:
+        if change.sparse:
+            holes = SparseMap(change)
+            if holes.stored_size < change.size:
+                self._add_sparse(change, holes)
+                return
+            os.lseek(change.fd, 0, os.SEEK_SET)
+        size = change.size
+        self._gathered += self._headers(change, type_flag=ustar.REGULAR, size=size)
+        if size < _GATHERED:
+            # One byte more than there should be, so that a file that has grown is noticed.
+            data = os.read(change.fd, size + 1)
+            if len(data) != size:
+                raise _changed(change)
+            self._gathered += data
+        else:
+            self._add_data(change, size)
+            if os.read(change.fd, 1):
+                raise _changed(change)
+        self._gathered += bytes(-size % ustar.BLOCK)
+
+    def _add_sparse(self, change: Change, holes: SparseMap) -> None:
+        """Add a sparse file: its map, and what are no holes in it."""
+        self._gathered += self._headers(
+            change, type_flag=ustar.REGULAR, size=holes.stored_size, records=holes.records(change)
+        )
+        for line in holes.lines(change):
+            self._gathered += line
+            if len(self._gathered) >= _GATHERED:
+                self._flush()
+        self._gathered += bytes(-holes.map_size % ustar.BLOCK)
+        stored = 0
+        for offset, length in sparse.segments(change.fd, change.size):
+            os.lseek(change.fd, offset, os.SEEK_SET)
+            self._add_data(change, length)
+            stored += length
+        if stored != holes.data_size or os.fstat(change.fd).st_size != change.size:
+            raise _changed(change)
+        self._gathered += bytes(-stored % ustar.BLOCK)
+
+    def _add_data(self, change: Change, size: int) -> None:
+        """Add the next bytes of a file."""
+        left = size
+        while left:
+            data = os.read(change.fd, min(left, _GATHERED))
+            if not data:
+                raise _changed(change)
+            left -= len(data)
+            self._gathered += data
+            if len(self._gathered) >= _GATHERED:
+                self._flush()
+
+    def _flush(self) -> None:
+        self._output.write(self._gathered)
+        self._length += len(self._gathered)
+        self._gathered.clear()
+
+    def _headers(
+        self,
+        change: Change,
+        *,
+        type_flag: bytes,
+        size: int = 0,
+        link: bytes = b"",
+        device: int = 0,
+        records: dict[bytes, bytes] | None = None,
+    ) -> bytes:
+        uid, gid, mode = change.uid, change.gid, change.mode
+        if self._owner is not None:
+            uid, gid = self._owner
+            mode = self._mode_for_another_owner(change, uid, gid)
+        if change.attributes:
+            records = {**(records or {}), **self._attribute_records(change, change.attributes)}
+        return ustar.headers(
+            name=b"./" + os.fsencode(change.path),
+            type_flag=type_flag,
+            mode=mode,
+            uid=uid,
+            gid=gid,
+            mtime_ns=change.mtime_ns,
+            size=size,
+            link=link,
+            device=device,
+            records=records,
+        )
+
+    def _mode_for_another_owner(self, change: Change, uid: int, gid: int) -> int:
+        # A set-user-ID bit says "run as the owner": without the owner it would say something that
+        # nobody in the container said.
+        lost = 0
+        if change.kind is FILE:
+            lost |= _SET_USER_ID if uid != change.uid else 0
+            lost |= _SET_GROUP_ID if gid != change.gid else 0
+        if change.mode & lost:
+            self._log.warning(
+                f"{change.path}: set-user-ID and set-group-ID are left out, because tar-content-owner replaces"
+                " its owner"
+            )
+        return change.mode & ~lost
+
+    def _attribute_records(self, change: Change, attributes: dict[str, bytes]) -> dict[bytes, bytes]:
+        records = {}
+        for name, value in attributes.items():
+            key = os.fsencode(name)
+            if not self._opaque_attribute:
+                if name in _OPAQUE_ATTRIBUTES:
+                    self._log.warning(
+                        f"{change.path}: the attribute {name} is left out, because readers of OCI layers act on it"
+                    )
+                    continue
+                if b"=" in key:
+                    raise ArchiveError(
+                        f"the attribute {name} of {change.path} cannot be stored: OCI layers have no form for ="
+                    )
+            elif b"=" in key:
+                self._log.warning(
+                    f"{change.path}: the attribute {name} has = in its name, which not every program that reads"
+                    " tars restores; GNU tar does"
+                )
+                key = key.replace(b"%", b"%25").replace(b"=", b"%3D")
+            records[b"SCHILY.xattr." + key] = value
+        return records
+
+
+class SparseMap:
+    """How a sparse file is stored: a map of its segments, then the segments, without the holes.
+
+    The map is a list of decimal numbers, a line each: how many segments there are, and the offset and
+    the length of each. A hole at the end is shown by a segment of no length. The segments are not kept
+    here, for a file may have millions: they are asked for again.
+
+    Args:
+        change: the file.
+
+    Attributes:
+        map_size, data_size: in bytes, without padding.
+
+    Source: GNU tar manual, "Storing Sparse Files", PAX format, version 1.0; Python's tarfile and Go's
+    archive/tar read it too.
+    """
+
+    def __init__(self, change: Change) -> None:
+        self._count = 0
+        self.data_size = 0
+        self.map_size = 0
+        end = 0
+        for offset, length in sparse.segments(change.fd, change.size):
+            self._count += 1
+            self.data_size += length
+            self.map_size += len(_map_line(offset, length))
+            end = offset + length
+        self._ends_in_a_hole = end < change.size
+        if self._ends_in_a_hole:
+            self._count += 1
+            self.map_size += len(_map_line(change.size, 0))
+        self.map_size += len(b"%d\n" % self._count)
+
+    @property
+    def stored_size(self) -> int:
+        """Bytes of the map and the segments together, the map padded to blocks."""
+        return self.map_size + -self.map_size % ustar.BLOCK + self.data_size
+
+    def records(self, change: Change) -> dict[bytes, bytes]:
+        """Give the records of the extended header."""
+        name = os.fsencode(change.name)
+        return {
+            b"GNU.sparse.major": b"1",
+            b"GNU.sparse.minor": b"0",
+            b"GNU.sparse.name": b"./" + os.fsencode(change.path),
+            b"GNU.sparse.realsize": b"%d" % change.size,
+            b"path": b"./" + os.fsencode(change.directory) + b"GNUSparseFile.0/" + name,
+        }
+
+    def lines(self, change: Change) -> Iterator[bytes]:
+        """Give the map."""
+        yield b"%d\n" % self._count
+        for offset, length in sparse.segments(change.fd, change.size):
+            yield _map_line(offset, length)
+        if self._ends_in_a_hole:
+            yield _map_line(change.size, 0)
+
+
+def _map_line(offset: int, length: int) -> bytes:
+    return b"%d\n%d\n" % (offset, length)
+
+
+def _changed(change: Change) -> ArchiveError:
+    return ArchiveError(f"{change.path} changed its size while it was read")
