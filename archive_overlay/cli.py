@@ -199,7 +199,7 @@ def _open_log(settings: Settings) -> log.Log:
         try:
             fd = os.open(
                 settings.log_file,
-                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY,
+                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY,
                 0o640,
             )
             sinks.append(log.StreamSink(fd, terminal=False))

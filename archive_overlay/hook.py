@@ -138,7 +138,7 @@ class _Run:
         )
         if request.success:
             marker.judge(request.success, destination.path, overlay.upper)
-        tally = _Tally()
+        tally = _Tally(self._log)
         with destination.stage(self._log) as staging:
             if request.success:
                 marker.remove(request.success, self._flush)
@@ -178,13 +178,17 @@ def _make_rescue(directory: str, container: str, log: Log) -> Rescue:
 class _Tally:
     """Counts what goes by, for the summary."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Log) -> None:
+        self._log = log
         self.entries = self.deletions = self.bytes = 0
         self._counted = False
 
     def counted(self, stream: Iterator[Change]) -> Iterator[Change]:
         self._counted = True
+        trace = self._log.wants("trace")
         for change in stream:
+            if trace:
+                self._log.trace(f"{change.path or '.'}: {change.kind}")
             if change.kind is WHITEOUT:
                 self.deletions += 1
             elif change.name or change.kind is not DIRECTORY:

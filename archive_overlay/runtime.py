@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from typing_extensions import TypeGuard
+
 _BY_HAND = "to try it by hand: archive_overlay --bundle DIR, with DIR holding a config.json"
 
 
@@ -102,7 +104,7 @@ def read_state(fd: int) -> State:
         raise HookError("no container state on standard input: it is empty", hint=_BY_HAND)
     state = _object(_parse(text, "the container state on standard input"), "the container state")
     bundle = state.get("bundle")
-    if not isinstance(bundle, str) or not bundle.startswith("/") or not _is_path(bundle):
+    if not _is_path(bundle) or not bundle.startswith("/"):
         raise HookError(
             "the container state names no bundle",
             hint='it must have "bundle", the absolute path of the directory of config.json',
@@ -143,8 +145,8 @@ def read_spec(bundle: str) -> Spec:
             hint="the bundle must be a directory with the container's config.json",
         ) from error
     spec = _object(_parse(text, path), path)
-    annotations = _object(spec.get("annotations") or {}, f"annotations in {path}")
-    listed = spec.get("mounts") or []
+    annotations = _object(_or(spec.get("annotations"), {}), f"annotations in {path}")
+    listed = _or(spec.get("mounts"), [])
     if not isinstance(listed, list):
         raise HookError(f"mounts in {path} must be a list, but is {_kind(listed)}")
     mounts = []
@@ -175,25 +177,26 @@ def _mount(entry: object) -> Mount | None:
     if not isinstance(entry, dict):
         return None
     destination = entry.get("destination")
-    options = entry.get("options") or []
-    texts = [entry.get(key) or "" for key in ("type", "source")]
-    if (
-        not isinstance(destination, str)
-        or not isinstance(options, list)
-        or not all(isinstance(text, str) for text in [*texts, *options])
-    ):
+    kind = _or(entry.get("type"), "")
+    source = _or(entry.get("source"), "")
+    options = _or(entry.get("options"), [])
+    if not (_is_path(destination) and _is_path(kind) and _is_path(source) and isinstance(options, list)):
+        return None
+    if not all(_is_path(option) for option in options):
         return None
     return Mount(
-        destination=normal_destination(destination),
-        type=texts[0],
-        source=texts[1],
-        options=tuple(options),
+        destination=normal_destination(destination), type=kind, source=source, options=tuple(options)
     )
+
+
+def _or(value: object, default: object) -> object:
+    # null is what Go's JSON makes of a list or map that is not there.
+    return default if value is None else value
 
 
 def _root(root: object, bundle: str) -> str:
     path = root.get("path") if isinstance(root, dict) else None
-    if not isinstance(path, str) or not path or not _is_path(path):
+    if not _is_path(path) or not path:
         return ""
     return posixpath.normpath(os.path.join(os.path.abspath(bundle), path))
 
@@ -224,8 +227,11 @@ def _kind(value: object) -> str:
     return next((name for kind, name in names if isinstance(value, kind)), "null")
 
 
-def _is_path(text: str) -> bool:
+def _is_path(value: object) -> TypeGuard[str]:
+    if not isinstance(value, str):
+        return False
     try:
-        return "\0" not in text and bool(os.fsencode(text))
+        os.fsencode(value)
     except UnicodeEncodeError:
         return False  # a lone surrogate
+    return "\0" not in value

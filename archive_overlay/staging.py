@@ -50,6 +50,7 @@ class Staging:
         log: takes warnings of what cannot be removed.
 
     Attributes:
+        path: of the destination.
         name: the destination's name.
         parent: file descriptor of the directory that the destination is in.
         directory: file descriptor of the staging directory.
@@ -63,6 +64,7 @@ class Staging:
         self.name = name
         self.parent = self.directory = -1
         self.made: list[str] = []
+        self.path = os.path.join(parent, name) if name else parent
         self._parent_path = parent
         self._own_name = ""
         self._taken: tuple[int, str, int] | None = None

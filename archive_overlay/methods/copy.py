@@ -57,7 +57,7 @@ def write(changes: Iterator[Change], target: Target, log: Log) -> None:
         path = ""
         writer.finish()
     except OSError as error:
-        fail(f"cannot write {path or '.'} into the copy", error)
+        fail(f"cannot write {path or '.'} into {target.staging.path}", error)
     finally:
         writer.close()
 
@@ -90,7 +90,7 @@ class _Writer:
             self._descent.enter(name)
             self._open.append((change.path + "/", change))
         elif change.kind is WHITEOUT:
-            _make_whiteout(change, here)
+            self._make_whiteout(change, here)
         elif change.kind is SYMLINK:
             os.symlink(change.target, name, dir_fd=here)
             if self._made_as != (change.uid, change.gid):
@@ -149,6 +149,17 @@ class _Writer:
         finally:
             os.close(parent)
 
+    def _make_whiteout(self, change: Change, directory: int) -> None:
+        try:
+            os.mknod(change.name, stat.S_IFCHR, 0, dir_fd=directory)
+        except OSError as error:
+            fail(
+                f"cannot write the deletion of {change.path} into {self._target.staging.path}",
+                error,
+                hint="the file system of archive-to must be able to hold 0:0 devices (an overlay cannot);"
+                " method tar.gz goes anywhere",
+            )
+
 
 def _copy_file(change: Change, directory: int, made_as: tuple[int, int]) -> None:
     fd = os.open(change.name, _CREATE, stat.S_IRUSR | stat.S_IWUSR, dir_fd=directory)
@@ -197,18 +208,6 @@ def _copy_in_kernel(source: int, target: int, most: int) -> int:
         while count := os.sendfile(target, source, None, min(most - copied, _PIECE)):
             copied += count
     return copied
-
-
-def _make_whiteout(change: Change, directory: int) -> None:
-    try:
-        os.mknod(change.name, stat.S_IFCHR, 0, dir_fd=directory)
-    except OSError as error:
-        fail(
-            f"cannot write the deletion of {change.path} into the copy",
-            error,
-            hint="the file system of archive-to must be able to hold 0:0 devices (an overlay cannot);"
-            " method tar.gz goes anywhere",
-        )
 
 
 def _give_attributes(change: Change, directory: int) -> None:

@@ -54,4 +54,4 @@ def write(changes: Iterator[Change], target: Target, log: Log) -> None:
         finally:
             os.close(fd)
     except OSError as error:
-        fail(f"cannot write {path or '.'} into the tar", error)
+        fail(f"cannot write {path or '.'} into {target.staging.path}", error)

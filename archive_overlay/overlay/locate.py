@@ -78,6 +78,10 @@ def find_overlay(spec: Spec, mount_point: str, *, mount_program: str) -> Overlay
             f"the container has no mount at {mount_point}",
             hint=f"mount-point must be the destination of a mount; there are: {there}",
         )
+    if not overlay.upper.startswith("/"):
+        raise ArchiveError(
+            f"the upperdir {overlay.upper} of {mount_point} is a relative path, and nobody knows of what"
+        )
     if not os.path.isdir(overlay.upper):
         raise ArchiveError(f"the upperdir {overlay.upper} of {mount_point} does not exist")
     return overlay
@@ -224,7 +228,7 @@ def _with_absolute_paths(overlay: OverlayMount, mount_point: str) -> OverlayMoun
     if all(path.startswith("/") for path in (overlay.upper, *overlay.lowers, *overlay.data_lowers)):
         return overlay
     base = os.path.dirname(mount_point)
-    while base != "/" and not os.path.isdir(os.path.join(base, overlay.upper)):
+    while base not in ("", "/") and not os.path.isdir(os.path.join(base, overlay.upper)):
         base = os.path.dirname(base)
     return OverlayMount(
         upper=os.path.join(base, overlay.upper),

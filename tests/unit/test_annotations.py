@@ -8,7 +8,6 @@ from archive_overlay.annotations import PREFIX, ArchiveRequest, Context, group_b
 from archive_overlay.errors import ArchiveError
 from archive_overlay.log import Log
 
-
 CONTEXT = Context(id="c0ffee", timestamp="20261121T205533Z")
 
 
