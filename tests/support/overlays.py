@@ -90,6 +90,8 @@ class Namespace:
 
     def __init__(self, *, rootless: bool) -> None:
         self.rootless = rootless
+        # How many users and groups there are, from 0 on.
+        self.owners = 1 if rootless and os.geteuid() != 0 else 65536
         kinds = ["--user", "--mount"] if rootless else ["--mount"]
         # The namespace lives as long as a process is in it: this one waits for its stdin to close.
         self._holder = subprocess.Popen(
@@ -106,11 +108,6 @@ class Namespace:
             tools.cannot_run(f"unshare {' '.join(kinds)} is not allowed")
         if rootless:
             self._map_ids()
-
-    @property
-    def owners(self) -> int:
-        """How many users and groups there are, from 0 on."""
-        return 1 if self.rootless and os.geteuid() != 0 else 65536
 
     def inside(self, function: Callable[[], T]) -> T:
         """Run a function in a process in this namespace.
