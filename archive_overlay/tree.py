@@ -65,13 +65,13 @@ class Descent:
         os.close(self.fd)
 
 
-def open_unseen(name: str, flags: int, directory: int) -> int:
+def open_unseen(name: str, flags: int, directory: int | None) -> int:
     """Open an entry of a directory without leaving an access time behind, where that is allowed.
 
     Args:
         name: the entry.
         flags: as for open(2); O_NOATIME is added.
-        directory: file descriptor of the directory.
+        directory: file descriptor of the directory; None if the name is an absolute path.
 
     Raises:
         OSError: as open(2).

@@ -183,7 +183,7 @@ class _Reader:
         self._first_names: dict[tuple[int, int], str] = {}
         self._file = -1
         try:
-            top = os.open(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            top = tree.open_unseen(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, None)
         except OSError as error:
             fail(f"cannot read the upperdir {overlay.upper}", error)
         self._descent = tree.Descent(top)
