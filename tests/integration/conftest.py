@@ -182,7 +182,7 @@ class Saver:
         left = self.overlay.view()
         if self.method == "tar.gz":
             left = trees.without(left, "socket")
-        flavours = [self.overlay.flavour]
+        flavours = [self.overlay.flavour.standing_alone]
         if self.overlay.flavour.program and len(self.overlay.lowers) == 1:
             # What a program served restacks under the kernel too, unless it made lower layers of its own.
             flavours.append(overlays.NATIVE_ROOTLESS)

@@ -251,11 +251,12 @@ def test_an_archive_in_the_upperdir_by_way_of_a_symlink(small: Saver) -> None:
 
 
 def test_an_archive_in_place_of_a_directory_that_holds_the_upperdir(small: Saver) -> None:
-    before = trees.view(small.overlay.directory)
+    layers = small.overlay.directory
+    before = small.overlay.inside(lambda: trees.view(layers))
 
-    run_with_a_good_one(small, archive_to=small.overlay.directory)
+    run_with_a_good_one(small, archive_to=layers)
 
-    expect_equal(before, trees.view(small.overlay.directory))
+    expect_equal(before, small.overlay.inside(lambda: trees.view(layers)))
 
 
 def test_an_archive_below_a_file(small: Saver) -> None:

@@ -78,14 +78,13 @@ def test_backup_counts_on_from_the_highest_number(small: Saver) -> None:
 def test_fail_touches_nothing(small: Saver) -> None:
     put_old(small)
     small.success.write_text("")
-    before = trees.view(small.out), trees.view(small.success.parent, linkable=set()).entries[b"success"]
+    before = trees.view(small.out), small.success.stat()
 
     result = small.run(if_exists="fail")
 
     assert result.status == 1
     assert str(small.archive) in result.only_error()
-    after = trees.view(small.out), trees.view(small.success.parent, linkable=set()).entries[b"success"]
-    assert after == before
+    assert (trees.view(small.out), small.success.stat()) == before
 
 
 @pytest.mark.parametrize("if_exists", ["replace", "backup", "fail"])
@@ -115,7 +114,7 @@ def test_a_merge_into_an_empty_directory_is_the_archive(small: Saver) -> None:
     left = small.overlay.inside(
         lambda: trees.view(small.overlay.upper, bookkeeping=small.overlay.flavour.bookkeeping)
     )
-    expect_equal(left, trees.view(small.archive))
+    expect_equal(left, small.overlay.inside(lambda: trees.view(small.archive)))
 
 
 @pytest.mark.parametrize("method", ["tar.gz"])
@@ -265,7 +264,7 @@ def test_a_merge_lays_each_entry_whole_over_what_is_there(any_saver: Saver) -> N
     left = saver.overlay.inside(
         lambda: trees.view(saver.overlay.upper, bookkeeping=saver.overlay.flavour.bookkeeping)
     )
-    merged = trees.view(saver.archive)
+    merged = saver.overlay.inside(lambda: trees.view(saver.archive))
     named = {path: merged.entries[path] for path in left.entries}
     expect_equal(left, trees.View(named, merged.links))
     assert merged.entries.keys() - left.entries.keys() == {

@@ -155,7 +155,8 @@ def test_bsdtar_and_gnu_tar_extract_the_same(archived: Saver) -> None:
     )
 
     by_bsdtar = archived.overlay.inside(lambda: trees.view(directory))
-    by_gnu_tar = archived.overlay.inside(lambda: trees.view(archived.extracted))
+    extracted = archived.extracted
+    by_gnu_tar = archived.overlay.inside(lambda: trees.view(extracted))
     found = trees.differences(by_gnu_tar, by_bsdtar)
     # bsdtar leaves the directory that it extracts into with the time of the extraction.
     assert [line for line in found if not line.startswith("b'.': mtime")] == []

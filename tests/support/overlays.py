@@ -16,7 +16,7 @@ import stat
 import subprocess
 import traceback
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,13 @@ class Flavour:
             return ("user.fuseoverlayfs.", "user.overlay.", "trusted.overlay.")
         return ("user.overlay.",) if "userxattr" in self.options else ("trusted.overlay.",)
 
+    @property
+    def standing_alone(self) -> Flavour:
+        """The same without redirects and data elsewhere: archives have neither, and must not need them."""
+        if self.program or "userxattr" in self.options:
+            return self
+        return replace(self, options=("redirect_dir=nofollow", "metacopy=off"))
+
 
 NATIVE = Flavour("native")
 NATIVE_ROOTLESS = Flavour("native-rootless", rootless=True, options=("userxattr",))
@@ -83,6 +90,8 @@ class Namespace:
 
     def __init__(self, *, rootless: bool) -> None:
         self.rootless = rootless
+        # How many users and groups there are, from 0 on.
+        self.owners = 1 if rootless and os.geteuid() != 0 else 65536
         kinds = ["--user", "--mount"] if rootless else ["--mount"]
         # The namespace lives as long as a process is in it: this one waits for its stdin to close.
         self._holder = subprocess.Popen(
@@ -99,11 +108,6 @@ class Namespace:
             tools.cannot_run(f"unshare {' '.join(kinds)} is not allowed")
         if rootless:
             self._map_ids()
-
-    @property
-    def owners(self) -> int:
-        """How many users and groups there are, from 0 on."""
-        return 1 if self.rootless and os.geteuid() != 0 else 65536
 
     def inside(self, function: Callable[[], T]) -> T:
         """Run a function in a process in this namespace.
@@ -266,8 +270,6 @@ class Overlay:
 
     def view(self) -> trees.View:
         """Give the view of a fresh mount: what the container left, as DESIGN.md's oracle has it."""
-        if self._served_by:
-            self.unmount()
         layers = self._layers(self.flavour, lowers=self.lowers, upper=self.upper, work=self.work)
         return self._view(self.flavour, layers)
 
@@ -276,16 +278,17 @@ class Overlay:
 
         Args:
             archive: what was saved, as a directory.
-            flavour: how to mount it; as the overlay was by default.
+            flavour: how to mount it; by default as the overlay was, as far as an archive has to be.
         """
-        flavour = flavour or self.flavour
+        flavour = flavour or self.flavour.standing_alone
         return self._view(flavour, self._layers(flavour, lowers=[archive, *self.lowers]))
 
     def _view(self, flavour: Flavour, layers: Sequence[str]) -> trees.View:
+        if self._served_by:
+            self.unmount()
         linkable = self.change_set()
-        bookkeeping = self.flavour.bookkeeping + flavour.bookkeeping
         with self._mounted(flavour, layers):
-            return self.inside(lambda: trees.view(self.merged, bookkeeping=bookkeeping, linkable=linkable))
+            return self.inside(lambda: trees.view(self.merged, linkable=linkable))
 
     def _layers(
         self,
