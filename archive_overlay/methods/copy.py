@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_PRIVATE = stat.S_IRUSR | stat.S_IWUSR
+_SPECIAL_BITS = 0o1000  # from here on: sticky, set-group-ID, set-user-ID
 _TYPES = {
     FIFO: stat.S_IFIFO,
     SOCKET: stat.S_IFSOCK,
@@ -49,16 +51,17 @@ def require(method: Method) -> None:
 def write(changes: Iterator[Change], target: Target, log: Log) -> None:
     """Write the changes as a directory. See `methods.Writer`."""
     writer = _Writer(target)
-    path = ""
+    change = None
+    mask = os.umask(0)  # files are made with the mode that they keep
     try:
         for change in changes:
-            path = change.path
             writer.add(change)
-        path = ""
         writer.finish()
     except OSError as error:
+        path = change.path if change else ""
         fail(f"cannot write {path or '.'} into {target.staging.path}", error)
     finally:
+        os.umask(mask)
         writer.close()
 
 
@@ -162,7 +165,9 @@ class _Writer:
 
 
 def _copy_file(change: Change, directory: int, made_as: tuple[int, int]) -> None:
-    fd = os.open(change.name, _CREATE, stat.S_IRUSR | stat.S_IWUSR, dir_fd=directory)
+    # A set-user-ID bit must not be there before its owner is, and an ACL has a mode of its own.
+    plain = change.mode < _SPECIAL_BITS and not change.attributes
+    fd = os.open(change.name, _CREATE, change.mode if plain else _PRIVATE, dir_fd=directory)
     try:
         if change.sparse:
             copied = _copy_segments(change, fd)
@@ -176,7 +181,12 @@ def _copy_file(change: Change, directory: int, made_as: tuple[int, int]) -> None
             copied = _copy_in_kernel(change.fd, fd, change.size + 1)
         if copied != change.size:
             raise ArchiveError(f"{change.path} changed its size while it was read")
-        metadata.give(fd, change, change.attributes, made_as=made_as)
+        if not plain:
+            metadata.give(fd, change, change.attributes, made_as=made_as)
+            return
+        if made_as != (change.uid, change.gid):
+            os.chown(fd, change.uid, change.gid)
+        os.utime(fd, ns=(change.atime_ns, change.mtime_ns))
     finally:
         os.close(fd)
 

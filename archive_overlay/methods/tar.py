@@ -25,7 +25,7 @@ def require(method: Method) -> None:
 
 def write(changes: Iterator[Change], target: Target, log: Log) -> None:
     """Write the changes as a tar. See `methods.Writer`."""
-    path = ""
+    change = None
     try:
         fd = os.open(
             ARCHIVE,
@@ -46,7 +46,6 @@ def write(changes: Iterator[Change], target: Target, log: Log) -> None:
                     log=log,
                 )
                 for change in changes:
-                    path = change.path
                     writer.add(change)
                 writer.finish()
             finally:
@@ -54,4 +53,5 @@ def write(changes: Iterator[Change], target: Target, log: Log) -> None:
         finally:
             os.close(fd)
     except OSError as error:
+        path = change.path if change else ""
         fail(f"cannot write {path or '.'} into {target.staging.path}", error)

@@ -41,12 +41,13 @@ NO_MARKS = Marks()
 
 
 def read_attributes(
-    file: int | str, shown: str, dialect: Dialect, log: Log
+    file: int | str, names: list[str], shown: str, dialect: Dialect, log: Log
 ) -> tuple[dict[str, bytes], Marks]:
-    """Read the extended attributes of an entry, and tell whose they are.
+    """Read extended attributes of an entry, and tell whose they are.
 
     Args:
         file: a file descriptor, or the name of one in /proc/self/fd.
+        names: the attributes that it has.
         shown: its path, for messages.
         dialect: whose marks are believed.
         log: takes a warning of each attribute that is left out for being somebody else's mark.
@@ -55,14 +56,8 @@ def read_attributes(
         The container's attributes by full name, and the overlay's marks.
 
     Raises:
-        ArchiveError: an attribute cannot be listed or read.
+        ArchiveError: an attribute cannot be read, or says that something is where nobody looks.
     """
-    try:
-        names = os.listxattr(file)
-    except OSError as error:
-        fail(f"cannot list the extended attributes of {shown}", error)
-    if not names:
-        return NO_ATTRIBUTES, NO_MARKS
     attributes = {}
     marks = Marks()
     for name in names:

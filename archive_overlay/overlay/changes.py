@@ -12,7 +12,7 @@ import stat
 
 from archive_overlay import tree
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.overlay.attributes import NO_ATTRIBUTES, Marks, read_attributes
+from archive_overlay.overlay.attributes import NO_ATTRIBUTES, NO_MARKS, Marks, read_attributes
 from archive_overlay.overlay.dialect import OPAQUE_MARKERS, WHITEOUT_PREFIX
 from archive_overlay.overlay.lowers import Directory, Lowers
 
@@ -364,7 +364,13 @@ class _Reader:
         return None if first is path else first
 
     def _attributes(self, file: int | str, path: str) -> tuple[dict[str, bytes], Marks]:
-        attributes, marks = read_attributes(file, self._shown(path), self._dialect, self._log)
+        try:
+            names = os.listxattr(file)
+        except OSError as error:
+            fail(f"cannot list the extended attributes of {self._shown(path)}", error)
+        if not names:
+            return NO_ATTRIBUTES, NO_MARKS
+        attributes, marks = read_attributes(file, names, self._shown(path), self._dialect, self._log)
         if marks.other_names:
             raise ArchiveError(
                 f"{self._shown(path)} has other names in a lower layer, which show what was written to it but are"
