@@ -6,20 +6,20 @@ imports little, and nothing happens at import time.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 
 from archive_overlay import __version__, log
 from archive_overlay.errors import Interrupted
-from archive_overlay.processors import processors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 DEFAULT_MOUNT_PROGRAM = "/usr/bin/fuse-overlayfs"
+DEFAULT_LOG_LEVEL = "info"
 _MOST_JOBS = 1024
 
 
@@ -27,7 +27,7 @@ class Settings:
     """What the command line asks for.
 
     Attributes:
-        jobs: how many threads may work.
+        jobs: how many threads may work; 0: as many as there are processors for this process.
         fsync: whether archives are flushed to disk before they are published.
         rescue_dir: absolute path of the directory that keeps upperdirs whose archive failed, or None.
         bundle: the bundle to read instead of a container state on stdin; None: read the state.
@@ -40,14 +40,14 @@ class Settings:
     def __init__(
         self,
         *,
-        bundle: str | None,
-        mount_program: str,
-        rescue_dir: str | None,
-        jobs: int,
-        fsync: bool,
-        log_level: str,
-        log_file: str | None,
-        syslog: bool,
+        bundle: str | None = None,
+        mount_program: str = DEFAULT_MOUNT_PROGRAM,
+        rescue_dir: str | None = None,
+        jobs: int = 0,
+        fsync: bool = True,
+        log_level: str = DEFAULT_LOG_LEVEL,
+        log_file: str | None = None,
+        syslog: bool = False,
     ) -> None:
         self.bundle = bundle
         self.mount_program = mount_program
@@ -85,12 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str]) -> Settings:
     """Turn a command line into settings, or end the program with a usage message and status 2."""
+    if not arguments:
+        return Settings()  # argparse costs 6 ms, and most hooks have no arguments
     options = build_parser().parse_args(arguments)
     return Settings(
         bundle=options.bundle,
         mount_program=options.mount_program,
         rescue_dir=options.rescue_dir,
-        jobs=options.jobs or processors(),
+        jobs=options.jobs,
         fsync=options.fsync,
         log_level=options.log_level,
         log_file=options.log_file,
@@ -100,6 +102,8 @@ def parse(arguments: Sequence[str]) -> Settings:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser that reads the command line and from which the man page is made."""
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="archive_overlay",
         description=(
@@ -113,8 +117,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--log-level",
         metavar="LEVEL",
         type=_log_level,
-        default="info",
-        help=f"log messages of this level and above: {', '.join(log.LEVEL_NAMES)} (default: info)",
+        default=DEFAULT_LOG_LEVEL,
+        help=(
+            f"log messages of this level and above: {', '.join(log.LEVEL_NAMES)} (default: {DEFAULT_LOG_LEVEL})"
+        ),
     )
     parser.add_argument(
         "--log-file",
@@ -143,6 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs",
         metavar="N",
+        default=0,
         type=_count,
         help="compress on N processors at once (default: all that this process may use)",
     )
@@ -165,19 +172,25 @@ def _log_level(value: str) -> str:
     try:
         return log.canonical_level(value)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}, choose from {', '.join(log.LEVEL_NAMES)}") from error
+        raise _wrong(f"{error}, choose from {', '.join(log.LEVEL_NAMES)}") from error
 
 
 def _count(value: str) -> int:
     if not (value.isascii() and value.isdigit() and 0 < int(value[:9]) <= _MOST_JOBS and len(value) < 9):
-        raise argparse.ArgumentTypeError(f"{value!r} is no number from 1 to {_MOST_JOBS}")
+        raise _wrong(f"{value!r} is no number from 1 to {_MOST_JOBS}")
     return int(value)
 
 
 def _absolute_path(value: str) -> str:
     if not value.startswith("/"):
-        raise argparse.ArgumentTypeError(f"{value!r} is a relative path, but a hook runs in any directory")
+        raise _wrong(f"{value!r} is a relative path, but a hook runs in any directory")
     return os.path.normpath("/" + value.lstrip("/"))
+
+
+def _wrong(reason: str) -> argparse.ArgumentTypeError:
+    import argparse
+
+    return argparse.ArgumentTypeError(reason)
 
 
 def _raise_on_signals() -> None:

@@ -19,6 +19,7 @@ import zlib
 from collections import deque
 
 from archive_overlay.errors import ArchiveError
+from archive_overlay.processors import processors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,8 +75,9 @@ def open_writer(fd: int, *, compression: str, level: int, jobs: int) -> Writer:
         fd: where the compressed bytes go; it stays open.
         compression: "none", "gzip" or "zstd".
         level: 1 to 9 for gzip, 1 to 19 for zstd.
-        jobs: how many threads compress.
+        jobs: how many threads compress; 0: as many as there are processors for this process.
     """
+    jobs = jobs or processors()
     if compression == "gzip":
         return GzipWriter(fd, level=level, jobs=jobs)
     if compression == "none":

@@ -113,7 +113,7 @@ class Target:
         compression: of a tar: "none", "gzip" or "zstd".
         level: of the compression.
         whiteouts: how a tar says that something was deleted: "overlay" or "oci".
-        jobs: how many threads may work.
+        jobs: how many threads may work; 0: as many as there are processors for this process.
         flush: when something counts as written.
     """
 
