@@ -29,7 +29,7 @@ _EXTENDED = b"x"
 
 # The largest numbers of a header: 7 and 11 octal digits.
 _LARGEST_SHORT = 0o7777777
-_LARGEST_LONG = 0o77777777777
+_LARGEST_LONG = 0o77777777777  # it has ten decimal digits
 _NAME_SIZE = 100
 _DEVICE_OFFSET = 329
 _NO_DEVICE = (2 * b"0000000\0").ljust(BLOCK - _DEVICE_OFFSET, b"\0")
@@ -64,12 +64,25 @@ def headers(
         records: further records of the extended header; `path` may stand for a name that is not the
             entry's path.
     """
+    seconds, fraction = divmod(mtime_ns, 10**9)
+    header = _header(name, type_flag, mode, uid, gid, size, seconds, link, device)
+    if (
+        not records
+        and len(name) <= _NAME_SIZE
+        and name.isascii()
+        and len(link) <= _NAME_SIZE
+        and link.isascii()
+        and max(uid, gid) <= _LARGEST_SHORT
+        and size <= _LARGEST_LONG
+        and _TEN_DIGITS <= seconds <= _LARGEST_LONG
+    ):
+        # Nearly all entries, so it is worth its lines: at most the time needs a record, of a fixed length.
+        return _TIME_HEADER + (_TIME_RECORD % (seconds, fraction)) + header if fraction else header
     extended = dict(records) if records else {}
     if len(name) > _NAME_SIZE or not name.isascii():
         extended.setdefault(b"path", name)
     if link and (len(link) > _NAME_SIZE or not link.isascii()):
         extended[b"linkpath"] = link
-    seconds, fraction = divmod(mtime_ns, 10**9)
     if fraction or not 0 <= seconds <= _LARGEST_LONG:
         extended[b"mtime"] = _decimal(mtime_ns)
     for key, number, largest in (
@@ -79,13 +92,15 @@ def headers(
     ):
         if number > largest:
             extended[key] = b"%d" % number
-    header = _header(name, type_flag, mode, uid, gid, size, seconds, link, device)
     if not extended:
         return header
     body = b"".join([_record(key, value) for key, value in extended.items()])
-    # The name of an extended header means nothing.
-    before = _header(b"././@PaxHeader", _EXTENDED, 0o644, 0, 0, len(body), 0, b"", 0)
-    return b"".join((before, body, bytes(-len(body) % BLOCK), header))
+    return b"".join((_extended_header(len(body)), body, bytes(-len(body) % BLOCK), header))
+
+
+def _extended_header(size: int) -> bytes:
+    # Its name means nothing.
+    return _header(b"././@PaxHeader", _EXTENDED, 0o644, 0, 0, size, 0, b"", 0)
 
 
 def _header(
@@ -136,3 +151,10 @@ def _decimal(nanoseconds: int) -> bytes:
     seconds, fraction = divmod(abs(nanoseconds), 10**9)
     sign = b"-" if nanoseconds < 0 else b""
     return b"%b%d.%09d" % (sign, seconds, fraction) if fraction else b"%b%d" % (sign, seconds)
+
+
+# The extended header of an entry that needs nothing but a time with ten digits and nanoseconds: the
+# record, 30 bytes long, is to be filled in.
+_TEN_DIGITS = 10**9
+_TIME_RECORD = b"30 mtime=%d.%09d\n" + bytes(BLOCK - 30)
+_TIME_HEADER = _extended_header(30)
