@@ -27,9 +27,13 @@ KEYS = (
     "method",
     "if-exists",
     "tar-content-owner",
+    "compression",
     "compression-level",
     "whiteouts",
+    "parent",
 )
+# What means something to some methods only.
+_METHOD_KEYS = ("tar-content-owner", "compression", "compression-level", "whiteouts", "parent")
 
 # The largest id that chown(2) takes: one more means "leave it as it is".
 _LARGEST_ID = 2**32 - 2
@@ -60,20 +64,25 @@ class ArchiveRequest:
         archive_to: absolute path of the archive in the runtime namespace.
         success: absolute path of the success marker, or None.
         method: how it is stored.
-        if_exists: what to do with what is at `archive_to`: one of `methods.IF_EXISTS`.
+        if_exists: what to do with what is at `archive_to`: one of `methods.IF_EXISTS`; "" where that is
+            no question.
         owner: user and group id of everything in a tar, or None for the true owners.
+        compression: of a tar, a name in `methods.COMPRESSIONS`; "" where there is no tar.
         level: of the compression; 0 where there is none.
         whiteouts: how a tar says that something was deleted: one of `methods.WHITEOUTS`.
+        parent: tag of the image that the archive is a layer on; "" for the one that it replaces.
     """
 
     __slots__ = (
         "archive_to",
+        "compression",
         "if_exists",
         "level",
         "method",
         "mount_point",
         "name",
         "owner",
+        "parent",
         "success",
         "whiteouts",
     )
@@ -88,8 +97,10 @@ class ArchiveRequest:
         method: Method,
         if_exists: str,
         owner: tuple[int, int] | None,
+        compression: str,
         level: int,
         whiteouts: str,
+        parent: str,
     ) -> None:
         self.name = name
         self.mount_point = mount_point
@@ -98,8 +109,10 @@ class ArchiveRequest:
         self.method = method
         self.if_exists = if_exists
         self.owner = owner
+        self.compression = compression
         self.level = level
         self.whiteouts = whiteouts
+        self.parent = parent
 
 
 def group_by_name(annotations: Mapping[str, object], log: Log) -> Iterator[tuple[str, dict[str, object]]]:
@@ -154,23 +167,23 @@ def parse_request(name: str, keys: Mapping[str, object], context: Context, log: 
         texts[key] = value
     method = _method(texts.get("method") or "copy")
     values = {"{id}": context.id, "{name}": name, "{timestamp}": context.timestamp}
-    tar_keys = ("tar-content-owner", "compression-level", "whiteouts")
-    for key in tar_keys:
-        if key in texts and not method.compression:
-            log.warning(f"archive {name}: {key} is ignored, because method {method.name} makes no tar")
+    for key in _METHOD_KEYS:
+        if key in texts and key not in method.keys:
+            log.warning(f"archive {name}: {key} is ignored, because it means nothing to method {method.name}")
             del texts[key]
+    compression = _compression(texts.get("compression") or method.compression)
     return ArchiveRequest(
         name=name,
         mount_point=normal_destination(texts["mount-point"]),
         archive_to=_path(texts["archive-to"], "archive-to", values),
         success=_path(texts["success"], "success", values) if texts.get("success") else None,
         method=method,
-        if_exists=_if_exists(texts.get("if-exists") or method.if_exists[0], method),
+        if_exists=_if_exists(texts.get("if-exists") or "", method),
         owner=_owner(texts["tar-content-owner"], name, log) if "tar-content-owner" in texts else None,
-        level=_level(texts["compression-level"], method)
-        if "compression-level" in texts
-        else method.default_level,
+        compression=compression,
+        level=_level(texts.get("compression-level") or "", compression),
         whiteouts=_whiteouts(texts.get("whiteouts") or "overlay"),
+        parent=texts.get("parent") or "",
     )
 
 
@@ -181,25 +194,38 @@ def _method(value: str) -> Method:
 
 
 def _if_exists(value: str, method: Method) -> str:
+    if not value:
+        return method.if_exists[0] if method.if_exists else ""
     if value not in methods.IF_EXISTS:
         raise ArchiveError(f"unknown if-exists {value!r}", hint=f"known are {', '.join(methods.IF_EXISTS)}")
     if value not in method.if_exists:
         raise ArchiveError(
             f"if-exists {value} is not possible with method {method.name}",
-            hint=f"possible are {', '.join(method.if_exists)}",
+            hint=f"possible are {', '.join(method.if_exists)}" if method.if_exists else "leave it out",
         )
     return value
 
 
-def _level(value: str, method: Method) -> int:
-    if not method.levels:
+def _compression(value: str) -> str:
+    if value and value not in methods.COMPRESSIONS:
         raise ArchiveError(
-            f"compression-level is not possible with method {method.name}", hint="leave it out"
+            f"unknown compression {value!r}", hint=f"known are {', '.join(methods.COMPRESSIONS)}"
         )
-    if not (value.isascii() and value.isdigit() and len(value) < 3 and int(value) in method.levels):
+    return value
+
+
+def _level(value: str, compression: str) -> int:
+    if not compression:
+        return 0
+    known = methods.COMPRESSIONS[compression]
+    if not value:
+        return known.default_level
+    if not known.levels:
+        raise ArchiveError("compression-level is not possible without compression", hint="leave it out")
+    if not (value.isascii() and value.isdigit() and len(value) < 3 and int(value) in known.levels):
         raise ArchiveError(
-            f"compression-level {value!r} is not possible with method {method.name}",
-            hint=f"possible are {method.levels[0]} to {method.levels[-1]}",
+            f"compression-level {value!r} is not possible with {compression}",
+            hint=f"possible are {known.levels[0]} to {known.levels[-1]}",
         )
     return int(value)
 

@@ -26,8 +26,14 @@ if TYPE_CHECKING:
     import subprocess
     from typing import Any, Protocol
 
+    class Sink(Protocol):
+        """Where bytes go."""
+
+        def write(self, data: bytes | bytearray) -> object:
+            """Write all of some bytes; OSError: they cannot be written."""
+
     class Writer(Protocol):
-        """Takes bytes, and writes them compressed to a file descriptor that stays open."""
+        """Takes bytes, and passes them on compressed."""
 
         def write(self, data: bytes | bytearray) -> object:
             """Take some bytes; OSError: they, or earlier ones, cannot be written."""
@@ -68,39 +74,54 @@ def require(compression: str) -> None:
         )
 
 
-def open_writer(fd: int, *, compression: str, level: int, jobs: int) -> Writer:
-    """Make what compresses.
+class FileSink:
+    """Bytes written to a file descriptor, which stays open.
 
     Args:
-        fd: where the compressed bytes go; it stays open.
-        compression: "none", "gzip" or "zstd".
-        level: 1 to 9 for gzip, 1 to 19 for zstd.
-        jobs: how many threads compress; 0: as many as there are processors for this process.
-    """
-    jobs = jobs or processors()
-    if compression == "gzip":
-        return GzipWriter(fd, level=level, jobs=jobs)
-    if compression == "none":
-        return PlainWriter(fd)
-    module = _standard_library_zstd()
-    if module is not None:
-        return ZstdWriter(fd, module, level=level, jobs=jobs)
-    return ZstdProgram(fd, level=level, jobs=jobs)
-
-
-class PlainWriter:
-    """Bytes as they are.
-
-    Args:
-        fd: where they go.
+        fd: it.
     """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     def write(self, data: bytes | bytearray) -> None:
-        """See `Writer`."""
+        """Write bytes to the last one; OSError: they cannot be written."""
         write_all(self._fd, data)
+
+
+def open_writer(sink: Sink, *, compression: str, level: int, jobs: int) -> Writer:
+    """Make what compresses.
+
+    Args:
+        sink: where the compressed bytes go.
+        compression: "none", "gzip" or "zstd".
+        level: 1 to 9 for gzip, 1 to 19 for zstd.
+        jobs: how many threads compress; 0: as many as there are processors for this process.
+    """
+    jobs = jobs or processors()
+    if compression == "gzip":
+        return GzipWriter(sink, level=level, jobs=jobs)
+    if compression == "none":
+        return PlainWriter(sink)
+    module = _standard_library_zstd()
+    if module is not None:
+        return ZstdWriter(sink, module, level=level, jobs=jobs)
+    return ZstdProgram(sink, level=level, jobs=jobs)
+
+
+class PlainWriter:
+    """Bytes as they are.
+
+    Args:
+        sink: where they go.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def write(self, data: bytes | bytearray) -> None:
+        """See `Writer`."""
+        self._sink.write(data)
 
     def finish(self) -> None:
         """See `Writer`."""
@@ -113,15 +134,15 @@ class ZstdWriter:
     """One zstd frame, by the standard library.
 
     Args:
-        fd: where the compressed bytes go.
+        sink: where the compressed bytes go.
         module: compression.zstd.
         level: 1 to 19.
         jobs: how many threads compress.
     """
 
-    def __init__(self, fd: int, module: Any, *, level: int, jobs: int) -> None:
+    def __init__(self, sink: Sink, module: Any, *, level: int, jobs: int) -> None:
         parameter = module.CompressionParameter
-        self._fd = fd
+        self._sink = sink
         self._compressor = module.ZstdCompressor(
             options={
                 parameter.compression_level: level,
@@ -132,38 +153,42 @@ class ZstdWriter:
 
     def write(self, data: bytes | bytearray) -> None:
         """See `Writer`."""
-        write_all(self._fd, self._compressor.compress(data))
+        self._sink.write(self._compressor.compress(data))
 
     def finish(self) -> None:
         """See `Writer`."""
-        write_all(self._fd, self._compressor.flush())
+        self._sink.write(self._compressor.flush())
 
     def close(self) -> None:
         """See `Writer`."""
 
 
 class ZstdProgram:
-    """One zstd frame, by the zstd program.
+    """One zstd frame, by the zstd program. What it makes is passed on by a thread.
 
     Args:
-        fd: where the compressed bytes go.
+        sink: where the compressed bytes go.
         level: 1 to 19.
         jobs: how many threads compress.
     """
 
-    def __init__(self, fd: int, *, level: int, jobs: int) -> None:
+    def __init__(self, sink: Sink, *, level: int, jobs: int) -> None:
         import subprocess
 
+        self._sink = sink
+        self._failure: OSError | None = None
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
             [_ZSTD_PROGRAM, "--quiet", "--stdout", f"-{level}", f"-T{jobs}"],
             stdin=subprocess.PIPE,
-            stdout=fd,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={},
             bufsize=0,
         )
         assert self._process.stdin is not None
         self._input = self._process.stdin
+        self._passing_on = threading.Thread(target=self._pass_on, daemon=True)
+        self._passing_on.start()
 
     def write(self, data: bytes | bytearray) -> None:
         """See `Writer`."""
@@ -171,32 +196,51 @@ class ZstdProgram:
             write_all(self._input.fileno(), data)
         except BrokenPipeError:
             self.finish()  # it says why it ended
+            raise
 
     def finish(self) -> None:
         """See `Writer`."""
-        _, said = self._process.communicate()
-        if self._process.returncode:
-            reason = os.fsdecode(said).strip() or f"it ended with status {self._process.returncode}"
-            raise OSError(None, f"{_ZSTD_PROGRAM} failed: {reason}")
+        self._input.close()
+        self._passing_on.join()
+        assert self._process.stderr is not None
+        said = os.fsdecode(self._process.stderr.read()).strip()
+        status = self._process.wait()
+        if self._failure:
+            raise self._failure
+        if status:
+            raise OSError(None, f"{_ZSTD_PROGRAM} failed: {said or f'it ended with status {status}'}")
 
     def close(self) -> None:
         """See `Writer`."""
         if self._process.returncode is None:
             self._process.kill()
-            self._process.communicate()
+            self._process.wait()
+        self._passing_on.join()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream:
+                stream.close()
+
+    def _pass_on(self) -> None:
+        assert self._process.stdout is not None
+        try:
+            while data := self._process.stdout.read(_BLOCK):
+                self._sink.write(data)
+        except OSError as error:  # for the thread that waits for the end
+            self._failure = error
+            self._process.kill()
 
 
 class GzipWriter:
     """One gzip member, written to a file descriptor that stays open.
 
     Args:
-        fd: where the compressed bytes go.
+        sink: where the compressed bytes go.
         level: 1 (fast) to 9 (small).
         jobs: how many threads compress; with 1 the caller's own does.
     """
 
-    def __init__(self, fd: int, *, level: int, jobs: int) -> None:
-        self._fd = fd
+    def __init__(self, sink: Sink, *, level: int, jobs: int) -> None:
+        self._sink = sink
         self._level = level
         self._jobs = jobs
         self._gathered = bytearray()
@@ -266,7 +310,7 @@ class GzipWriter:
     def _write_output(self) -> None:
         data = b"".join(self._output)
         self._output.clear()
-        write_all(self._fd, data)
+        self._sink.write(data)
 
 
 class _Block:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from archive_overlay import marker, methods, publish, runtime
-from archive_overlay.annotations import Context, group_by_name, parse_request
+from archive_overlay.annotations import PREFIX, Context, group_by_name, parse_request
 from archive_overlay.errors import ArchiveError, HookError, Interrupted
 from archive_overlay.flush import Never, ToDisk
 from archive_overlay.overlay.changes import DIRECTORY, FILE, WHITEOUT, changes
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from archive_overlay.annotations import ArchiveRequest
     from archive_overlay.cli import Settings
     from archive_overlay.flush import Flush
+    from archive_overlay.image_layout import LayoutDestination
     from archive_overlay.log import Log
     from archive_overlay.overlay.changes import Change
     from archive_overlay.overlay.locate import OverlayMount
+    from archive_overlay.publish import Destination
     from archive_overlay.rescue import Rescue
     from archive_overlay.runtime import Spec
 
@@ -89,7 +91,7 @@ class _Run:
         """Make the work of one archive's annotations; None if they cannot be used."""
         try:
             request = parse_request(name, keys, self._context, self._log)
-            writer = methods.load(request.method)
+            writer = methods.load(request.method, request.compression)
         except ArchiveError as error:
             self.give_up(name, keys, str(error), hurry=False)
             return None
@@ -130,12 +132,7 @@ class _Run:
         started = time.monotonic()
         overlay = self._find(request.mount_point)
         self._log.debug(f"archive {request.name}: the upperdir of {request.mount_point} is {overlay.upper}")
-        destination = publish.judge_destination(
-            request.archive_to,
-            makes=request.method.makes,
-            if_exists=request.if_exists,
-            upper=overlay.upper,
-        )
+        destination = _judge_destination(request, overlay.upper)
         if request.success:
             marker.judge(request.success, destination.path, overlay.upper)
         tally = _Tally(self._log)
@@ -146,27 +143,51 @@ class _Run:
                 staging=staging,
                 overlay=overlay,
                 owner=request.owner,
-                compression=request.method.compression,
+                compression=request.compression,
                 level=request.level,
                 whiteouts=request.whiteouts,
                 jobs=self._settings.jobs,
                 flush=self._flush,
             )
-            stream = changes(overlay, self._log)
+            # In a layer deletions come first, so that nothing can be taken for deleted by what is beside it.
+            stream = changes(overlay, self._log, deletions_first=request.method.makes == "layout")
             try:
-                method.write(tally.counted(stream), target, self._log)
+                layer = method.write(tally.counted(stream), target, self._log)
             finally:
                 stream.close()
-            publish.publish(staging, destination, self._flush)
+            facts = {
+                f"{PREFIX}{key}": value
+                for key, value in (
+                    ("container", self._context.id),
+                    ("archive", request.name),
+                    ("mount-point", request.mount_point),
+                    ("entries", str(tally.entries)),
+                    ("deletions", str(tally.deletions)),
+                )
+            }
+            comment = (
+                f"container {self._context.id}, archive {request.name}, mount point {request.mount_point}"
+            )
+            done = destination.publish(staging, layer, facts, comment, self._flush)
             if request.success:
                 marker.create(request.success, self._flush)
         self._log.info(
             f"archive {request.name}: saved {tally} of {request.mount_point} to {destination.path} by"
-            f" {request.method.name} in {time.monotonic() - started:.2f} s"
+            f" {request.method.name}{f', as {done}' if done else ''} in {time.monotonic() - started:.2f} s"
         )
 
     def _find(self, mount_point: str) -> OverlayMount:
         return find_overlay(self._spec, mount_point, mount_program=self._settings.mount_program)
+
+
+def _judge_destination(request: ArchiveRequest, upper: str) -> Destination | LayoutDestination:
+    if request.method.makes == "layout":
+        from archive_overlay import image_layout
+
+        return image_layout.judge_destination(request.archive_to, parent=request.parent, upper=upper)
+    return publish.judge_destination(
+        request.archive_to, makes=request.method.makes, if_exists=request.if_exists, upper=upper
+    )
 
 
 def _make_rescue(directory: str, container: str, log: Log) -> Rescue:

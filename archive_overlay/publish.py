@@ -12,7 +12,10 @@ from archive_overlay.staging import ARCHIVE, Staging
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from archive_overlay.flush import Flush
+    from archive_overlay.image_layout import Layer
     from archive_overlay.log import Log
 
 _TAKEN_HINT = "if-exists says to fail then"
@@ -44,6 +47,35 @@ class Destination:
             return Staging(self.path, "", log)
         return Staging(os.path.dirname(self.path), os.path.basename(self.path), log)
 
+    def publish(
+        self, staging: Staging, layer: Layer | None, facts: Mapping[str, str], comment: str, flush: Flush
+    ) -> str:
+        """Make the archive durable, and then visible as `if-exists` says.
+
+        Args:
+            staging: has the archive. What it replaced may be in there afterwards.
+            layer, facts, comment: are for image layouts.
+            flush: when something counts as written.
+
+        Returns:
+            What was done, for the summary: nothing to add.
+
+        Raises:
+            ArchiveError: that was not possible; the destination has what it had (with merge: each entry
+                the old one or the new one).
+        """
+        try:
+            _flush_archive(staging, self, flush)
+            _place(staging, self)
+            if self.if_exists == "merge" or self.mount_point:
+                flush.file_system(staging.parent)  # many directories may have new entries
+            else:
+                flush.file(staging.parent)
+            flush.directories(staging.made)
+        except OSError as error:
+            fail(f"cannot put the archive at {self.path}", error)
+        return ""
+
 
 def judge_destination(archive_to: str, *, makes: str, if_exists: str, upper: str) -> Destination:
     """Refuse all that can be refused before anything is written.
@@ -57,7 +89,7 @@ def judge_destination(archive_to: str, *, makes: str, if_exists: str, upper: str
     Raises:
         ArchiveError: the destination is of the wrong type, is taken, or overlaps with the upperdir.
     """
-    path = _resolved(archive_to, "archive-to")
+    path = resolved(archive_to, "archive-to")
     if path == "/":
         raise ArchiveError("archive-to is the root directory", hint="name something inside it")
     keep_apart("archive-to", path, upper)
@@ -79,30 +111,6 @@ def judge_destination(archive_to: str, *, makes: str, if_exists: str, upper: str
             f"archive-to {path} is a mount point, which cannot be replaced", hint="name something inside it"
         )
     return Destination(path=path, makes=makes, if_exists=if_exists, mount_point=mount_point)
-
-
-def publish(staging: Staging, destination: Destination, flush: Flush) -> None:
-    """Make a finished archive durable, and then visible at its destination as `if-exists` says.
-
-    Args:
-        staging: has the archive. What it replaced may be in there afterwards.
-        destination: where it goes.
-        flush: when something counts as written.
-
-    Raises:
-        ArchiveError: that was not possible; the destination has what it had (with merge: each entry
-            the old one or the new one).
-    """
-    try:
-        _flush_archive(staging, destination, flush)
-        _place(staging, destination)
-        if destination.if_exists == "merge" or destination.mount_point:
-            flush.file_system(staging.parent)  # many directories may have new entries
-        else:
-            flush.file(staging.parent)
-        flush.directories(staging.made)
-    except OSError as error:
-        fail(f"cannot put the archive at {destination.path}", error)
 
 
 def _flush_archive(staging: Staging, destination: Destination, flush: Flush) -> None:
@@ -205,8 +213,16 @@ def _remove_if_empty(staging: Staging) -> bool:
     return True
 
 
-def _resolved(path: str, label: str) -> str:
-    """Resolve symbolic links, but only those that the kernel follows for this process as well."""
+def resolved(path: str, label: str) -> str:
+    """Resolve symbolic links, but only those that the kernel follows for this process as well.
+
+    Args:
+        path: absolute; its end need not exist.
+        label: the annotation that has the path.
+
+    Raises:
+        ArchiveError: the path leads nowhere.
+    """
     try:
         os.stat(path)  # fails where fs.protected_symlinks forbids following
     except FileNotFoundError:

@@ -237,8 +237,10 @@ def staging_prefix(name: str) -> str:
     """Give the beginning of the names of all staging directories of one destination.
 
     Args:
-        name: the destination's name; one that is too long for more is cut, and gets a checksum.
+        name: the destination's name, "" if staging is inside it; one that is too long for more is cut, and gets a checksum.
     """
+    if not name:
+        return _SUFFIX
     encoded = os.fsencode(name)
     room = _NAME_MAX - 1 - len(_SUFFIX) - 2 * _RANDOM_BYTES
     if len(encoded) <= room:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from archive_overlay.flush import Flush
+    from archive_overlay.image_layout import Layer
     from archive_overlay.log import Log
     from archive_overlay.overlay.changes import Change
     from archive_overlay.overlay.locate import OverlayMount
@@ -19,15 +20,18 @@ if TYPE_CHECKING:
     class Writer(Protocol):
         """What each method's room has."""
 
-        def require(self, method: Method) -> None:
-            """Make sure that the machine has what the method needs.
+        def require(self, compression: str) -> None:
+            """Make sure that the machine has what the method needs with this compression.
 
             Raises:
                 ArchiveError: it has not.
             """
 
-        def write(self, changes: Iterator[Change], target: Target, log: Log) -> None:
+        def write(self, changes: Iterator[Change], target: Target, log: Log) -> Layer | None:
             """Write the changes to the target.
+
+            Returns:
+                What an image layout must know of a layer; None for all other methods.
 
             Raises:
                 ArchiveError: something cannot be stored, or a system call failed.
@@ -38,20 +42,46 @@ WHITEOUTS = ("overlay", "oci")
 IF_EXISTS = ("replace", "merge", "backup", "fail")
 
 
+class Compression:
+    """A way to compress a tar.
+
+    Attributes:
+        name: as the annotation `compression` has it.
+        levels: what `compression-level` may ask for; empty where there are no levels.
+        default_level: what it is otherwise.
+    """
+
+    __slots__ = ("default_level", "levels", "name")
+
+    def __init__(self, name: str, levels: range, default_level: int) -> None:
+        self.name = name
+        self.levels = levels
+        self.default_level = default_level
+
+
+COMPRESSIONS = {
+    compression.name: compression
+    for compression in (
+        Compression("gzip", range(1, 10), 6),
+        Compression("zstd", range(1, 20), 3),
+        Compression("none", range(0), 0),
+    )
+}
+
+
 class Method:
     """A way to store a change set.
 
     Attributes:
         name: as the annotation `method` has it.
-        makes: "directory" or "file": what is then at `archive-to`.
+        makes: "directory", "file" or "layout" (an OCI image layout): what is then at `archive-to`.
         if_exists: what it can do with what is there already; the default is the first.
         room: the module that does it.
-        compression: of a tar: "none", "gzip" or "zstd"; "" for anything but a tar.
-        levels: the levels that `compression-level` may ask for; the default is apart from them.
-        default_level: see there.
+        compression: of the tar that it makes, or the default of it; "" if it makes none.
+        keys: the annotations that mean something to it, besides those of all methods.
     """
 
-    __slots__ = ("compression", "default_level", "if_exists", "levels", "makes", "name", "room")
+    __slots__ = ("compression", "if_exists", "keys", "makes", "name", "room")
 
     def __init__(
         self,
@@ -61,43 +91,42 @@ class Method:
         if_exists: tuple[str, ...],
         room: str,
         compression: str = "",
-        levels: range = range(0),
-        default_level: int = 0,
+        keys: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.makes = makes
         self.if_exists = if_exists
         self.room = room
         self.compression = compression
-        self.levels = levels
-        self.default_level = default_level
+        self.keys = keys
 
 
-_FILE_IF_EXISTS = ("replace", "backup", "fail")
+def _tar(name: str, compression: str) -> Method:
+    return Method(
+        name,
+        makes="file",
+        if_exists=("replace", "backup", "fail"),
+        room="tar",
+        compression=compression,
+        keys=("tar-content-owner", "compression-level", "whiteouts"),
+    )
+
 
 METHODS = {
     method.name: method
     for method in (
         Method("copy", makes="directory", if_exists=("merge", "replace", "backup", "fail"), room="copy"),
         Method("move", makes="directory", if_exists=("backup", "replace", "fail"), room="move"),
-        Method("tar", makes="file", if_exists=_FILE_IF_EXISTS, room="tar", compression="none"),
+        _tar("tar", "none"),
+        _tar("tar.gz", "gzip"),
+        _tar("tar.zst", "zstd"),
         Method(
-            "tar.gz",
-            makes="file",
-            if_exists=_FILE_IF_EXISTS,
-            room="tar",
+            "oci",
+            makes="layout",
+            if_exists=(),
+            room="oci",
             compression="gzip",
-            levels=range(1, 10),
-            default_level=6,
-        ),
-        Method(
-            "tar.zst",
-            makes="file",
-            if_exists=_FILE_IF_EXISTS,
-            room="tar",
-            compression="zstd",
-            levels=range(1, 20),
-            default_level=3,
+            keys=("tar-content-owner", "compression", "compression-level", "parent"),
         ),
     )
 }
@@ -110,7 +139,7 @@ class Target:
         staging: where the archive is made; it is called `staging.ARCHIVE` in there.
         overlay: what is archived.
         owner: user and group id of everything in a tar; None for the true owners.
-        compression: of a tar: "none", "gzip" or "zstd".
+        compression: of a tar: a name in `COMPRESSIONS`.
         level: of the compression.
         whiteouts: how a tar says that something was deleted: "overlay" or "oci".
         jobs: how many threads may work; 0: as many as there are processors for this process.
@@ -141,12 +170,16 @@ class Target:
         self.flush = flush
 
 
-def load(method: Method) -> Writer:
+def load(method: Method, compression: str) -> Writer:
     """Import a method's room, and with it all that the method needs.
+
+    Args:
+        method: which one.
+        compression: the one that is asked for, a name in `COMPRESSIONS`; "" for none.
 
     Raises:
         ArchiveError: something that the method needs is not on this machine.
     """
     module: Writer = __import__(f"{__name__}.{method.room}", fromlist=["write"])
-    module.require(method)
+    module.require(compression)
     return module

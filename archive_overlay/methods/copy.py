@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from archive_overlay.log import Log
-    from archive_overlay.methods import Method, Target
+    from archive_overlay.methods import Target
     from archive_overlay.overlay.changes import Change
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -44,7 +44,7 @@ _AT_ONCE = 128 * 1024
 _PIECE = 16 * 1024 * 1024
 
 
-def require(method: Method) -> None:
+def require(compression: str) -> None:
     """Nothing is needed. See `methods.Writer`."""
 
 

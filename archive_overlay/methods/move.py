@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from archive_overlay.log import Log
-    from archive_overlay.methods import Method, Target
+    from archive_overlay.methods import Target
     from archive_overlay.overlay.changes import Change
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def require(method: Method) -> None:
+def require(compression: str) -> None:
     """Nothing is needed. See `methods.Writer`."""
 
 

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from archive_overlay.log import Log
-    from archive_overlay.methods import Method, Target
+    from archive_overlay.methods import Target
     from archive_overlay.overlay.changes import Change
 
 
-def require(method: Method) -> None:
+def require(compression: str) -> None:
     """Compression may need a program. See `methods.Writer`."""
-    compress.require(method.compression)
+    compress.require(compression)
 
 
 def write(changes: Iterator[Change], target: Target, log: Log) -> None:
@@ -35,7 +35,7 @@ def write(changes: Iterator[Change], target: Target, log: Log) -> None:
         )
         try:
             output = compress.open_writer(
-                fd, compression=target.compression, level=target.level, jobs=target.jobs
+                compress.FileSink(fd), compression=target.compression, level=target.level, jobs=target.jobs
             )
             try:
                 opaque_attribute = target.overlay.dialect.opaque_attribute

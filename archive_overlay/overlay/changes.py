@@ -124,7 +124,9 @@ class Change:
         return self.directory + self.name
 
 
-def changes(overlay: OverlayMount, log: Log) -> Generator[Change, None, None]:
+def changes(
+    overlay: OverlayMount, log: Log, *, deletions_first: bool = False
+) -> Generator[Change, None, None]:
     """Read what the container changed, depth first.
 
     The root directory comes first, a directory before what is in it, names in the order of their code
@@ -134,11 +136,12 @@ def changes(overlay: OverlayMount, log: Log) -> Generator[Change, None, None]:
     Args:
         overlay: what to read.
         log: takes warnings of what is left out.
+        deletions_first: in each directory, give what was deleted before everything else.
 
     Raises:
         ArchiveError: something cannot be read, vanished, or does not stand on its own.
     """
-    reader = _Reader(overlay, log)
+    reader = _Reader(overlay, log, deletions_first)
     try:
         yield from reader.read()
     finally:
@@ -175,10 +178,11 @@ class _Level:
 class _Reader:
     """The walk: one position, and what must be remembered on the way."""
 
-    def __init__(self, overlay: OverlayMount, log: Log) -> None:
+    def __init__(self, overlay: OverlayMount, log: Log, deletions_first: bool) -> None:
         self._upper = overlay.upper
         self._dialect: Dialect = overlay.dialect
         self._log = log
+        self._deletions_first = deletions_first
         self._lowers = Lowers(overlay)
         self._first_names: dict[tuple[int, int], str] = {}
         self._file = -1
@@ -260,6 +264,8 @@ class _Reader:
             level.lower = self._lowers.names(self._lowers.below(node)).difference(level.names)
             level.names.extend(level.lower)
         level.names.sort(reverse=True)
+        if self._deletions_first and (level.others or level.whiteouts):
+            level.names.sort(key=lambda name: self._is_deletion(level, name))
         self._levels.append(level)
         return Change(DIRECTORY, prefix, name, status, attributes, opaque=level.opaque or moved)
 
@@ -272,6 +278,14 @@ class _Reader:
         level.whiteouts = {mark[len(WHITEOUT_PREFIX) :]: mark for mark in marks if mark not in OPAQUE_MARKERS}
         entries = set(level.names).difference(marks)
         level.names = list(entries.union(level.whiteouts))
+
+    def _is_deletion(self, level: _Level, name: str) -> bool:
+        if name in level.whiteouts:
+            return True
+        if name not in level.others:
+            return False
+        status = os.lstat(name, dir_fd=self._descent.fd)
+        return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
     def _upper_file(self, level: _Level, name: str) -> Change:
         fd = self._file = tree.open_unseen(name, _READ, self._descent.fd)

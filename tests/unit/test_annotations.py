@@ -103,7 +103,7 @@ def test_an_invalid_owner_is_ignored_with_a_warning(log: Log, kept: Kept, value:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"method": "zip"}, "known are copy, move, tar, tar.gz, tar.zst"),
+        ({"method": "zip"}, "known are copy, move, tar, tar.gz, tar.zst, oci"),
         ({"if_exists": "overwrite"}, "known are replace, merge, backup, fail"),
         ({"if_exists": "merge", "method": "tar.gz"}, "not possible with method tar.gz"),
         ({"archive_to": "srv/data"}, "relative path"),
@@ -115,7 +115,7 @@ def test_an_invalid_owner_is_ignored_with_a_warning(log: Log, kept: Kept, value:
         ({"method": "tar.gz", "compression_level": "10"}, "possible are 1 to 9"),
         ({"method": "tar.zst", "compression_level": "0"}, "possible are 1 to 19"),
         ({"method": "tar.gz", "compression_level": "²"}, "possible are 1 to 9"),
-        ({"method": "tar", "compression_level": "6"}, "not possible with method tar"),
+        ({"method": "tar", "compression_level": "6"}, "not possible without compression"),
         ({"method": "tar", "whiteouts": "docker"}, "known are overlay, oci"),
         ({"method": "move", "if_exists": "merge"}, "possible are backup, replace, fail"),
     ],
@@ -131,7 +131,9 @@ def test_a_value_that_cannot_be_used_fails_the_request(
 def test_what_is_of_tars_is_ignored_with_a_warning_by_the_others(log: Log, kept: Kept, key: str) -> None:
     made = request(log, method="move", **{key.replace("-", "_"): "1"})
     assert (made.owner, made.level, made.whiteouts) == (None, 0, "overlay")
-    assert kept.lines == [("warning", f"archive data: {key} is ignored, because method move makes no tar")]
+    assert kept.lines == [
+        ("warning", f"archive data: {key} is ignored, because it means nothing to method move")
+    ]
 
 
 @pytest.mark.parametrize(("method", "level"), [("tar.gz", 6), ("tar.zst", 3), ("tar", 0)])

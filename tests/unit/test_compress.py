@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from archive_overlay.compress import GzipWriter
+from archive_overlay.compress import FileSink, GzipWriter
 
 BLOCK = 128 * 1024
 
@@ -19,7 +19,7 @@ BLOCK = 128 * 1024
 def compressed(path: Path, data: bytes, *, jobs: int = 1, level: int = 6, piece: int = 10_000) -> bytes:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
-        writer = GzipWriter(fd, level=level, jobs=jobs)
+        writer = GzipWriter(FileSink(fd), level=level, jobs=jobs)
         for start in range(0, len(data), piece):
             writer.write(data[start : start + piece])
         writer.finish()
@@ -67,7 +67,7 @@ def test_cutting_into_blocks_costs_less_than_one_in_a_hundred(tmp_path: Path) ->
 def test_a_full_disk_is_an_error(jobs: int) -> None:
     fd = os.open("/dev/full", os.O_WRONLY)
     try:
-        writer = GzipWriter(fd, level=6, jobs=jobs)
+        writer = GzipWriter(FileSink(fd), level=6, jobs=jobs)
         with pytest.raises(OSError, match="No space") as caught:
             write_much(writer)
         writer.close()

@@ -1,0 +1,100 @@
+"""The method `oci`: the change set as one more layer of an image in an OCI image layout.
+
+Source: OCI image specification, layer.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from archive_overlay import compress
+from archive_overlay.errors import fail
+from archive_overlay.image_layout import LAYER_TYPES, Layer
+from archive_overlay.staging import ARCHIVE
+from archive_overlay.tarball import TarWriter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from archive_overlay.compress import Sink, Writer
+    from archive_overlay.log import Log
+    from archive_overlay.methods import Target
+    from archive_overlay.overlay.changes import Change
+
+
+def require(compression: str) -> None:
+    """Compression may need a program. See `methods.Writer`."""
+    compress.require(compression)
+
+
+def write(changes: Iterator[Change], target: Target, log: Log) -> Layer:
+    """Write the changes as a layer. See `methods.Writer`."""
+    change = None
+    entries = 0
+    try:
+        fd = os.open(
+            ARCHIVE,
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o644,
+            dir_fd=target.staging.directory,
+        )
+        try:
+            blob = _Digest(compress.FileSink(fd))
+            compressor = compress.open_writer(
+                blob, compression=target.compression, level=target.level, jobs=target.jobs
+            )
+            try:
+                tar = _DigestOfTar(compressor)
+                writer = TarWriter(tar, opaque_attribute="", owner=target.owner, log=log)
+                for change in changes:
+                    writer.add(change)
+                    entries += 1
+                writer.finish()
+            finally:
+                compressor.close()
+        finally:
+            os.close(fd)
+    except OSError as error:
+        path = change.path if change else ""
+        fail(f"cannot write {path or '.'} into {target.staging.path}", error)
+    return Layer(
+        media_type=LAYER_TYPES[target.compression],
+        digest=blob.name,
+        size=blob.size,
+        diff_id=tar.name,
+        empty=entries == 1,
+    )
+
+
+class _Digest:
+    """Passes bytes on, and knows their digest and number."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes | bytearray) -> None:
+        self._hash.update(data)
+        self.size += len(data)
+        self._sink.write(data)
+
+    @property
+    def name(self) -> str:
+        return f"sha256:{self._hash.hexdigest()}"
+
+
+class _DigestOfTar(_Digest):
+    """The same for what goes into a compressor."""
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__(writer)
+        self._writer = writer
+
+    def finish(self) -> None:
+        self._writer.finish()
+
+    def close(self) -> None:
+        self._writer.close()
