@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from archive_overlay.policy import Policy
+
 DEFAULT_MOUNT_PROGRAM = "/usr/bin/fuse-overlayfs"
 DEFAULT_LOG_LEVEL = "info"
 _MOST_JOBS = 1024
@@ -32,10 +34,23 @@ class Settings:
         rescue_dir: absolute path of the directory that keeps upperdirs whose archive failed, or None.
         bundle: the bundle to read instead of a container state on stdin; None: read the state.
         mount_program: path of the executable that serves overlays in user space.
+        allowed: directories in which archives may be; none: anywhere.
+        policy: what archives may hold.
         log_level, log_file, syslog: see `log`.
     """
 
-    __slots__ = ("bundle", "fsync", "jobs", "log_file", "log_level", "mount_program", "rescue_dir", "syslog")
+    __slots__ = (
+        "allowed",
+        "bundle",
+        "fsync",
+        "jobs",
+        "log_file",
+        "log_level",
+        "mount_program",
+        "policy",
+        "rescue_dir",
+        "syslog",
+    )
 
     def __init__(
         self,
@@ -45,6 +60,8 @@ class Settings:
         rescue_dir: str | None = None,
         jobs: int = 0,
         fsync: bool = True,
+        allowed: tuple[str, ...] = (),
+        policy: Policy | None = None,
         log_level: str = DEFAULT_LOG_LEVEL,
         log_file: str | None = None,
         syslog: bool = False,
@@ -54,6 +71,8 @@ class Settings:
         self.rescue_dir = rescue_dir
         self.jobs = jobs
         self.fsync = fsync
+        self.allowed = allowed
+        self.policy = policy
         self.log_level = log_level
         self.log_file = log_file
         self.syslog = syslog

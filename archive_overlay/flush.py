@@ -6,7 +6,6 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from typing import Protocol
 
     class Flush(Protocol):
@@ -17,12 +16,6 @@ if TYPE_CHECKING:
 
         def file(self, fd: int) -> None:
             """Flush one file or directory."""
-
-        def directories(self, paths: Iterable[str]) -> None:
-            """Flush directories, so that their entries last."""
-
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class ToDisk:
@@ -41,15 +34,6 @@ class ToDisk:
         """Flush one file or directory."""
         os.fsync(fd)
 
-    def directories(self, paths: Iterable[str]) -> None:
-        """Flush directories, so that their entries last."""
-        for path in paths:
-            fd = os.open(path, _DIRECTORY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-
 
 class Never:
     """Something counts as written when the kernel has it; a power failure may take it back."""
@@ -58,7 +42,4 @@ class Never:
         """Do nothing."""
 
     def file(self, fd: int) -> None:
-        """Do nothing."""
-
-    def directories(self, paths: Iterable[str]) -> None:
         """Do nothing."""

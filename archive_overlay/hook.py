@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 
-from archive_overlay import marker, methods, publish, runtime
+from archive_overlay import methods, publish, runtime
 from archive_overlay.annotations import PREFIX, Context, group_by_name, parse_request
 from archive_overlay.errors import ArchiveError, HookError, Interrupted
 from archive_overlay.flush import Never, ToDisk
+from archive_overlay.marker import Marker
 from archive_overlay.overlay.changes import DIRECTORY, FILE, WHITEOUT, changes
 from archive_overlay.overlay.locate import find_overlay
+from archive_overlay.places import Places
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class _Run:
         self._settings = settings
         self._spec = spec
         self._log = log
+        self._places = Places(settings.allowed)
         self._context = Context(id=container, timestamp=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
         # All code that is needed is imported before the first archive begins, because a package
         # upgrade may replace this file in the meantime.
@@ -132,13 +135,16 @@ class _Run:
         started = time.monotonic()
         overlay = self._find(request.mount_point)
         self._log.debug(f"archive {request.name}: the upperdir of {request.mount_point} is {overlay.upper}")
-        destination = _judge_destination(request, overlay.upper)
+        destination = self._judge_destination(request, overlay.upper)
+        marker = None
         if request.success:
-            marker.judge(request.success, destination.path, overlay.upper)
+            marker = Marker(
+                request.success, archive_to=destination.path, upper=overlay.upper, places=self._places
+            )
         tally = _Tally(self._log)
-        with destination.stage(self._log) as staging:
-            if request.success:
-                marker.remove(request.success, self._flush)
+        with destination.stage(self._flush, self._log) as staging:
+            if marker:
+                marker.remove(self._flush)
             target = methods.Target(
                 staging=staging,
                 overlay=overlay,
@@ -148,11 +154,12 @@ class _Run:
                 whiteouts=request.whiteouts,
                 jobs=self._settings.jobs,
                 flush=self._flush,
+                may_rename=self._settings.policy is None,
             )
             # In a layer deletions come first, so that nothing can be taken for deleted by what is beside it.
             stream = changes(overlay, self._log, deletions_first=request.method.makes == "layout")
             try:
-                layer = method.write(tally.counted(stream), target, self._log)
+                layer = method.write(self._as_allowed(tally.counted(stream)), target, self._log)
             finally:
                 stream.close()
             facts = {
@@ -169,25 +176,34 @@ class _Run:
                 f"container {self._context.id}, archive {request.name}, mount point {request.mount_point}"
             )
             done = destination.publish(staging, layer, facts, comment, self._flush)
-            if request.success:
-                marker.create(request.success, self._flush)
+            if marker:
+                marker.create(self._flush)
         self._log.info(
             f"archive {request.name}: saved {tally} of {request.mount_point} to {destination.path} by"
             f" {request.method.name}{f', as {done}' if done else ''} in {time.monotonic() - started:.2f} s"
         )
 
+    def _as_allowed(self, stream: Iterator[Change]) -> Iterator[Change]:
+        policy = self._settings.policy
+        return policy.applied(stream) if policy else stream
+
+    def _judge_destination(self, request: ArchiveRequest, upper: str) -> Destination | LayoutDestination:
+        if request.method.makes == "layout":
+            from archive_overlay import image_layout
+
+            return image_layout.judge_destination(
+                request.archive_to, parent=request.parent, upper=upper, places=self._places
+            )
+        return publish.judge_destination(
+            request.archive_to,
+            makes=request.method.makes,
+            if_exists=request.if_exists,
+            upper=upper,
+            places=self._places,
+        )
+
     def _find(self, mount_point: str) -> OverlayMount:
         return find_overlay(self._spec, mount_point, mount_program=self._settings.mount_program)
-
-
-def _judge_destination(request: ArchiveRequest, upper: str) -> Destination | LayoutDestination:
-    if request.method.makes == "layout":
-        from archive_overlay import image_layout
-
-        return image_layout.judge_destination(request.archive_to, parent=request.parent, upper=upper)
-    return publish.judge_destination(
-        request.archive_to, makes=request.method.makes, if_exists=request.if_exists, upper=upper
-    )
 
 
 def _make_rescue(directory: str, container: str, log: Log) -> Rescue:

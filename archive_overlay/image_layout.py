@@ -17,8 +17,8 @@ import stat
 import time
 
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.publish import keep_apart, resolved
-from archive_overlay.staging import ARCHIVE, Staging, make_directories
+from archive_overlay.publish import keep_apart
+from archive_overlay.staging import ARCHIVE, Staging
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.flush import Flush
     from archive_overlay.log import Log
+    from archive_overlay.places import Places
 
 DEFAULT_TAG = "latest"
 LAYER_TYPES = {
@@ -95,16 +96,17 @@ class LayoutDestination:
         parent: tag of the image that is built upon: the same one by default.
     """
 
-    __slots__ = ("parent", "path", "tag")
+    __slots__ = ("_places", "parent", "path", "tag")
 
-    def __init__(self, *, path: str, tag: str, parent: str) -> None:
+    def __init__(self, *, path: str, tag: str, parent: str, places: Places) -> None:
+        self._places = places
         self.path = path
         self.tag = tag
         self.parent = parent
 
-    def stage(self, log: Log) -> Staging:
+    def stage(self, flush: Flush, log: Log) -> Staging:
         """Give the place in the layout to write the layer in."""
-        return Staging(self.path, "", log)
+        return Staging(self.path, "", places=self._places, flush=flush, log=log)
 
     def publish(
         self, staging: Staging, layer: Layer | None, facts: Mapping[str, str], comment: str, flush: Flush
@@ -126,7 +128,7 @@ class LayoutDestination:
         """
         assert layer is not None
         try:
-            layout = _open_locked(self.path)
+            layout = _open_locked(self.path, self._places)
             try:
                 return _append(self, layout, staging, layer, facts, comment, flush)
             finally:
@@ -163,13 +165,14 @@ def check_tag(tag: str) -> None:
         )
 
 
-def judge_destination(archive_to: str, *, parent: str, upper: str) -> LayoutDestination:
+def judge_destination(archive_to: str, *, parent: str, upper: str, places: Places) -> LayoutDestination:
     """Refuse all that can be refused before anything is written.
 
     Args:
         archive_to: absolute path of the layout, with `:TAG` or without.
         parent: tag of the image to build upon; "" for the one that gets the layer.
         upper: the upperdir that is archived.
+        places: where it may be.
 
     Raises:
         ArchiveError: there is something else, the layout is damaged, or a tag is none.
@@ -177,11 +180,11 @@ def judge_destination(archive_to: str, *, parent: str, upper: str) -> LayoutDest
     path, tag = split_reference(archive_to)
     if parent:
         check_tag(parent)
-    path = resolved(path, "archive-to")
+    path = places.resolve(path, "archive-to")
     keep_apart("archive-to", path, upper)
-    destination = LayoutDestination(path=path, tag=tag, parent=parent or tag)
+    destination = LayoutDestination(path=path, tag=tag, parent=parent or tag, places=places)
     try:
-        layout = os.open(path, _DIRECTORY)
+        layout = places.open(path)
     except FileNotFoundError:
         layout = -1
     except OSError as error:
@@ -362,7 +365,6 @@ def _append(
         _write_file(staging, _VERSION_FILE, b'{"imageLayoutVersion": "1.0.0"}\n', layout, flush)
     _write_file(staging, _INDEX_FILE, _dump(index), layout, flush)
     flush.file(layout)
-    flush.directories(staging.made)
     return f"revision {number}" if not layer.empty else "no layer, because nothing was changed,"
 
 
@@ -408,10 +410,9 @@ class _Blobs:
         _flush_directory("blobs", self._layout, self._flush)
 
 
-def _open_locked(path: str) -> int:
+def _open_locked(path: str, places: Places) -> int:
     """Open a layout's directory, and wait until no other hook writes to it."""
-    make_directories(path)
-    layout = os.open(path, _DIRECTORY)
+    layout = places.open(path)
     for _ in range(int(_LOCK_SECONDS / _LOCK_POLL_SECONDS)):
         try:
             fcntl.flock(layout, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from archive_overlay.flush import Flush
     from archive_overlay.image_layout import Layer
     from archive_overlay.log import Log
+    from archive_overlay.places import Places
 
 _TAKEN_HINT = "if-exists says to fail then"
 # How often the destination may turn out to be something else than a moment ago.
@@ -33,19 +34,21 @@ class Destination:
         mount_point: the path is one, so it cannot be renamed: its contents are merged into it.
     """
 
-    __slots__ = ("if_exists", "makes", "mount_point", "path")
+    __slots__ = ("_places", "if_exists", "makes", "mount_point", "path")
 
-    def __init__(self, *, path: str, makes: str, if_exists: str, mount_point: bool) -> None:
+    def __init__(self, *, path: str, makes: str, if_exists: str, mount_point: bool, places: Places) -> None:
+        self._places = places
         self.path = path
         self.makes = makes
         self.if_exists = if_exists
         self.mount_point = mount_point
 
-    def stage(self, log: Log) -> Staging:
+    def stage(self, flush: Flush, log: Log) -> Staging:
         """Give the place beside it (or inside it, if it is a mount point) to make the archive in."""
         if self.mount_point:
-            return Staging(self.path, "", log)
-        return Staging(os.path.dirname(self.path), os.path.basename(self.path), log)
+            return Staging(self.path, "", places=self._places, flush=flush, log=log)
+        parent, name = os.path.split(self.path)
+        return Staging(parent, name, places=self._places, flush=flush, log=log)
 
     def publish(
         self, staging: Staging, layer: Layer | None, facts: Mapping[str, str], comment: str, flush: Flush
@@ -71,13 +74,14 @@ class Destination:
                 flush.file_system(staging.parent)  # many directories may have new entries
             else:
                 flush.file(staging.parent)
-            flush.directories(staging.made)
         except OSError as error:
             fail(f"cannot put the archive at {self.path}", error)
         return ""
 
 
-def judge_destination(archive_to: str, *, makes: str, if_exists: str, upper: str) -> Destination:
+def judge_destination(
+    archive_to: str, *, makes: str, if_exists: str, upper: str, places: Places
+) -> Destination:
     """Refuse all that can be refused before anything is written.
 
     Args:
@@ -85,17 +89,19 @@ def judge_destination(archive_to: str, *, makes: str, if_exists: str, upper: str
         makes: "directory" or "file".
         if_exists: one of `methods.IF_EXISTS`.
         upper: the upperdir that is archived.
+        places: where it may be.
 
     Raises:
-        ArchiveError: the destination is of the wrong type, is taken, or overlaps with the upperdir.
+        ArchiveError: the destination is of the wrong type, is taken, overlaps with the upperdir, or is not
+            allowed.
     """
-    path = resolved(archive_to, "archive-to")
+    path = places.resolve(archive_to, "archive-to")
     if path == "/":
         raise ArchiveError("archive-to is the root directory", hint="name something inside it")
     keep_apart("archive-to", path, upper)
     found = _status(path)
     if found is None:
-        return Destination(path=path, makes=makes, if_exists=if_exists, mount_point=False)
+        return Destination(path=path, makes=makes, if_exists=if_exists, mount_point=False, places=places)
     is_directory = stat.S_ISDIR(found.st_mode)
     empty = is_directory and not os.listdir(path)
     if makes == "directory" and not is_directory:
@@ -110,7 +116,7 @@ def judge_destination(archive_to: str, *, makes: str, if_exists: str, upper: str
         raise ArchiveError(
             f"archive-to {path} is a mount point, which cannot be replaced", hint="name something inside it"
         )
-    return Destination(path=path, makes=makes, if_exists=if_exists, mount_point=mount_point)
+    return Destination(path=path, makes=makes, if_exists=if_exists, mount_point=mount_point, places=places)
 
 
 def _flush_archive(staging: Staging, destination: Destination, flush: Flush) -> None:
@@ -211,25 +217,6 @@ def _remove_if_empty(staging: Staging) -> bool:
             return False
         raise
     return True
-
-
-def resolved(path: str, label: str) -> str:
-    """Resolve symbolic links, but only those that the kernel follows for this process as well.
-
-    Args:
-        path: absolute; its end need not exist.
-        label: the annotation that has the path.
-
-    Raises:
-        ArchiveError: the path leads nowhere.
-    """
-    try:
-        os.stat(path)  # fails where fs.protected_symlinks forbids following
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        fail(f"cannot look at {label} {path}", error)
-    return os.path.realpath(path)
 
 
 def keep_apart(label: str, path: str, upper: str) -> None:

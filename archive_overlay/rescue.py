@@ -14,13 +14,14 @@ import time
 
 from archive_overlay import kernel, metadata
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.flush import Never
+from archive_overlay.flush import Never, ToDisk
 from archive_overlay.log import escape
 from archive_overlay.methods import Target, copy
 from archive_overlay.overlay import dialect
 from archive_overlay.overlay.changes import changes
 from archive_overlay.overlay.locate import OverlayMount, is_mounted
-from archive_overlay.staging import ARCHIVE, Staging, make_directories, take_free_name
+from archive_overlay.places import Places
+from archive_overlay.staging import ARCHIVE, Staging, take_free_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Rescue:
     """
 
     def __init__(self, directory: str, container: str, log: Log) -> None:
-        self._directory = os.path.join(directory, _file_name(container or "unknown"))
+        self._places = Places()
+        self._directory = os.path.join(os.path.realpath(directory), _file_name(container or "unknown"))
         self._log = log
 
     def keep(
@@ -64,12 +66,11 @@ class Rescue:
             ArchiveError: it cannot be kept.
         """
         try:
-            make_directories(os.path.dirname(self._directory))
+            above = self._places.make(os.path.dirname(self._directory), ToDisk())
             try:
-                os.mkdir(self._directory, stat.S_IRWXU)
-            except FileExistsError:
-                pass
-            parent = os.open(self._directory, _DIRECTORY | os.O_NOFOLLOW)
+                parent = _private_directory(os.path.basename(self._directory), above)
+            finally:
+                os.close(above)
         except OSError as error:
             fail(f"cannot write into {self._directory}", error)
         try:
@@ -106,7 +107,7 @@ class Rescue:
 
     def _copy(self, overlay: OverlayMount, name: str) -> str:
         raw = OverlayMount(upper=overlay.upper, lowers=(), dialect=dialect.RAW)
-        with Staging(self._directory, name, self._log) as staging:
+        with Staging(self._directory, name, places=self._places, flush=ToDisk(), log=self._log) as staging:
             stream = changes(raw, self._log)
             try:
                 copy.write(stream, Target(staging=staging, overlay=raw, flush=Never()), self._log)
@@ -144,6 +145,14 @@ class Rescue:
             file.write(text + "\n")
             file.flush()
             os.fsync(fd)
+
+
+def _private_directory(name: str, directory: int) -> int:
+    try:
+        os.mkdir(name, stat.S_IRWXU, dir_fd=directory)
+    except FileExistsError:
+        pass
+    return os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
 
 
 def _file_name(text: str) -> str:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Callable
 
+    from archive_overlay.flush import Flush
     from archive_overlay.log import Log
+    from archive_overlay.places import Places
 
 ARCHIVE = "archive"
 
@@ -45,8 +47,10 @@ class Staging:
     What is still in it at the end is removed, and so is what killed runs to the same destination left.
 
     Args:
-        parent: absolute path of the directory in which it is made; missing ones are made (mode 0755).
-        name: the destination's name there.
+        parent: resolved path of the directory in which it is made; missing ones are made (mode 0755).
+        name: the destination's name there; "" if the parent is the destination.
+        places: how to get there.
+        flush: when something counts as written.
         log: takes warnings of what cannot be removed.
 
     Attributes:
@@ -54,26 +58,25 @@ class Staging:
         name: the destination's name.
         parent: file descriptor of the directory that the destination is in.
         directory: file descriptor of the staging directory.
-        made: absolute paths of the directories that got an entry when missing parents were made.
 
     Raises:
         ArchiveError: there is no writing beside the destination.
     """
 
-    def __init__(self, parent: str, name: str, log: Log) -> None:
+    def __init__(self, parent: str, name: str, *, places: Places, flush: Flush, log: Log) -> None:
         self.name = name
         self.parent = self.directory = -1
-        self.made: list[str] = []
         self.path = os.path.join(parent, name) if name else parent
         self._parent_path = parent
         self._own_name = ""
         self._taken: tuple[int, str, int] | None = None
+        self._places = places
+        self._flush = flush
         self._log = log
 
     def __enter__(self) -> Staging:  # noqa: PYI034, Self is not in Python 3.9
         try:
-            self.made = make_directories(self._parent_path)
-            self.parent = os.open(self._parent_path, _DIRECTORY)
+            self.parent = self._places.make(self._parent_path, self._flush)
             self._remove_debris()
             self._make()
         except OSError as error:
@@ -206,31 +209,6 @@ def take_free_name(name: str, take: Callable[[str], object]) -> str:
     except FileExistsError:
         return _take_numbered_name(name, 1, take)
     return name
-
-
-def make_directories(path: str) -> list[str]:
-    """Make a directory and its missing parents, with mode 0755.
-
-    Args:
-        path: absolute.
-
-    Returns:
-        The directories that got a new entry, which must be flushed for it to last.
-
-    Raises:
-        OSError: one cannot be made, or something else has its name.
-    """
-    missing = []
-    while not os.path.isdir(path):
-        missing.append(path)
-        path = os.path.dirname(path)
-    for directory in reversed(missing):
-        try:
-            os.mkdir(directory, 0o755)
-        except FileExistsError:
-            if not os.path.isdir(directory):
-                raise
-    return [os.path.dirname(directory) for directory in missing]
 
 
 def staging_prefix(name: str) -> str:

@@ -144,9 +144,20 @@ class Target:
         whiteouts: how a tar says that something was deleted: "overlay" or "oci".
         jobs: how many threads may work; 0: as many as there are processors for this process.
         flush: when something counts as written.
+        may_rename: whether the upperdir may become the archive as it is, nobody having looked at it.
     """
 
-    __slots__ = ("compression", "flush", "jobs", "level", "overlay", "owner", "staging", "whiteouts")
+    __slots__ = (
+        "compression",
+        "flush",
+        "jobs",
+        "level",
+        "may_rename",
+        "overlay",
+        "owner",
+        "staging",
+        "whiteouts",
+    )
 
     def __init__(
         self,
@@ -159,6 +170,7 @@ class Target:
         whiteouts: str = "overlay",
         jobs: int = 1,
         flush: Flush,
+        may_rename: bool = True,
     ) -> None:
         self.staging = staging
         self.overlay = overlay
@@ -168,6 +180,7 @@ class Target:
         self.whiteouts = whiteouts
         self.jobs = jobs
         self.flush = flush
+        self.may_rename = may_rename
 
 
 def load(method: Method, compression: str) -> Writer:

@@ -41,6 +41,8 @@ def write(changes: Iterator[Change], target: Target, log: Log) -> None:
     reason = ""
     if overlay.dialect is dialect.FUSE_OVERLAYFS:
         reason = "fuse-overlayfs keeps state in it"
+    elif not target.may_rename:
+        reason = "the hook's policy is to look at every entry"
     elif overlay.may_refer_to_lowers:
         reason = "with metacopy or redirect_dir it may refer to its lower layers"
     else:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,9 +165,11 @@ def test_bsdtar_and_gnu_tar_extract_the_same(archived: Saver) -> None:
 
 def test_python_extracts_files_and_links(archived: Saver) -> None:
     directory = archived.directory / "by Python"
+    # Python 3.12 and later ask for a filter, and the oldest do not know of any.
+    trusting: dict[str, Any] = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
     with tarfile.open(archived.archive) as opened:
         for name in ("./a link", "./directory/link", "./z link"):
-            opened.extract(name, directory, filter="tar")
+            opened.extract(name, directory, **trusting)
 
     assert (directory / "z link").read_text() == "data"
     assert (directory / "z link").samefile(directory / "directory" / "link")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-
+from archive_overlay.flush import Never
 from archive_overlay.log import Log
-from archive_overlay.staging import Staging, make_directories, staging_prefix
+from archive_overlay.places import Places
+from archive_overlay.staging import Staging, staging_prefix
 
 
 def test_staging_names_say_what_they_belong_to() -> None:
@@ -19,7 +19,7 @@ def test_names_of_any_length_can_be_staged_and_stay_apart(tmp_path: Path) -> Non
     long = "n" * 254
     assert staging_prefix(long + "a") != staging_prefix(long + "b")
     for name in (long + "a", os.fsdecode(b"\xff" * 255), "é" * 127):
-        with Staging(str(tmp_path), name, Log("info", [])) as staging:
+        with staged(tmp_path, name) as staging:
             (made,) = os.listdir(tmp_path)
             assert made.startswith(staging_prefix(name))
             assert os.path.samestat(os.fstat(staging.directory), os.stat(tmp_path / made))
@@ -30,7 +30,7 @@ def test_backups_are_numbered_after_the_highest_there_is(tmp_path: Path) -> None
     for name in ("a.~1~", "a.~9~", "a.~x~", "b.~20~"):
         (tmp_path / name).touch()
     taken: list[str] = []
-    with Staging(str(tmp_path), "a", Log("info", [])) as staging:
+    with staged(tmp_path, "a") as staging:
         assert staging.take_backup_name(taken.append) == "a.~10~"
     assert taken == ["a.~10~"]
 
@@ -38,9 +38,9 @@ def test_backups_are_numbered_after_the_highest_there_is(tmp_path: Path) -> None
 def test_staging_of_a_living_run_is_left_alone_and_of_a_dead_one_removed(tmp_path: Path) -> None:
     dead = tmp_path / ".a.archive_overlay-0123456789ab"
     (dead / "archive" / "deep").mkdir(parents=True)
-    with Staging(str(tmp_path), "a", Log("info", [])) as first:
+    with staged(tmp_path, "a") as first:
         assert not dead.exists()
-        with Staging(str(tmp_path), "a", Log("info", [])):
+        with staged(tmp_path, "a"):
             assert os.fstat(first.directory).st_nlink > 0
             assert len(os.listdir(tmp_path)) == 2
     assert os.listdir(tmp_path) == []
@@ -52,7 +52,7 @@ def test_an_old_archive_that_was_exchanged_by_a_killed_run_gets_its_backup_name(
     archive.mkdir(parents=True)
     (archive / "old").touch()
     (dead / f"keep-{archive.stat().st_ino}").mkdir()
-    with Staging(str(tmp_path), "a", Log("info", [])):
+    with staged(tmp_path, "a"):
         pass
     assert os.listdir(tmp_path) == ["a.~1~"]
     assert os.listdir(tmp_path / "a.~1~") == ["old"]
@@ -62,14 +62,10 @@ def test_an_archive_that_was_never_published_is_debris(tmp_path: Path) -> None:
     dead = tmp_path / ".a.archive_overlay-0123456789ab"
     (dead / "archive").mkdir(parents=True)
     (dead / "keep-1").mkdir()
-    with Staging(str(tmp_path), "a", Log("info", [])):
+    with staged(tmp_path, "a"):
         pass
     assert os.listdir(tmp_path) == []
 
 
-def test_missing_parents_are_made_and_named_for_flushing(tmp_path: Path) -> None:
-    assert make_directories(str(tmp_path / "a" / "b")) == [str(tmp_path / "a"), str(tmp_path)]
-    assert make_directories(str(tmp_path / "a" / "b")) == []
-    (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError):
-        make_directories(str(tmp_path / "file"))
+def staged(parent: Path, name: str) -> Staging:
+    return Staging(str(parent), name, places=Places(), flush=Never(), log=Log("info", []))

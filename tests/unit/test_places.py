@@ -1,0 +1,92 @@
+"""Where archives may be, and how to get there."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from archive_overlay.errors import ArchiveError
+from archive_overlay.flush import Never
+from archive_overlay.places import Places
+
+
+@pytest.fixture
+def allowed(tmp_path: Path) -> Path:
+    directory = tmp_path / "allowed"
+    directory.mkdir()
+    return directory
+
+
+def opened(fd: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
+def test_missing_parents_are_made_for_all_to_enter(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b"
+    assert opened(Places().make(str(path), Never())) == str(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def test_a_file_is_no_directory_to_make(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        Places().make(str(tmp_path / "file" / "x"), Never())
+
+
+def test_a_link_on_the_way_is_resolved_once_and_not_followed_after(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    path = Places().resolve(str(tmp_path / "link" / "x"), "archive-to")
+    assert path == str(tmp_path / "real" / "x")
+    with pytest.raises(NotADirectoryError):
+        Places().open(str(tmp_path / "link"))
+
+
+@pytest.mark.parametrize("name", ["", "/", "x/../..", "/../allowed-not/x"])
+def test_what_is_not_inside_is_refused(allowed: Path, name: str) -> None:
+    places = Places((str(allowed),))
+    with pytest.raises(ArchiveError, match="not allowed"):
+        places.resolve(f"{allowed}{name}", "archive-to")
+
+
+def test_a_link_does_not_lead_out(allowed: Path) -> None:
+    (allowed / "out").symlink_to("/etc")
+    places = Places((str(allowed),))
+    with pytest.raises(ArchiveError, match=r"which is /etc/cron\.d/x, is not allowed"):
+        places.resolve(f"{allowed}/out/cron.d/x", "archive-to")
+    with pytest.raises(ArchiveError, match="not allowed"):
+        places.resolve_parent(f"{allowed}/out/x", "success")
+
+
+def test_a_link_may_lead_in_and_an_allowed_directory_may_be_one(allowed: Path) -> None:
+    (allowed.parent / "in").symlink_to(allowed)
+    places = Places((str(allowed.parent / "in"),))
+    assert places.resolve(f"{allowed.parent}/in/x", "archive-to") == str(allowed / "x")
+
+
+def test_a_component_that_becomes_a_link_after_it_was_judged_leads_nowhere(allowed: Path) -> None:
+    (allowed / "a").mkdir()
+    places = Places((str(allowed),))
+    path = places.resolve(f"{allowed}/a/b", "archive-to")
+    (allowed / "a").rmdir()
+    (allowed / "a").symlink_to(allowed.parent)
+    with pytest.raises(NotADirectoryError):
+        places.make(path, Never())
+    assert not (allowed.parent / "b").exists()
+
+
+def test_an_allowed_directory_itself_can_be_opened(allowed: Path) -> None:
+    places = Places((str(allowed),))
+    assert opened(places.make(str(allowed), Never())) == str(allowed)
+    assert opened(places.make(f"{allowed}/x/y", Never())) == f"{allowed}/x/y"
+
+
+def test_one_of_several_directories_is_enough(allowed: Path, tmp_path: Path) -> None:
+    places = Places((str(tmp_path / "other"), str(allowed)))
+    assert places.resolve(f"{allowed}/x", "archive-to") == f"{allowed}/x"
