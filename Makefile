@@ -58,8 +58,9 @@ lint:  ## check style, types and scripts
 man:  ## write man/archive_overlay.1 anew
 	tools/check.sh man
 
-bench: $(PROGRAM)  ## measure the program beside cp, tar and the bare interpreter
-	$(PYTHON) bench/bench.py $(PROGRAM)
+# BENCH takes what `python3 -m bench` does: works, --rounds N, --update-readme.
+bench: $(PROGRAM)  ## measure the program beside cp, tar and others (BENCH="copy tar.gz --rounds 3")
+	$(PYTHON) -B -m bench $(PROGRAM) $(BENCH)
 
 demo: $(PROGRAM)  ## show what the program does with a container's changes
 	$(PYTHON) tools/demo.py $(PROGRAM)

@@ -1,0 +1,345 @@
+"""The works that are measured, each with its peers and what it may take.
+
+A work is a function from a `Bench` to rows of the table. The limits are the least that the
+project promises; the README says how to read the table.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import data
+from bench.contenders import AS_MUCH, OURS
+from bench.measure import Contender, race, remove
+from bench.table import Row, judged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from bench.contenders import Contenders
+    from bench.measure import Result, Starter
+
+FILES, DIRECTORIES, MANY_TIMES = 30_000, 520, 10
+LARGE = 700_000_000
+DELETIONS = 2_000
+METHODS = ("copy", "tar", "tar.gz", "tar.zst")
+
+# What takes some milliseconds is run so many times as often as the rest.
+_SHORT = 6
+# "The same" and "linear" are measured, so they have a tolerance.
+_SAME, _LINEAR = 1.1, 1.15
+
+
+class UnableError(Exception):
+    """This machine cannot do the work; the message says why."""
+
+
+class Bench:
+    """What all works share: commands, data (made when first asked for), how often to run.
+
+    Args:
+        contenders: makes the commands.
+        starter: runs them.
+        place: a directory for the data.
+        rounds: how often each command is run.
+        scale: what all sizes are multiplied by.
+    """
+
+    def __init__(
+        self, contenders: Contenders, starter: Starter, place: Path, *, rounds: int, scale: float
+    ) -> None:
+        self.make = contenders
+        self.rounds = rounds
+        self.scale = scale
+        self.place = place
+        self._starter = starter
+
+    @cached_property
+    def few(self) -> Path:
+        """A change set of 10 entries."""
+        return data.small_files(self.place / "few", files=9, directories=1)
+
+    @cached_property
+    def many(self) -> Path:
+        """A change set of 30,000 small files."""
+        return self.small_files("many", 1)
+
+    @cached_property
+    def large(self) -> Path:
+        """A change set of one file of 700 MB."""
+        return data.large_file(self.place / "large", int(LARGE * self.scale))
+
+    def small_files(self, name: str, times: int) -> Path:
+        """Make a change set of so many times 30,000 small files."""
+        scale = self.scale * times
+        return data.small_files(
+            self.place / name, files=int(FILES * scale), directories=max(1, int(DIRECTORIES * scale))
+        )
+
+    def race(self, *contenders: Contender, rounds: int = 0) -> dict[str, Result]:
+        """Run contenders in turn. See `measure.race`."""
+        return race(self._starter, contenders, rounds or self.rounds)
+
+    def compare(self, work: str, ours: Contender, *peers: Contender, rounds: int = 0) -> Iterator[Row]:
+        """Run ours and its peers in turn, and give a row for each."""
+        yield from compared(work, self.race(ours, *peers, rounds=rounds), ours, *peers)
+
+
+def compared(work: str, results: dict[str, Result], ours: Contender, *peers: Contender) -> Iterator[Row]:
+    """Give a row for each contender."""
+    for contender in (ours, *peers):
+        result = results.get(contender.name)
+        if not result:
+            yield Row(work, contender.name, f"no {', '.join(contender.missing())}")
+            continue
+        row = Row(work, contender.name, f"{result.seconds:.3f}", memory=f"{result.memory:.0f}")
+        if contender is not ours and ours.name in results:
+            ratio, limit = results[ours.name].seconds / result.seconds, contender.at_most
+            row = Row(
+                work,
+                row.tool,
+                row.seconds,
+                f"{ratio:.2f} x",
+                f"{limit:.2f} x" if limit else "",
+                judged(ratio <= limit) if limit else "",
+                row.memory,
+            )
+        yield row
+
+
+def start(bench: Bench) -> Iterator[Row]:
+    """Whole hook, 10 entries, copy."""
+    for title, by_hand in (("as an engine runs it", False), ("--no-fsync --bundle DIR", True)):
+        shiv = bench.make.plain_shiv_file(bench.few, by_hand=by_hand, at_most=0.6)
+        if not shiv.missing():
+            bench.race(shiv, rounds=1)  # extracts itself
+        yield from bench.compare(
+            f"whole hook, 10 entries, copy ({title})",
+            bench.make.ours("copy", bench.few, by_hand=by_hand),
+            bench.make.bare_interpreter(at_most=3.0),
+            shiv,
+            rounds=bench.rounds * _SHORT,
+        )
+
+
+def copy(bench: Bench) -> Iterator[Row]:
+    """Copy, 30,000 files."""
+    yield from bench.compare(
+        "copy, 30,000 files",
+        bench.make.ours("copy", bench.many),
+        bench.make.cp(bench.many, at_most=1.0),
+        bench.make.rsync(bench.many),
+    )
+
+
+def copy_large(bench: Bench) -> Iterator[Row]:
+    """Copy, one file of 700 MB."""
+    yield from bench.compare(
+        "copy, one file of 700 MB",
+        bench.make.ours("copy", bench.large),
+        bench.make.cp(bench.large, at_most=1.1),
+        bench.make.rsync(bench.large),
+    )
+
+
+def copy_reflink(bench: Bench) -> Iterator[Row]:
+    """Copy, one file of 700 MB on xfs."""
+    work = "copy, one file of 700 MB on a file system with reflinks (xfs)"
+    with _xfs(bench.place, int(LARGE * bench.scale)) as xfs:
+        upper = data.large_file(xfs / "upper", int(LARGE * bench.scale))
+        out = xfs / "out"
+        shares: list[float] = []
+
+        def measure_and_remove() -> None:
+            shares.append(_shared(out / "large"))
+            remove(out)
+
+        ours = bench.make.ours("copy", upper, out=out, undo=measure_and_remove)
+        yield from bench.compare(work, ours, bench.make.cp(upper, out=xfs / "theirs"))
+        yield Row(
+            work, "data in shared extents", f"{min(shares):.0%}", at_most="all", met=judged(min(shares) == 1)
+        )
+
+
+def tar(bench: Bench) -> Iterator[Row]:
+    """Tar, 30,000 files."""
+    yield from bench.compare(
+        "tar, 30,000 files",
+        bench.make.ours("tar", bench.many),
+        bench.make.tar(bench.many, "cf", at_most=1.3),
+        bench.make.tar(bench.many, "cf", *AS_MUCH),
+    )
+
+
+def tar_gz(bench: Bench) -> Iterator[Row]:
+    """Tar.gz, 30,000 files."""
+    yield from bench.compare(
+        "tar.gz, 30,000 files",
+        bench.make.ours("tar.gz", bench.many),
+        bench.make.tar(bench.many, "czf", at_most=1.0),
+        bench.make.tar(bench.many, "czf", *AS_MUCH),
+        bench.make.tar_through("pigz", bench.many),
+    )
+
+
+def tar_gz_large(bench: Bench) -> Iterator[Row]:
+    """Tar.gz, one file of 700 MB."""
+    work = "tar.gz level 6, one file of 700 MB"
+    ours = bench.make.ours("tar.gz", bench.large)
+    gzip = bench.make.tar(bench.large, "czf", at_most=0.5)
+    pigz = bench.make.tar_through("pigz", bench.large, at_most=1.05)
+    results = bench.race(ours, pigz, gzip)
+    yield from compared(work, results, ours, pigz, gzip)
+    if gzip.name in results:
+        ratio = results[ours.name].size / results[gzip.name].size
+        yield Row(work, "size, beside tar czf", "", f"{ratio:.3f} x", "1.010 x", judged(ratio <= 1.01))
+
+
+def tar_zst_large(bench: Bench) -> Iterator[Row]:
+    """Tar.zst, one file of 700 MB."""
+    yield from bench.compare(
+        "tar.zst, one file of 700 MB",
+        bench.make.ours("tar.zst", bench.large),
+        bench.make.tar_through("zstd -T0", bench.large, at_most=1.1),
+    )
+
+
+def move(bench: Bench) -> Iterator[Row]:
+    """Move, 10 entries and 30,000 files."""
+    names = {"moved-many": f"{OURS}, 30,000 files", "moved-few": f"{OURS}, 10 entries"}
+    contenders = []
+    for tree, name in names.items():
+        upper, out = bench.place / tree, bench.place / f"{tree}.archive"
+        if tree == "moved-many":
+            bench.small_files(tree, 1)
+        else:
+            data.small_files(upper, files=9, directories=1)
+        at_most = _SAME if tree == "moved-few" else None
+        undo = _putting_back(upper, out)
+        contenders.append(bench.make.ours("move", upper, name=name, out=out, undo=undo, at_most=at_most))
+    yield from bench.compare("move, any size, one file system", *contenders, rounds=bench.rounds * _SHORT)
+    for tree in names:
+        remove(bench.place / tree)
+
+
+def deletions(bench: Bench) -> Iterator[Row]:
+    """2,000 deletions and nothing else."""
+    tree = data.deletions(bench.place / "deletions", max(1, int(DELETIONS * bench.scale)))
+    yield from bench.compare(
+        "copy, 2,000 deletions and nothing else",
+        bench.make.ours("copy", tree),
+        bench.make.cp(tree),
+        bench.make.rsync(tree),
+    )
+    yield from bench.compare(
+        "tar.gz, 2,000 deletions and nothing else",
+        bench.make.ours("tar.gz", tree),
+        bench.make.tar(tree, "czf"),
+    )
+
+
+def growth(bench: Bench) -> Iterator[Row]:
+    """Time and peak memory, 300,000 files beside 30,000."""
+    very_many = bench.small_files("very-many", MANY_TIMES)
+    for method in METHODS:
+        most = bench.make.ours(method, very_many, name=f"{OURS}, 300,000 files")
+        many = bench.make.ours(method, bench.many, name=f"{OURS}, 30,000 files", at_most=MANY_TIMES * _LINEAR)
+        results = bench.race(most, many)
+        yield from compared(f"growth from 30,000 to 300,000 files, {method}", results, most, many)
+        for run, limit in ((many, 40), (most, 64)):
+            if run.name in results:
+                yield _memory(f"peak memory, {method}", run.name, results[run.name].memory, limit)
+    remove(very_many)
+
+
+def memory(bench: Bench) -> Iterator[Row]:
+    """Peak memory, one file of 700 MB beside one of 70 MB."""
+    tenth = data.large_file(bench.place / "tenth", int(LARGE * bench.scale / 10))
+    for method in METHODS:
+        small = bench.make.ours(method, tenth, name=f"{OURS}, one file of 70 MB")
+        large = bench.make.ours(method, bench.large, name=f"{OURS}, one file of 700 MB")
+        results = bench.race(small, large, rounds=1)
+        if large.name in results:
+            least, most = results[small.name].memory, results[large.name].memory
+            yield _memory(f"peak memory, {method}", small.name, least)
+            yield _memory(f"peak memory, {method}", large.name, most, least * _SAME)
+    remove(tenth)
+
+
+WORKS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "start": start,
+    "copy": copy,
+    "copy-large": copy_large,
+    "copy-reflink": copy_reflink,
+    "tar": tar,
+    "tar.gz": tar_gz,
+    "tar.gz-large": tar_gz_large,
+    "tar.zst-large": tar_zst_large,
+    "move": move,
+    "deletions": deletions,
+    "growth": growth,
+    "memory": memory,
+}
+
+
+def _memory(work: str, tool: str, memory: float, limit: float = 0) -> Row:
+    if not limit:
+        return Row(work, tool, memory=f"{memory:.0f}")
+    return Row(work, tool, at_most=f"{limit:.0f} MiB", met=judged(memory <= limit), memory=f"{memory:.0f}")
+
+
+def _putting_back(upper: Path, out: Path) -> Callable[[], None]:
+    """Give what puts a moved upperdir back to where it was."""
+
+    def put_back() -> None:
+        upper.rmdir()  # the empty twin; fails if the upperdir was copied
+        out.rename(upper)
+
+    return put_back
+
+
+@contextmanager
+def _xfs(place: Path, size: int) -> Iterator[Path]:
+    """Mount an xfs with reflinks, in a file, that has room for some files of a size.
+
+    Raises:
+        UnableError: this is not possible here.
+    """
+    missing = [program for program in ("mkfs.xfs", "mount", "filefrag") if not shutil.which(program)]
+    if missing or os.geteuid() != 0:
+        raise UnableError(f"no {', '.join(missing)}" if missing else "only root can mount an xfs")
+    image, mounted = place / "xfs.img", place / "xfs"
+    mounted.mkdir()
+    with open(image, "xb") as file:
+        file.truncate(2**30 + 2 * size)
+    try:
+        for command in (
+            ["mkfs.xfs", "-q", "-m", "reflink=1", str(image)],
+            ["mount", "-o", "loop", str(image), str(mounted)],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise UnableError(done.stderr.strip().splitlines()[-1])
+        try:
+            yield mounted
+        finally:
+            subprocess.run(["umount", mounted], check=True)
+    finally:
+        image.unlink()
+        mounted.rmdir()
+
+
+def _shared(file: Path) -> float:
+    """Give the part of a file's data that is in extents which another file has too."""
+    shown = subprocess.run(["filefrag", "-v", file], check=True, capture_output=True, text=True).stdout
+    # "   0:        0..   16383:         24..     16407:  16384:             last,shared,eof"
+    extents = re.findall(r"^ *\d+:.*: +(\d+):[ \d]*:?(.*)$", shown, re.MULTILINE)
+    blocks = sum(int(length) for length, _ in extents)
+    return sum(int(length) for length, flags in extents if "shared" in flags) / max(blocks, 1)
