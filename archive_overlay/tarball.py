@@ -318,11 +318,12 @@ class SparseMap:
         """Give the records of the extended header."""
         name = os.fsencode(change.name)
         return {
+            # First, because Python's tarfile believes the last one that names the file.
+            b"path": b"./" + os.fsencode(change.directory) + b"GNUSparseFile.0/" + name,
             b"GNU.sparse.major": b"1",
             b"GNU.sparse.minor": b"0",
             b"GNU.sparse.name": b"./" + os.fsencode(change.path),
             b"GNU.sparse.realsize": b"%d" % change.size,
-            b"path": b"./" + os.fsencode(change.directory) + b"GNUSparseFile.0/" + name,
         }
 
     def lines(self, change: Change) -> Iterator[bytes]:
