@@ -46,9 +46,10 @@ build_rpm() {
     mkdir "$work/sources"
     archive "$work/sources/archive_overlay-$version.tar.gz"
     git show HEAD:packaging/archive_overlay.spec >"$work/archive_overlay.spec"
-    # Where packages are not rpm's, it does not know what is installed.
-    nodeps=$([ -e /var/lib/rpm/rpmdb.sqlite ] || [ -e /usr/lib/sysimage/rpm ] || echo --nodeps)
-    rpmbuild -ba $nodeps \
+    # Where the packages are another package manager's, rpm does not know what is installed.
+    set --
+    rpm -q rpm >/dev/null 2>&1 || set -- --nodeps
+    rpmbuild -ba "$@" \
         --define "_topdir $work" --define "_sourcedir $work/sources" \
         --define "_rpmdir $work/built" --define "_srcrpmdir $work/built" \
         --define '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' \
