@@ -178,9 +178,9 @@ def put(
     (layout / "blobs/sha256").mkdir(parents=True, exist_ok=True)
     (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     index_file = layout / "index.json"
-    index = (
-        json.loads(index_file.read_text()) if index_file.exists() else {"schemaVersion": 2, "manifests": []}
-    )
+    index: dict[str, Any] = {"schemaVersion": 2, "manifests": []}
+    if index_file.exists():
+        index = json.loads(index_file.read_text())
     stored = [{"mediaType": LAYER_TYPE, **put_blob(layout, tar)} for tar in layers]
     whole_config = {
         "architecture": "amd64",
