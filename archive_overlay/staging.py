@@ -98,6 +98,11 @@ class Staging:
         finally:
             self._close()
 
+    @property
+    def took_upper(self) -> bool:
+        """Whether the archive is a directory that was renamed, by `take`."""
+        return self._taken is not None
+
     def keep(self, old: os.stat_result) -> None:
         """Note that an archive which is about to be exchanged into this directory must not be lost."""
         os.mkdir(f"{_KEEP}{old.st_ino}", dir_fd=self.directory)
