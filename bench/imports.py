@@ -40,7 +40,9 @@ def compare(make: Contenders, upper: Path, environment: Mapping[str, str], round
         "| --- | ---: | ---: |",
         f"| all of them | {_milliseconds(sum(before.values()))} | {_milliseconds(sum(after.values()))} |",
     ]
-    for name in sorted(before.keys() | after.keys(), key=lambda name: -max(before[name], after[name])):
+    for name in sorted(
+        before.keys() | after.keys(), key=lambda name: (-max(before[name], after[name]), name)
+    ):
         if max(before[name], after[name]) >= _WORTH_A_ROW:
             table.append(f"| `{name}` | {_milliseconds(before[name])} | {_milliseconds(after[name])} |")
     return "\n".join(table)

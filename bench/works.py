@@ -154,6 +154,7 @@ def copy_reflink(bench: Bench) -> Iterator[Row]:
     work = "copy, one file of 700 MB on a file system with reflinks (xfs)"
     with _xfs(bench.place, int(LARGE * bench.scale)) as xfs:
         upper = data.large_file(xfs / "upper", int(LARGE * bench.scale))
+        subprocess.run(["sync", "-f", upper], check=True)  # else who copies it first has to wait for that
         out = xfs / "out"
         shares: list[float] = []
 
@@ -330,7 +331,7 @@ def _xfs(place: Path, size: int) -> Iterator[Path]:
         try:
             yield mounted
         finally:
-            subprocess.run(["umount", mounted], check=True)
+            subprocess.run(["umount", "--lazy", mounted], check=True)
     finally:
         image.unlink()
         mounted.rmdir()
