@@ -6,11 +6,16 @@ BINDIR   ?= $(PREFIX)/bin
 MANDIR   ?= $(PREFIX)/share/man
 DOCDIR   ?= $(PREFIX)/share/doc/archive_overlay
 HOOKSDIR ?= $(PREFIX)/share/containers/oci/hooks.d
+BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHCOMPDIR  ?= $(PREFIX)/share/zsh/site-functions
 DESTDIR  ?=
 
 # The interpreter that the program's first line names. Its own venv module makes the tools' venv.
 PYTHON ?= /usr/bin/python3
 INSTALL ?= install
+
+# For build.sh: distributions build with --without-shiv, which makes the same bytes.
+BUILDFLAGS ?=
 
 export PYTHON
 
@@ -22,22 +27,25 @@ PROGRAM = dist/archive_overlay.pyz
 BINDIR_FOR_SED = $(subst |,\|,$(subst &,\&,$(subst \,\\,$(BINDIR))))
 
 .DELETE_ON_ERROR:
-.PHONY: all install uninstall test lint man bench demo clean help FORCE
+.PHONY: all install uninstall test lint man completions bench demo deb rpm release-check clean help FORCE
 
 all: $(PROGRAM)  ## build the program into one file
 
 $(PROGRAM): build.sh tools/onefile.py $(SOURCES) .cache/build-settings
-	./build.sh $@
+	./build.sh $(BUILDFLAGS) $@
 
 # Changes when the settings do, and only then.
 .cache/build-settings: FORCE
 	@mkdir -p $(@D)
 	@echo '$(PYTHON) $(SOURCE_DATE_EPOCH)' | cmp -s - $@ || echo '$(PYTHON) $(SOURCE_DATE_EPOCH)' >$@
 
-install: $(PROGRAM)  ## install program, hook and man page (DESTDIR, PREFIX, BINDIR, MANDIR, HOOKSDIR, DOCDIR)
-	$(INSTALL) -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(HOOKSDIR)' '$(DESTDIR)$(DOCDIR)/debug'
+install: $(PROGRAM)  ## install program, hook, man page and completions (DESTDIR, PREFIX, BINDIR, MANDIR, ...)
+	$(INSTALL) -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(HOOKSDIR)' '$(DESTDIR)$(DOCDIR)/debug' \
+	    '$(DESTDIR)$(BASHCOMPDIR)' '$(DESTDIR)$(ZSHCOMPDIR)'
 	$(INSTALL) -m 0755 $(PROGRAM) '$(DESTDIR)$(BINDIR)/archive_overlay'
 	$(INSTALL) -m 0644 man/archive_overlay.1 '$(DESTDIR)$(MANDIR)/man1/archive_overlay.1'
+	$(INSTALL) -m 0644 completions/archive_overlay '$(DESTDIR)$(BASHCOMPDIR)/archive_overlay'
+	$(INSTALL) -m 0644 completions/_archive_overlay '$(DESTDIR)$(ZSHCOMPDIR)/_archive_overlay'
 	for hook in archive_overlay.json debug/archive_overlay.json; do \
 	    sed 's|@BINDIR@|$(BINDIR_FOR_SED)|' "hooks.d/$$hook.in" >".cache/$${hook##*/}" || exit; \
 	    case $$hook in debug/*) to='$(DESTDIR)$(DOCDIR)/debug' ;; *) to='$(DESTDIR)$(HOOKSDIR)' ;; esac; \
@@ -46,7 +54,8 @@ install: $(PROGRAM)  ## install program, hook and man page (DESTDIR, PREFIX, BIN
 
 uninstall:  ## remove what install put there
 	rm -f '$(DESTDIR)$(BINDIR)/archive_overlay' '$(DESTDIR)$(MANDIR)/man1/archive_overlay.1' \
-	    '$(DESTDIR)$(HOOKSDIR)/archive_overlay.json' '$(DESTDIR)$(DOCDIR)/debug/archive_overlay.json'
+	    '$(DESTDIR)$(HOOKSDIR)/archive_overlay.json' '$(DESTDIR)$(DOCDIR)/debug/archive_overlay.json' \
+	    '$(DESTDIR)$(BASHCOMPDIR)/archive_overlay' '$(DESTDIR)$(ZSHCOMPDIR)/_archive_overlay'
 	-rmdir '$(DESTDIR)$(DOCDIR)/debug' '$(DESTDIR)$(DOCDIR)'
 
 test:  ## check and test everything that this machine can run
@@ -58,6 +67,9 @@ lint:  ## check style, types and scripts
 man:  ## write man/archive_overlay.1 anew
 	tools/check.sh man
 
+completions:  ## write completions/ anew
+	tools/check.sh completions
+
 # BENCH takes what `python3 -m bench` does: works, --rounds N, --update-readme.
 bench: $(PROGRAM)  ## measure the program beside cp, tar and others (BENCH="copy tar.gz --rounds 3")
 	$(PYTHON) -B -m bench $(PROGRAM) $(BENCH)
@@ -65,9 +77,18 @@ bench: $(PROGRAM)  ## measure the program beside cp, tar and others (BENCH="copy
 demo: $(PROGRAM)  ## show what the program does with a container's changes
 	$(PYTHON) tools/demo.py $(PROGRAM)
 
+deb:  ## build dist/*.deb and its source package from the last commit
+	tools/package.sh deb
+
+rpm:  ## build dist/*.rpm and its source package from the last commit
+	tools/package.sh rpm
+
+release-check:  ## check that the last commit can be released, and write dist/SHA256SUMS
+	$(PYTHON) -B tools/release_check.py
+
 clean:  ## remove everything that was built or set up
 	rm -rf dist build .cache .venv .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 16

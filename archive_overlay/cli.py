@@ -34,6 +34,7 @@ class Settings:
         rescue_dir: absolute path of the directory that keeps upperdirs whose archive failed, or None.
         bundle: the bundle to read instead of a container state on stdin; None: read the state.
         mount_program: path of the executable that serves overlays in user space.
+        command: what a person asks for instead of running the hook, as `commands.run` takes it; None: nothing.
         allowed: directories in which archives may be; none: anywhere.
         policy: what archives may hold.
         log_level, log_file, syslog: see `log`.
@@ -42,6 +43,7 @@ class Settings:
     __slots__ = (
         "allowed",
         "bundle",
+        "command",
         "fsync",
         "jobs",
         "log_file",
@@ -55,6 +57,7 @@ class Settings:
     def __init__(
         self,
         *,
+        command: argparse.Namespace | None = None,
         bundle: str | None = None,
         mount_program: str = DEFAULT_MOUNT_PROGRAM,
         rescue_dir: str | None = None,
@@ -66,6 +69,7 @@ class Settings:
         log_file: str | None = None,
         syslog: bool = False,
     ) -> None:
+        self.command = command
         self.bundle = bundle
         self.mount_program = mount_program
         self.rescue_dir = rescue_dir
@@ -91,12 +95,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _keep_standard_descriptors()
     os.umask(0o022)  # what archives and parents are made with does not depend on the runtime's
     settings = parse(sys.argv[1:] if arguments is None else arguments)
-    logger = _open_log(settings)
-
-    from archive_overlay import hook
-
     _raise_on_signals()
     try:
+        if settings.command:
+            from archive_overlay import commands
+
+            return commands.run(settings.command)
+        logger = _open_log(settings)
+
+        from archive_overlay import hook
+
         return hook.run(settings, logger)
     except Interrupted as interruption:
         return 128 + interruption.number
@@ -106,7 +114,12 @@ def parse(arguments: Sequence[str]) -> Settings:
     """Turn a command line into settings, or end the program with a usage message and status 2."""
     if not arguments:
         return Settings()  # argparse costs 6 ms, and most hooks have no arguments
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.command:
+        if options.command != arguments[0]:
+            parser.error(f"the options of the hook mean nothing to {options.command}")
+        return Settings(command=options)
     return Settings(
         bundle=options.bundle,
         mount_program=options.mount_program,
@@ -184,7 +197,97 @@ def build_parser() -> argparse.ArgumentParser:
         help="read config.json from this bundle, and no container state from standard input: for running by hand",
     )
     parser.add_argument("-v", "--version", action="version", version=f"archive_overlay version {__version__}")
+    _add_commands(parser)
     return parser
+
+
+def _add_commands(parser: argparse.ArgumentParser) -> None:
+    """Add what a person runs. What the commands do is in `commands`, which no hook imports."""
+    import argparse
+
+    commands = parser.add_subparsers(
+        title="commands",
+        dest="command",
+        metavar="COMMAND",
+        description="For people, who look at what was saved:",
+    )
+
+    def add(name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=description,
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        command.add_argument("--help", action="help", help="show this help and exit")
+        return command
+
+    command = add(
+        "log",
+        "list the revisions of an image, newest first",
+        "List the revisions of an image in an OCI image layout, newest first.",
+        "  archive_overlay log /srv/data\n"
+        "  archive_overlay log --human-readable /srv/data:main\n"
+        "  archive_overlay log --json /srv/data:main",
+    )
+    command.add_argument(
+        "layout", metavar="LAYOUT[:TAG]", help="an image; its tag is latest if none is given"
+    )
+    _add_form(command)
+
+    command = add(
+        "diff",
+        "list what an archive, a revision or an upperdir changes",
+        "List what a change set holds, one line a path: a letter (A: added or changed, D: deleted, O: opaque, a\n"
+        "directory that hides all that was below), the size of a file in bytes, and the path.",
+        "  archive_overlay diff /srv/changes.tar.gz\n"
+        "  archive_overlay diff /srv/data:main\n"
+        "  archive_overlay diff --stat -h /srv/data:main@3",
+    )
+    command.add_argument(
+        "what",
+        metavar="WHAT",
+        help="an archive (a directory or a tar), an upperdir, or LAYOUT:TAG[@N]: revision N, or else the last one",
+    )
+    _add_form(command)
+    command.add_argument("--stat", action="store_true", help="show totals only")
+    command.add_argument(
+        "--marks",
+        choices=("trusted", "user", "fuse", "oci"),
+        help=(
+            "how deletions and opaque directories are marked: 0:0 devices and trusted.overlay.opaque, or"
+            " user.overlay.opaque, as fuse-overlayfs does it, or by .wh. names (default: as it looks)"
+        ),
+    )
+
+    command = add(
+        "extract",
+        "make a directory of a revision of an image",
+        "Make a plain directory of a revision of an image: all layers up to it, one on top of the other.\n"
+        "The directory is whole in the end, or not there.",
+        "  archive_overlay extract /srv/data:main /srv/now\n"
+        "  archive_overlay extract /srv/data:main@3 /srv/as-it-was",
+    )
+    command.add_argument(
+        "revision", metavar="LAYOUT:TAG[@N]", help="an image: its revision N, or else the last one"
+    )
+    command.add_argument("directory", metavar="DIR", help="the directory, which is empty or does not exist")
+    command.add_argument(
+        "--no-fsync",
+        dest="fsync",
+        action="store_false",
+        help="do not wait until the directory is on disk",
+    )
+
+
+def _add_form(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-h", "--human-readable", dest="human", action="store_true", help="show sizes as 1.2K, 34M"
+    )
+    command.add_argument("--json", action="store_true", help="write JSON, for programs")
 
 
 def _log_level(value: str) -> str:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
             """Let go of what is needed for writing, finished or not."""
 
 
-_ZSTD_PROGRAM = "/usr/bin/zstd"  # a hook has no PATH, and would not trust it
+ZSTD_PROGRAM = "/usr/bin/zstd"  # a hook has no PATH, and would not trust it
 _BLOCK = 128 * 1024
 _WINDOW = 32 * 1024
 _RAW_DEFLATE = -15
@@ -63,13 +63,13 @@ def require(compression: str) -> None:
     Raises:
         ArchiveError: it cannot.
     """
-    if compression != "zstd" or _standard_library_zstd():
+    if compression != "zstd" or standard_library_zstd():
         return
     import subprocess  # noqa: F401, so that it is there when it is needed
 
-    if not os.access(_ZSTD_PROGRAM, os.X_OK):
+    if not os.access(ZSTD_PROGRAM, os.X_OK):
         raise ArchiveError(
-            f"cannot compress with zstd: there is no {_ZSTD_PROGRAM}, and this Python has none of its own",
+            f"cannot compress with zstd: there is no {ZSTD_PROGRAM}, and this Python has none of its own",
             hint="install zstd, or choose tar.gz",
         )
 
@@ -103,7 +103,7 @@ def open_writer(sink: Sink, *, compression: str, level: int, jobs: int) -> Write
         return GzipWriter(sink, level=level, jobs=jobs)
     if compression == "none":
         return PlainWriter(sink)
-    module = _standard_library_zstd()
+    module = standard_library_zstd()
     if module is not None:
         return ZstdWriter(sink, module, level=level, jobs=jobs)
     return ZstdProgram(sink, level=level, jobs=jobs)
@@ -178,7 +178,7 @@ class ZstdProgram:
         self._sink = sink
         self._failure: OSError | None = None
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
-            [_ZSTD_PROGRAM, "--quiet", "--stdout", f"-{level}", f"-T{jobs}"],
+            [ZSTD_PROGRAM, "--quiet", "--stdout", f"-{level}", f"-T{jobs}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -208,7 +208,7 @@ class ZstdProgram:
         if self._failure:
             raise self._failure
         if status:
-            raise OSError(None, f"{_ZSTD_PROGRAM} failed: {said or f'it ended with status {status}'}")
+            raise OSError(None, f"{ZSTD_PROGRAM} failed: {said or f'it ended with status {status}'}")
 
     def close(self) -> None:
         """See `Writer`."""
@@ -363,7 +363,8 @@ def write_all(fd: int, data: bytes | bytearray) -> None:
             written += os.write(fd, view[written:])
 
 
-def _standard_library_zstd() -> Any:
+def standard_library_zstd() -> Any:
+    """Give compression.zstd; None: this Python has none."""
     try:
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
     except ImportError:  # before Python 3.14

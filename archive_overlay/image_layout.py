@@ -23,7 +23,7 @@ from archive_overlay.staging import ARCHIVE, Staging
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
+    from typing import Any, Callable
 
     from archive_overlay.flush import Flush
     from archive_overlay.log import Log
@@ -191,8 +191,8 @@ def judge_destination(archive_to: str, *, parent: str, upper: str, places: Place
         fail(f"cannot read the image layout {path}", error)
     try:
         manifest = find_manifest(layout, destination.parent) if layout >= 0 and not _is_new(layout) else None
-        if manifest is None and parent and parent != tag:
-            raise ArchiveError(f"the image layout {path} has no tag {parent}, which is to be the parent")
+        if manifest is None and destination.parent != tag:
+            raise _no_parent(destination)
         if manifest is not None:
             read_image(layout, manifest)
     except OSError as error:
@@ -211,15 +211,10 @@ def find_manifest(layout: int, tag: str) -> dict[str, Any] | None:
         tag: what to find.
 
     Raises:
-        ArchiveError: the layout is damaged, or something else.
+        ArchiveError: the layout is damaged, or something else, or several images have the tag.
         OSError: it cannot be read.
     """
-    found = None
-    for descriptor in read_index(layout)["manifests"]:
-        annotations = descriptor.get("annotations")
-        if isinstance(annotations, dict) and annotations.get(_REF_NAME) == tag:
-            found = descriptor
-    return found
+    return _tagged(read_index(layout), tag)
 
 
 def read_index(layout: int) -> dict[str, Any]:
@@ -236,10 +231,10 @@ def read_index(layout: int) -> dict[str, Any]:
     if version.get("imageLayoutVersion") != "1.0.0":
         raise _damaged(f"{_VERSION_FILE} does not say that it is version 1.0.0")
     index = _parse(_read_file(layout, _INDEX_FILE), _INDEX_FILE)
-    manifests = index.get("manifests")
+    manifests = _or_empty(index, "manifests", list)
     if not isinstance(manifests, list) or not all(isinstance(each, dict) for each in manifests):
         raise _damaged(f"{_INDEX_FILE} has no list of manifests")
-    return index
+    return {**index, "manifests": manifests}
 
 
 def read_image(layout: int, descriptor: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -260,23 +255,33 @@ def read_image(layout: int, descriptor: Mapping[str, Any]) -> tuple[dict[str, An
             f"the image has a manifest of type {media_type}, not {_MANIFEST_TYPE}",
             hint="copy a single image into an OCI layout, for example with skopeo copy",
         )
-    layers = manifest.get("layers")
+    layers = _or_empty(manifest, "layers", list)
+    annotations = _or_empty(manifest, "annotations", dict)
     config_descriptor = manifest.get("config")
     if not isinstance(layers, list) or not isinstance(config_descriptor, dict):
         raise _damaged("a manifest has no layers or no config")
+    if not isinstance(annotations, dict):
+        raise _damaged("the annotations of a manifest are none")
     config = read_json_blob(layout, config_descriptor)
-    rootfs = config.get("rootfs")
-    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    rootfs = _or_empty(config, "rootfs", dict)
+    diff_ids = _or_empty(rootfs, "diff_ids", list) if isinstance(rootfs, dict) else None
     if not isinstance(diff_ids, list) or len(diff_ids) != len(layers):
         raise _damaged("a config does not have a diff_id for each layer")
-    if not isinstance(config.get("history", []), list):
-        raise _damaged("the history in a config is no list")
+    history = _or_empty(config, "history", list)
+    if not isinstance(history, list) or not all(isinstance(each, dict) for each in history):
+        raise _damaged("the history in a config is none")
     for layer in layers:
         name = blob_path(layer)
-        status = os.stat(name, dir_fd=layout, follow_symlinks=False)
+        try:
+            status = os.stat(name, dir_fd=layout, follow_symlinks=False)
+        except FileNotFoundError:
+            raise _damaged(f"{name} is missing") from None
         if not stat.S_ISREG(status.st_mode) or status.st_size != layer.get("size"):
             raise _damaged(f"{name} is not what the manifest says")
-    return manifest, config
+    return (
+        {**manifest, "layers": layers, "annotations": annotations},
+        {**config, "rootfs": {**rootfs, "diff_ids": diff_ids}, "history": history},
+    )
 
 
 def read_json_blob(layout: int, descriptor: Mapping[str, Any]) -> dict[str, Any]:
@@ -318,96 +323,156 @@ def _append(
 ) -> str:
     new = _is_new(layout)
     index: dict[str, Any] = {"schemaVersion": 2, "mediaType": _INDEX_TYPE, "manifests": []}
-    parent = None
     if not new:
         index = read_index(layout)
-        parent = find_manifest(layout, destination.parent)
+    old = _tagged(index, destination.tag)
+    parent = _tagged(index, destination.parent)
+    if parent is None and destination.parent != destination.tag:
+        raise _no_parent(destination)
     if layer.empty and (parent is None or destination.parent == destination.tag):
         return "no layer, because nothing was changed,"
     manifest, config = read_image(layout, parent) if parent else _empty_image()
+    files = _Files(layout, staging, flush)
     if layer.empty:
         assert parent is not None
-        descriptor = {key: value for key, value in parent.items() if key != "annotations"}
-        number = len(manifest["layers"])
+        descriptor = parent
+        done = f"no layer, because nothing was changed, but the tag {destination.tag},"
     else:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        number = len(manifest["layers"]) + 1
-        config = {
-            **config,
-            "created": now,
-            "rootfs": {**config["rootfs"], "diff_ids": [*config["rootfs"]["diff_ids"], layer.diff_id]},
-            "history": [
-                *config.get("history", []),
-                {"created": now, "created_by": "archive_overlay", "comment": comment},
-            ],
+        files.add_layer(layer)
+        config = _config_with(config, manifest, layer, comment, now)
+        config_descriptor = {"mediaType": _CONFIG_TYPE, **files.add_json_blob(config)}
+        manifest = _manifest_with(manifest, config_descriptor, layer, facts, now)
+        descriptor = {
+            **{key: value for key, value in (parent or {}).items() if key == "platform"},
+            "mediaType": _MANIFEST_TYPE,
+            **files.add_json_blob(manifest),
         }
-        blobs = _Blobs(layout, staging, flush)
-        blobs.add_layer(layer)
-        manifest = {
-            **manifest,
-            "config": {"mediaType": _CONFIG_TYPE, **blobs.add_json(config)},
-            "layers": [
-                *manifest["layers"],
-                {
-                    "mediaType": layer.media_type,
-                    "digest": layer.digest,
-                    "size": layer.size,
-                    "annotations": {_CREATED: now, **facts},
-                },
-            ],
-            "annotations": {**manifest.get("annotations", {}), _CREATED: now, **facts},
-        }
-        descriptor = {"mediaType": _MANIFEST_TYPE, **blobs.add_json(manifest)}
-        blobs.finish()
+        done = f"revision {len(manifest['layers'])} of {destination.tag}"
+    annotations = {**(old or {}).get("annotations", {}), _REF_NAME: destination.tag}
     others = [each for each in index["manifests"] if not _is_tagged(each, destination.tag)]
-    index["manifests"] = [*others, {**descriptor, "annotations": {_REF_NAME: destination.tag}}]
     if new:
-        _write_file(staging, _VERSION_FILE, b'{"imageLayoutVersion": "1.0.0"}\n', layout, flush)
-    _write_file(staging, _INDEX_FILE, _dump(index), layout, flush)
-    flush.file(layout)
-    return f"revision {number}" if not layer.empty else "no layer, because nothing was changed,"
+        files.add(_VERSION_FILE, b'{"imageLayoutVersion": "1.0.0"}\n')
+    files.add(
+        _INDEX_FILE,
+        _dump({**index, "manifests": [*others, {**descriptor, "annotations": annotations}]}),
+    )
+    files.publish()
+    return done
 
 
-class _Blobs:
-    """Blobs that are added to a layout."""
+def _config_with(
+    config: Mapping[str, Any], manifest: Mapping[str, Any], layer: Layer, comment: str, now: str
+) -> dict[str, Any]:
+    """Give the config of an image with one more layer."""
+    history = config["history"]
+    # Readers take the n-th entry for the n-th layer's, but not every image has one for each layer.
+    known = sum(not each.get("empty_layer") for each in history)
+    unknown = [{"created_by": "unknown"}] * (len(manifest["layers"]) - known)
+    return {
+        **config,
+        "created": now,
+        "rootfs": {**config["rootfs"], "diff_ids": [*config["rootfs"]["diff_ids"], layer.diff_id]},
+        "history": [
+            *history,
+            *unknown,
+            {"created": now, "created_by": "archive_overlay", "comment": comment},
+        ],
+    }
+
+
+def _manifest_with(
+    manifest: Mapping[str, Any],
+    config_descriptor: Mapping[str, Any],
+    layer: Layer,
+    facts: Mapping[str, str],
+    now: str,
+) -> dict[str, Any]:
+    """Give the manifest of an image with one more layer."""
+    annotations = {_CREATED: now, **facts}
+    descriptor = {
+        "mediaType": layer.media_type,
+        "digest": layer.digest,
+        "size": layer.size,
+        "annotations": annotations,
+    }
+    return {
+        **manifest,
+        "config": config_descriptor,
+        "layers": [*manifest["layers"], descriptor],
+        "annotations": {**manifest["annotations"], **annotations},
+    }
+
+
+class _Files:
+    """Files that are to be in a layout. They are written elsewhere, so what fails there leaves nothing in it."""
 
     def __init__(self, layout: int, staging: Staging, flush: Flush) -> None:
+        self._layout = layout
         self._staging = staging
         self._flush = flush
-        for name in ("blobs", _BLOBS):
-            try:
-                os.mkdir(name, 0o755, dir_fd=layout)
-            except FileExistsError:
-                continue
-        self._directory = os.open(_BLOBS, _DIRECTORY, dir_fd=layout)
-        self._layout = layout
+        self._blobs: list[tuple[str, str]] = []  # names in staging and in the layout
+        self._names: list[str] = []
 
     def add_layer(self, layer: Layer) -> None:
-        """Rename the layer that was written to be a blob."""
+        """Add the layer that was written as a blob."""
         fd = os.open(ARCHIVE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._staging.directory)
         try:
             self._flush.file(fd)
         finally:
             os.close(fd)
-        os.rename(
-            ARCHIVE,
-            layer.digest.partition(":")[2],
-            src_dir_fd=self._staging.directory,
-            dst_dir_fd=self._directory,
-        )
+        self._blobs.append((ARCHIVE, layer.digest.partition(":")[2]))
 
-    def add_json(self, value: object) -> dict[str, Any]:
-        """Write a value as a blob, and give its digest and size."""
+    def add_json_blob(self, value: object) -> dict[str, Any]:
+        """Add a value as a blob, and give its digest and size."""
         data = _dump(value)
         digest = hashlib.sha256(data).hexdigest()
-        _write_file(self._staging, digest, data, self._directory, self._flush)
+        self._write(digest, data)
+        self._blobs.append((digest, digest))
         return {"digest": f"sha256:{digest}", "size": len(data)}
 
-    def finish(self) -> None:
-        """Make the blobs' names last."""
-        self._flush.file(self._directory)
-        os.close(self._directory)
-        _flush_directory("blobs", self._layout, self._flush)
+    def add(self, name: str, data: bytes) -> None:
+        """Add a file at the top of the layout."""
+        self._write(name, data)
+        self._names.append(name)
+
+    def publish(self) -> None:
+        """Give all files their names: blobs first, and the one that was added last when all others last."""
+        if self._blobs:
+            self._publish_blobs()
+        for name in self._names[:-1]:
+            self._rename(name, name, self._layout)
+        self._flush.file(self._layout)
+        self._rename(self._names[-1], self._names[-1], self._layout)
+        self._flush.file(self._layout)
+
+    def _publish_blobs(self) -> None:
+        directories = [self._layout]
+        try:
+            for name in _BLOBS.split("/"):
+                try:
+                    os.mkdir(name, 0o755, dir_fd=directories[-1])
+                except FileExistsError:
+                    pass
+                directories.append(os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directories[-1]))
+            for name, blob in self._blobs:
+                self._rename(name, blob, directories[-1])
+            for directory in directories[:0:-1]:
+                self._flush.file(directory)
+        finally:
+            for directory in directories[1:]:
+                os.close(directory)
+
+    def _rename(self, name: str, to: str, directory: int) -> None:
+        os.rename(name, to, src_dir_fd=self._staging.directory, dst_dir_fd=directory)
+
+    def _write(self, name: str, data: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o644, dir_fd=self._staging.directory)
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            self._flush.file(fd)
 
 
 def _open_locked(path: str, places: Places) -> int:
@@ -441,14 +506,29 @@ def _is_new(layout: int) -> bool:
 
 def _empty_image() -> tuple[dict[str, Any], dict[str, Any]]:
     machine = os.uname().machine
-    manifest: dict[str, Any] = {"schemaVersion": 2, "mediaType": _MANIFEST_TYPE, "config": {}, "layers": []}
+    manifest: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": _MANIFEST_TYPE,
+        "config": {},
+        "layers": [],
+        "annotations": {},
+    }
     config = {
         "architecture": _ARCHITECTURES.get(machine, machine),
         "os": "linux",
         "config": {},
         "rootfs": {"type": "layers", "diff_ids": []},
+        "history": [],
     }
     return manifest, config
+
+
+def _tagged(index: Mapping[str, Any], tag: str) -> dict[str, Any] | None:
+    """Give the entry of an index that has a tag."""
+    found: list[dict[str, Any]] = [each for each in index["manifests"] if _is_tagged(each, tag)]
+    if any(each.get("digest") != found[0].get("digest") for each in found):
+        raise ArchiveError(f"the image layout has {len(found)} images with the tag {tag}", hint="leave one")
+    return found[0] if found else None
 
 
 def _is_tagged(descriptor: Mapping[str, Any], tag: str) -> bool:
@@ -456,30 +536,11 @@ def _is_tagged(descriptor: Mapping[str, Any], tag: str) -> bool:
     return isinstance(annotations, dict) and annotations.get(_REF_NAME) == tag
 
 
-def _write_file(staging: Staging, name: str, data: bytes, directory: int, flush: Flush) -> None:
-    fd = os.open(
-        "file",
-        os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
-        0o644,
-        dir_fd=staging.directory,
-    )
-    with open(fd, "wb", closefd=True) as file:
-        file.write(data)
-        file.flush()
-        flush.file(fd)
-    os.rename("file", name, src_dir_fd=staging.directory, dst_dir_fd=directory)
-
-
-def _flush_directory(name: str, directory: int, flush: Flush) -> None:
-    fd = os.open(name, _DIRECTORY, dir_fd=directory)
-    try:
-        flush.file(fd)
-    finally:
-        os.close(fd)
-
-
 def _read_file(layout: int, name: str) -> bytes:
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout)
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout)
+    except FileNotFoundError:
+        raise _damaged(f"{name} is missing") from None
     with open(fd, "rb") as file:
         data = file.read(_LARGEST_JSON + 1)
     if len(data) > _LARGEST_JSON:
@@ -497,8 +558,20 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
+def _or_empty(value: Mapping[str, Any], key: str, kind: Callable[[], Any]) -> Any:
+    """Give what a key stands for; programs in Go write null, or nothing, for what is empty."""
+    found = value.get(key)
+    return kind() if found is None else found
+
+
 def _dump(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _no_parent(destination: LayoutDestination) -> ArchiveError:
+    return ArchiveError(
+        f"the image layout {destination.path} has no tag {destination.parent}, which is to be the parent"
+    )
 
 
 def _damaged(reason: str) -> ArchiveError:

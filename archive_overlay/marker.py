@@ -78,9 +78,26 @@ class Marker:
         try:
             fd = self._places.make(directory, flush)
             try:
-                os.close(os.open(name, _CREATE, 0o644, dir_fd=fd))
-                flush.file(fd)
+                _create(name, fd, flush)
             finally:
                 os.close(fd)
         except OSError as error:
             fail(f"the archive is complete, but its success marker {self._path} cannot be created", error)
+
+
+def _create(name: str, directory: int, flush: Flush) -> None:
+    try:
+        try:
+            os.close(os.open(name, _CREATE, 0o644, dir_fd=directory))
+        except FileExistsError:
+            # Another run to the same destination has just said the same.
+            if not stat.S_ISREG(os.lstat(name, dir_fd=directory).st_mode):
+                raise
+        flush.file(directory)
+    except BaseException:
+        # What says that it failed, or was interrupted, leaves no marker.
+        try:
+            os.unlink(name, dir_fd=directory)
+        except OSError:
+            pass
+        raise

@@ -167,16 +167,23 @@ def _place_once(staging: Staging, destination: Destination) -> None:
 
 
 def _back_up_and_place(staging: Staging, old: os.stat_result) -> None:
-    if stat.S_ISDIR(old.st_mode):
-        # From here on the staging directory may hold the only copy of the old archive.
-        staging.keep(old)
-        _exchange(staging)
-        staging.take_backup_name(
-            lambda backup: kernel.rename_new(ARCHIVE, staging.directory, backup, staging.parent)
-        )
+    # The old archive is at the destination until it is under its backup name, in one step.
+    backup = staging.pass_by_backup_name()
+    try:
+        kernel.exchange(backup, staging.parent, staging.name, staging.parent)
+    except kernel.CannotExchangeError:
+        staging.recall()
+    except BaseException:
+        staging.recall()
+        raise
+    else:
+        staging.passed()
         return
-    staging.take_backup_name(lambda backup: _copy_name(staging, backup))
-    os.rename(ARCHIVE, staging.name, src_dir_fd=staging.directory, dst_dir_fd=staging.parent)
+    if stat.S_ISDIR(old.st_mode):
+        _set_aside_and_place(staging)
+    else:
+        staging.take_backup_name(lambda backup: _copy_name(staging, backup))
+        os.rename(ARCHIVE, staging.name, src_dir_fd=staging.directory, dst_dir_fd=staging.parent)
 
 
 def _copy_name(staging: Staging, backup: str) -> None:
@@ -200,13 +207,22 @@ def _exchange(staging: Staging) -> None:
     try:
         kernel.exchange(ARCHIVE, staging.directory, staging.name, staging.parent)
     except kernel.CannotExchangeError:
-        # For a moment nothing is at the destination, but the old archive has a name that nobody takes
-        # for debris.
-        aside = staging.take_backup_name(
-            lambda backup: kernel.rename_new(staging.name, staging.parent, backup, staging.parent)
-        )
-        kernel.rename_new(ARCHIVE, staging.directory, staging.name, staging.parent)
+        aside = _set_aside_and_place(staging)
         os.rename(aside, ARCHIVE, src_dir_fd=staging.parent, dst_dir_fd=staging.directory)
+
+
+def _set_aside_and_place(staging: Staging) -> str:
+    # For a moment nothing is at the destination, but the old archive has a name that nobody takes for
+    # debris.
+    aside = staging.take_backup_name(
+        lambda backup: kernel.rename_new(staging.name, staging.parent, backup, staging.parent)
+    )
+    try:
+        kernel.rename_new(ARCHIVE, staging.directory, staging.name, staging.parent)
+    except OSError:
+        kernel.rename_new(aside, staging.parent, staging.name, staging.parent)
+        raise
+    return aside
 
 
 def _remove_if_empty(staging: Staging) -> bool:

@@ -4,11 +4,16 @@ It is beside the archive's destination, so on the same file system:
 
     .NAME.archive_overlay-RANDOM/     private (0700), locked while its maker lives
         archive                       what a method writes, until it is renamed to the destination
-        keep-INODE                    the old archive with this inode number must not be lost
+        keep-INODE                    the upperdir with this inode number is the archive
+        passing-INODE                 the archive with this inode number goes through a backup name
 
 A staging directory that nobody has locked was left by a run that was killed, and is debris. The one
-thing in it that is not debris is an old archive that was exchanged with the new one and did not come
-to get its backup name: `keep-INODE` tells it from an archive that never came to be published.
+thing in it that is not debris is an upperdir that was moved there and did not come to be published:
+`keep-INODE` tells it from an archive, and it gets a backup name.
+
+With `backup`, an archive first gets the backup name that the old one is to have, and then the two are
+exchanged: so the old one has a name of its own at every moment. `passing-INODE` tells an archive that
+did not come to be exchanged from a backup.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import errno
 import fcntl
 import os
 import re
+import signal
 import stat
 import zlib
 
@@ -35,10 +41,12 @@ if TYPE_CHECKING:
 ARCHIVE = "archive"
 
 _KEEP = "keep-"
+_PASSING = "passing-"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SUFFIX = ".archive_overlay-"
 _RANDOM_BYTES = 6
 _NAME_MAX = 255
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Staging:
@@ -76,12 +84,20 @@ class Staging:
 
     def __enter__(self) -> Staging:  # noqa: PYI034, Self is not in Python 3.9
         try:
-            self.parent = self._places.make(self._parent_path, self._flush)
-            self._remove_debris()
-            self._make()
+            # A signal comes before there is a staging directory, or after it is known what to remove.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
+                self.parent = self._places.make(self._parent_path, self._flush)
+                self._remove_debris()
+                self._make()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         except OSError as error:
-            self._close()
+            self._leave()
             fail(f"cannot write into {self._parent_path}, where the archive is made", error)
+        except BaseException:
+            self._leave()
+            raise
         return self
 
     def __exit__(
@@ -90,22 +106,16 @@ class Staging:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
-            self._give_back()
-            self._remove(self._own_name, self.directory)
-        except OSError as failure:
-            self._warn(self._own_name, failure)
+            self._leave()
         finally:
-            self._close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     @property
     def took_upper(self) -> bool:
         """Whether the archive is a directory that was renamed, by `take`."""
         return self._taken is not None
-
-    def keep(self, old: os.stat_result) -> None:
-        """Note that an archive which is about to be exchanged into this directory must not be lost."""
-        os.mkdir(f"{_KEEP}{old.st_ino}", dir_fd=self.directory)
 
     def take(self, name: str, directory: int) -> None:
         """Rename a directory to be the archive. If it does not come to be published, it goes back.
@@ -117,14 +127,14 @@ class Staging:
         Raises:
             OSError: EXDEV if that is on another file system.
         """
-        status = os.lstat(name, dir_fd=directory)
-        self.keep(status)
+        inode = os.lstat(name, dir_fd=directory).st_ino
+        os.mkdir(f"{_KEEP}{inode}", dir_fd=self.directory)
+        self._taken = os.dup(directory), name, inode
         try:
             os.rename(name, ARCHIVE, src_dir_fd=directory, dst_dir_fd=self.directory)
         except OSError:
-            os.rmdir(f"{_KEEP}{status.st_ino}", dir_fd=self.directory)
+            os.rmdir(f"{_KEEP}{inode}", dir_fd=self.directory)
             raise
-        self._taken = os.dup(directory), name, status.st_ino
 
     def take_backup_name(self, take: Callable[[str], object]) -> str:
         """Find the next free backup name of the destination: NAME.~1~, NAME.~2~, ...
@@ -135,17 +145,54 @@ class Staging:
         Returns:
             The name that was taken.
         """
+        number = max((number for number, _ in self._backups()), default=0)
+        return _take_numbered_name(self.name, number + 1, take)
+
+    def pass_by_backup_name(self) -> str:
+        """Give the archive the next free backup name of the destination, for the old one to get it.
+
+        Returns:
+            The name. Call `passed` when the two have been exchanged, or else `recall`.
+        """
+        os.mkdir(f"{_PASSING}{_inode(ARCHIVE, self.directory)}", dir_fd=self.directory)
+        return self.take_backup_name(
+            lambda backup: kernel.rename_new(ARCHIVE, self.directory, backup, self.parent)
+        )
+
+    def passed(self) -> None:
+        """Note that the archive has come through its backup name."""
+        for entry in os.listdir(self.directory):
+            if entry.startswith(_PASSING):
+                os.rmdir(entry, dir_fd=self.directory)
+
+    def recall(self) -> None:
+        """Take the archive back from its backup name, if it still has it."""
+        self._recall(self.directory)
+
+    def _recall(self, directory: int) -> None:
+        for entry in os.listdir(directory):
+            if not entry.startswith(_PASSING):
+                continue
+            for _, name in self._backups():
+                if entry == f"{_PASSING}{_inode(name, self.parent)}":
+                    os.rename(name, ARCHIVE, src_dir_fd=self.parent, dst_dir_fd=directory)
+            os.rmdir(entry, dir_fd=directory)
+
+    def _backups(self) -> list[tuple[int, str]]:
         pattern = re.compile(re.escape(self.name) + r"\.~([0-9]+)~")
         matches = (pattern.fullmatch(name) for name in os.listdir(self.parent))
-        number = max((int(match[1]) for match in matches if match), default=0)
-        return _take_numbered_name(self.name, number + 1, take)
+        return [(int(match[1]), match[0]) for match in matches if match]
 
     def _give_back(self) -> None:
         if self._taken is None:
             return
         directory, name, inode = self._taken
         try:
-            if _inode(ARCHIVE, self.directory) == inode:
+            if _inode(ARCHIVE, self.directory) != inode:
+                return
+            if _inode(name, directory) is None:  # it has no twin there yet
+                kernel.rename_new(ARCHIVE, self.directory, name, directory)
+            else:
                 kernel.exchange(ARCHIVE, self.directory, name, directory)
         finally:
             os.close(directory)
@@ -154,12 +201,14 @@ class Staging:
         while self.directory < 0:
             name = f"{staging_prefix(self.name)}{os.urandom(_RANDOM_BYTES).hex()}"
             os.mkdir(name, stat.S_IRWXU, dir_fd=self.parent)
+            self._own_name = name
             fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.parent)
             _forget_inheritance(fd)
             # Between its making and its locking another run may have taken it for debris.
             if _lock(fd) is not False and _is_at(fd, name, self.parent):
-                self._own_name, self.directory = name, fd
+                self.directory = fd
             else:
+                self._own_name = ""
                 os.close(fd)
 
     def _remove_debris(self) -> None:
@@ -181,6 +230,7 @@ class Staging:
                 os.close(fd)
 
     def _remove(self, name: str, fd: int) -> None:
+        self._recall(fd)
         for entry in os.listdir(fd):
             if entry.startswith(_KEEP) and entry == f"{_KEEP}{_inode(ARCHIVE, fd)}":
                 self.take_backup_name(lambda backup: kernel.rename_new(ARCHIVE, fd, backup, self.parent))
@@ -192,10 +242,23 @@ class Staging:
             " the next run to the same destination tries again"
         )
 
-    def _close(self) -> None:
+    def _leave(self) -> None:
+        """Remove what there is, and let go of everything."""
+        try:
+            if self.directory >= 0:
+                self.recall()
+                self._give_back()
+                self._remove(self._own_name, self.directory)
+            elif self._own_name:
+                os.rmdir(self._own_name, dir_fd=self.parent)
+        except OSError as error:
+            self._warn(self._own_name, error)
         for fd in (self.directory, self.parent):
-            if fd >= 0:
-                os.close(fd)
+            try:
+                if fd >= 0:
+                    os.close(fd)
+            except OSError:
+                pass  # nothing was written to it
         self.directory = self.parent = -1
 
 

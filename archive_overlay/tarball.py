@@ -46,8 +46,10 @@ _SET_GROUP_ID = 0o2000
 # OCI image specification, layer.md, "Whiteouts" and "Opaque Whiteout".
 _LAYER_WHITEOUT = ".wh."
 _LAYER_OPAQUE = b".wh..wh..opq"
-# What a reader of a layer could take for a mark of its own overlay.
-_OPAQUE_ATTRIBUTES = ("trusted.overlay.opaque", "user.overlay.opaque")
+# What a reader of a layer could take for a mark of its own overlay, of whatever kind that is. Those of an
+# overlay within the overlay are escaped, and mean nothing to anybody else.
+_OVERLAY_ATTRIBUTES = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "security.fuseoverlayfs.")
+_ESCAPED_ATTRIBUTES = ("trusted.overlay.overlay.", "user.overlay.overlay.")
 
 
 class TarWriter:
@@ -257,7 +259,7 @@ class TarWriter:
         for name, value in attributes.items():
             key = os.fsencode(name)
             if not self._opaque_attribute:
-                if name in _OPAQUE_ATTRIBUTES:
+                if name.startswith(_OVERLAY_ATTRIBUTES) and not name.startswith(_ESCAPED_ATTRIBUTES):
                     self._log.warning(
                         f"{change.path}: the attribute {name} is left out, because readers of OCI layers act on it"
                     )
@@ -318,11 +320,12 @@ class SparseMap:
         """Give the records of the extended header."""
         name = os.fsencode(change.name)
         return {
+            # First, because Python's tarfile believes the last one that names the file.
+            b"path": b"./" + os.fsencode(change.directory) + b"GNUSparseFile.0/" + name,
             b"GNU.sparse.major": b"1",
             b"GNU.sparse.minor": b"0",
             b"GNU.sparse.name": b"./" + os.fsencode(change.path),
             b"GNU.sparse.realsize": b"%d" % change.size,
-            b"path": b"./" + os.fsencode(change.directory) + b"GNUSparseFile.0/" + name,
         }
 
     def lines(self, change: Change) -> Iterator[bytes]:

@@ -99,10 +99,11 @@ class Starter:
         order = (arguments, self._environment, str(contender.stdin), str(self._stderr))
         self._process.stdin.write(marshal.dumps(order))
         self._process.stdin.flush()
-        seconds, kibibytes, status = marshal.load(self._process.stdout)
-        if status != 0 or (contender.makes and not contender.makes.exists()):
-            sys.exit(f"{' '.join(arguments)} failed with status {status}:\n{self._stderr.read_text()}")
-        return seconds, kibibytes / 1024
+        # (No marshal here: it would replace the exception that Ctrl-C raises.)
+        seconds, kibibytes, status = self._process.stdout.readline().split()
+        if int(status) != 0 or (contender.makes and not contender.makes.exists()):
+            sys.exit(f"{' '.join(arguments)} failed with status {int(status)}:\n{self._stderr.read_text()}")
+        return float(seconds), int(kibibytes) / 1024
 
 
 def race(starter: Starter, contenders: Sequence[Contender], rounds: int) -> dict[str, Result]:

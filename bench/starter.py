@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import marshal
 import os
+import signal
 import sys
 import time
 
 
 def main() -> None:
-    """Read commands from stdin until it ends; answer each with (seconds, peak KiB, exit status)."""
+    """Read commands from stdin until it ends; answer each with seconds, peak KiB and exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, and for who waits for it
     while True:
         try:
             arguments, environment, stdin, stderr = marshal.load(sys.stdin.buffer)
@@ -25,11 +27,12 @@ def main() -> None:
             (os.POSIX_SPAWN_OPEN, 2, stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
         )
         begun = time.perf_counter()
-        process = os.posix_spawn(arguments[0], arguments, environment, file_actions=files)
+        process = os.posix_spawn(
+            arguments[0], arguments, environment, file_actions=files, setsigdef=[signal.SIGINT]
+        )
         _, status, usage = os.wait4(process, 0)
         seconds = time.perf_counter() - begun
-        marshal.dump((seconds, usage.ru_maxrss, os.waitstatus_to_exitcode(status)), sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+        print(seconds, usage.ru_maxrss, os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":

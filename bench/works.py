@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -252,8 +253,10 @@ def growth(bench: Bench) -> Iterator[Row]:
     for method in METHODS:
         most = bench.make.ours(method, very_many, name=f"{OURS}, 300,000 files")
         many = bench.make.ours(method, bench.many, name=f"{OURS}, 30,000 files", at_most=MANY_TIMES * _LINEAR)
-        results = bench.race(most, many)
-        yield from compared(f"growth from 30,000 to 300,000 files, {method}", results, most, many)
+        # What grows in the kernel grows for its peer too.
+        peers = [replace(bench.make.cp(very_many), name="cp -a, 300,000 files")] if method == "copy" else []
+        results = bench.race(most, many, *peers)
+        yield from compared(f"growth from 30,000 to 300,000 files, {method}", results, most, many, *peers)
         for run, limit in ((many, 40), (most, 64)):
             if run.name in results:
                 yield _memory(f"peak memory, {method}", run.name, results[run.name].memory, limit)

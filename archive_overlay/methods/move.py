@@ -63,7 +63,8 @@ def write(changes: Iterator[Change], target: Target, log: Log) -> None:
 
 
 def _take(upper: str, target: Target) -> None:
-    directory, name = os.path.split(upper)
+    # The engine may have named it by a symbolic link, or with a slash at the end.
+    directory, name = os.path.split(os.path.realpath(upper))
     fd = os.open(directory, _DIRECTORY)
     try:
         target.staging.take(name, fd)

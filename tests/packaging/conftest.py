@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TOP = Path(__file__).resolve().parents[2]
 
 # What building and installing takes.
-SOURCES = ("archive_overlay", "tools", "hooks.d", "man", "build.sh", "Makefile", "LICENSE")
+SOURCES = ("archive_overlay", "tools", "hooks.d", "man", "completions", "build.sh", "Makefile", "LICENSE")
 
 # Where the tools are that pytest itself was installed with, shiv among them.
 PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"

@@ -17,9 +17,11 @@ KEY = "com.launchplatform.oci-hooks.archive-overlay"
 
 INSTALLED = {
     "usr/bin/archive_overlay": 0o755,
+    "usr/share/bash-completion/completions/archive_overlay": 0o644,
     "usr/share/containers/oci/hooks.d/archive_overlay.json": 0o644,
     "usr/share/doc/archive_overlay/debug/archive_overlay.json": 0o644,
     "usr/share/man/man1/archive_overlay.1": 0o644,
+    "usr/share/zsh/site-functions/_archive_overlay": 0o644,
 }
 
 
@@ -60,7 +62,7 @@ def stage(source: Path, tmp_path: Path) -> Path:
     return directory
 
 
-def test_install_puts_four_files_where_a_distribution_wants_them(stage: Path) -> None:
+def test_install_puts_each_file_where_a_distribution_wants_them(stage: Path) -> None:
     assert {path: mode for path, (mode, _) in files(stage).items()} == INSTALLED
 
 
@@ -109,10 +111,14 @@ def test_every_directory_can_be_chosen(source: Path, tmp_path: Path) -> None:
         "BINDIR=/opt/lib exec",
         "MANDIR=/opt/man",
         "HOOKSDIR=/etc/containers/oci/hooks.d",
+        "BASHCOMPDIR=/opt/bash",
+        "ZSHCOMPDIR=/opt/zsh",
     )
     assert set(files(tmp_path / "stage")) == {
         "opt/lib exec/archive_overlay",
         "opt/man/man1/archive_overlay.1",
+        "opt/bash/archive_overlay",
+        "opt/zsh/_archive_overlay",
         "etc/containers/oci/hooks.d/archive_overlay.json",
         "opt/a&b/share/doc/archive_overlay/debug/archive_overlay.json",
     }

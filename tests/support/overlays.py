@@ -194,7 +194,7 @@ class Overlay:
         for made in (self.upper, self.work, self.merged):
             made.mkdir()
 
-    def layer(self, function: Callable[[Path], object]) -> None:
+    def layer(self, function: Callable[[Path], object], flavour: Flavour | None = None) -> None:
         """Put one more lower layer on top of those there are.
 
         The first is an ordinary directory. Those after it are upperdirs of a mount over the ones below,
@@ -202,13 +202,15 @@ class Overlay:
 
         Args:
             function: called with the directory to change, inside the namespace.
+            flavour: how the layers below are mounted; as the overlay by default.
         """
+        flavour = flavour or self.flavour
         made = self.directory / f"lower{len(self.lowers)}"
         made.mkdir()
         if self.lowers:
             with self._temporary_work() as work:
-                options = self._layers(self.flavour, lowers=self.lowers, upper=made, work=work)
-                with self._mounted(self.flavour, options):
+                options = self._layers(flavour, lowers=self.lowers, upper=made, work=work)
+                with self._mounted(flavour, options):
                     self.inside(lambda: function(self.merged))
         else:
             self.inside(lambda: function(made))
@@ -241,7 +243,7 @@ class Overlay:
         """Unmount what is mounted, and delete all layers."""
         if self._served_by:
             self.unmount()
-        self.inside(lambda: _detach(self.merged))
+        self.inside(lambda: detach(self.merged))
         self.inside(lambda: remove(self.directory))
         if self.directory.exists():
             remove(self.directory)
@@ -264,12 +266,21 @@ class Overlay:
             userxattr="userxattr" in self.flavour.options,
         )
 
+    @property
+    def is_served(self) -> bool:
+        """Whether a process serves the overlay at this moment."""
+        return self._served_by is not None
+
     def change_set(self) -> set[bytes]:
         """Give the names that the upperdir holds, whiteouts excepted."""
         return self.inside(lambda: trees.names(self.upper))
 
     def view(self) -> trees.View:
         """Give the view of a fresh mount: what the container left, as DESIGN.md's oracle has it."""
+        return self.whole_view().linked_among(self.change_set())
+
+    def whole_view(self) -> trees.View:
+        """Give the view of a fresh mount with the links to what is not in the change set, too."""
         layers = self._layers(self.flavour, lowers=self.lowers, upper=self.upper, work=self.work)
         return self._view(self.flavour, layers)
 
@@ -281,14 +292,17 @@ class Overlay:
             flavour: how to mount it; by default as the overlay was, as far as an archive has to be.
         """
         flavour = flavour or self.flavour.standing_alone
+        return self.whole_restacked(archive, flavour).linked_among(self.change_set())
+
+    def whole_restacked(self, archive: Path, flavour: Flavour) -> trees.View:
+        """Give the view of `restacked` with all its links."""
         return self._view(flavour, self._layers(flavour, lowers=[archive, *self.lowers]))
 
     def _view(self, flavour: Flavour, layers: Sequence[str]) -> trees.View:
         if self._served_by:
             self.unmount()
-        linkable = self.change_set()
         with self._mounted(flavour, layers):
-            return self.inside(lambda: trees.view(self.merged, linkable=linkable))
+            return self.inside(lambda: trees.view(self.merged))
 
     def _layers(
         self,
@@ -436,7 +450,8 @@ def _process_with_argument(argument: str) -> int:
     raise AssertionError(f"no process serves {argument}")
 
 
-def _detach(target: Path) -> None:
+def detach(target: Path) -> None:
+    """Unmount all that is mounted at a directory, in use or not."""
     while _libc.umount2(os.fsencode(target), _MNT_DETACH) == 0:
         pass
 

@@ -74,6 +74,11 @@ class View:
     entries: Mapping[bytes, Entry]
     links: frozenset[frozenset[bytes]]
 
+    def linked_among(self, linkable: set[bytes]) -> View:
+        """Give the view with those links only that are between these names."""
+        links = (group & linkable for group in self.links)
+        return View(self.entries, frozenset(group for group in links if len(group) > 1))
+
 
 def view(tree: Tree, *, bookkeeping: tuple[str, ...] = (), linkable: set[bytes] | None = None) -> View:
     """Read a tree.

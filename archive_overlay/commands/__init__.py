@@ -1,0 +1,122 @@
+"""What a person runs, at a shell: `archive_overlay log`, `diff` and `extract`.
+
+Nothing of it is imported when the program runs as a hook.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from archive_overlay.compress import write_all
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.log import Log, escape
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+    from archive_overlay.log import Sink
+
+_STDOUT = 1
+_STDERR = 2
+# Lines are gathered up to this size before they go on.
+_GATHERED = 64 * 1024
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run a command.
+
+    Args:
+        options: the command line, as `cli.build_parser` reads it.
+
+    Returns:
+        The exit status: 0, or 1 if the command could not be done. If nobody reads the output any more,
+        128 plus the number of SIGPIPE.
+    """
+    log = Log("info", [_Messages()])
+    try:
+        if options.command == "log":
+            from archive_overlay.commands import log as command
+        elif options.command == "diff":
+            from archive_overlay.commands import diff as command  # type: ignore[no-redef]
+        else:
+            from archive_overlay.commands import extract as command  # type: ignore[no-redef]
+        command.run(options, log)
+    except ArchiveError as error:
+        log.error(str(error))
+        return 1
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE
+    return 0
+
+
+class Output:
+    """Lines on standard output.
+
+    Attributes:
+        terminal: whether a person reads along.
+    """
+
+    def __init__(self) -> None:
+        self.terminal = os.isatty(_STDOUT)
+        self._gathered: list[str] = []
+        self._size = 0
+
+    def line(self, text: str) -> None:
+        """Write a line; it is gathered with others.
+
+        Raises:
+            BrokenPipeError: nobody reads it any more.
+            ArchiveError: it cannot be written.
+        """
+        self._gathered.append(text)
+        self._size += len(text)
+        if self._size > _GATHERED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered. Raises as `line` does."""
+        data = "".join([f"{text}\n" for text in self._gathered]).encode()
+        self._gathered.clear()
+        self._size = 0
+        try:
+            write_all(_STDOUT, data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            fail("cannot write to standard output", error)
+
+
+def human_size(size: int) -> str:
+    """Give a size as people read it, as 999, 1.2K or 34M, with 1024 for a step."""
+    if size < 1000:
+        return str(size)
+    value = float(size)
+    for unit in "KMGTPE":
+        value /= 1024
+        if value < 9.95:
+            return f"{value:.1f}{unit}"
+        if value < 999.5:
+            return f"{value:.0f}{unit}"
+    return f"{value:.0f}E"
+
+
+def shown(text: str) -> str:
+    """Give a text so that it is harmless on a terminal, and one word or more of one line."""
+    return escape(text) if text else "-"
+
+
+class _Messages:
+    """Messages for a person, on standard error."""
+
+    def write(self, level: str, message: str) -> None:
+        prefix = "" if level == "error" else f"{level}: "
+        try:
+            os.write(_STDERR, f"archive_overlay: {prefix}{message}\n".encode())
+        except OSError:
+            pass
+
+
+if TYPE_CHECKING:
+    _: Sink = _Messages()

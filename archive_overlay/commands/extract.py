@@ -1,0 +1,143 @@
+"""`archive_overlay extract`: a revision of an image as a plain directory."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+
+from archive_overlay.commands import human_size
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.flush import Never, ToDisk
+from archive_overlay.places import Places
+from archive_overlay.revisions import open_revision
+from archive_overlay.staging import ARCHIVE, Staging
+from archive_overlay.unpack import Unpacker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from types import TracebackType
+
+    from archive_overlay.flush import Flush
+    from archive_overlay.log import Log
+    from archive_overlay.revisions import Image, Revision
+
+_STDERR = 2
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_BAR = 30
+_SECONDS_BETWEEN = 0.1
+
+
+def run(options: argparse.Namespace, log: Log) -> None:
+    """Make the directory: whole, or not at all.
+
+    Args:
+        options: `revision`, LAYOUT:TAG or LAYOUT:TAG@N; `directory`, which must be absent or empty; `fsync`.
+        log: takes a warning of what could not be kept.
+
+    Raises:
+        ArchiveError: there is no such revision, it is damaged, or the directory cannot be made.
+    """
+    places = Places()
+    directory = places.resolve(os.path.abspath(options.directory), "the directory")
+    _judge(directory)
+    flush: Flush = ToDisk() if options.fsync else Never()
+    parent, name = os.path.split(directory)
+    image, last = open_revision(options.revision)
+    with image, Staging(parent, name, places=places, flush=flush, log=log) as staging:
+        missing = _unpack(image, image.revisions[: last.number], staging)
+        try:
+            flush.file_system(staging.directory)
+            # Takes the place of nothing but an empty directory.
+            os.rename(ARCHIVE, staging.name, src_dir_fd=staging.directory, dst_dir_fd=staging.parent)
+            flush.file(staging.parent)
+        except OSError as error:
+            fail(f"cannot put the revision at {directory}", error)
+    if missing:
+        log.warning(f"{directory} is not as the container left it, for this was not possible here: {missing}")
+
+
+def _judge(directory: str) -> None:
+    """Refuse what is there already, unless it is an empty directory that can be replaced."""
+    try:
+        status = os.lstat(directory)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        fail(f"cannot look at {directory}", error)
+    if not stat.S_ISDIR(status.st_mode):
+        raise ArchiveError(f"{directory} exists, and is no directory")
+    try:
+        if os.listdir(directory):
+            raise ArchiveError(f"{directory} is not empty", hint="name one that does not exist")
+    except OSError as error:
+        fail(f"cannot read {directory}", error)
+    if os.path.ismount(directory):
+        raise ArchiveError(
+            f"{directory} is a mount point, which cannot be replaced", hint="name something inside it"
+        )
+
+
+def _unpack(image: Image, revisions: list[Revision], staging: Staging) -> str:
+    """Apply the layers to what is going to be the directory; say what could not be given to entries."""
+    try:
+        os.mkdir(ARCHIVE, stat.S_IRWXU, dir_fd=staging.directory)
+        top = os.open(ARCHIVE, _DIRECTORY, dir_fd=staging.directory)
+    except OSError as error:
+        fail(f"cannot make {staging.path}", error)
+    try:
+        with _Progress(sum(revision.size for revision in revisions)) as progress:
+            unpacker = Unpacker(top)
+            try:
+                for revision in revisions:
+                    with image.layer(revision, progress=progress.add) as tar:
+                        unpacker.apply(tar)
+                unpacker.finish()
+            finally:
+                unpacker.close()
+    finally:
+        os.close(top)
+    return str(unpacker.missing)
+
+
+class _Progress:
+    """A bar on the terminal, if standard error is one. It is gone at the end.
+
+    Args:
+        total: bytes that are going to be read.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = max(total, 1)
+        self._done = 0
+        self._next = 0.0 if os.isatty(_STDERR) else float("inf")
+
+    def __enter__(self) -> _Progress:  # noqa: PYI034, Self is not in Python 3.9
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._next < float("inf"):
+            self._write("\r\x1b[K")
+
+    def add(self, count: int) -> None:
+        """Count what has been read."""
+        self._done += count
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _SECONDS_BETWEEN
+        part = min(self._done / self._total, 1)
+        bar = ("#" * int(part * _BAR)).ljust(_BAR, ".")
+        self._write(f"\r[{bar}] {part:4.0%} of {human_size(self._total)} ")
+
+    def _write(self, text: str) -> None:
+        try:
+            os.write(_STDERR, text.encode())
+        except OSError:
+            self._next = float("inf")  # the terminal is gone; the work is not

@@ -1,0 +1,27 @@
+"""How many examples are tried, and what they share with the integration tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hypothesis
+from hypothesis.configuration import set_hypothesis_home_dir
+
+from tests.integration.conftest import (  # noqa: F401
+    any_overlay,
+    any_saver,
+    method,
+    namespace,
+    new_overlay,
+    overlay,
+    pytest_make_parametrize_id,
+    saver,
+    scratch,
+)
+
+set_hypothesis_home_dir(Path(__file__).resolve().parents[2] / ".cache" / "hypothesis")
+
+# No deadline, for a busy machine is no fault.
+hypothesis.settings.register_profile("default", max_examples=60, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("soak", max_examples=1000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("default")

@@ -1,0 +1,66 @@
+#!/bin/sh
+# Build a distribution's package from the last commit: tools/package.sh deb|rpm [DIRECTORY]
+#
+# The binary package and the source package go to DIRECTORY (dist). What is not committed is not in them.
+set -eu
+
+say() { printf 'package.sh: %s\n' "$*" >&2; }
+die() { say "$@"; exit 1; }
+need() {
+    command -v "$1" >/dev/null || die "$1 is missing (on Debian: apt-get install $2)"
+}
+
+kind=${1-}
+cd "$(dirname -- "$0")/.."
+output=$(realpath -m -- "${2:-dist}")
+need git git
+# A checkout may belong to somebody else than to root, who builds from it.
+git() { command git -c safe.directory='*' "$@"; }
+[ "$(git rev-parse --show-toplevel 2>/dev/null)" = "$(pwd -P)" ] ||
+    die "this is no git checkout; packaging/README.md says how to package an unpacked release"
+[ -z "$(git status --porcelain)" ] || say "what is not committed is not in the package"
+
+version=$(git show HEAD:archive_overlay/__init__.py | sed -n 's/^__version__ = "\(.*\)"/\1/p')
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM
+mkdir -p "$work/built" "$output"
+
+archive() {
+    git archive --prefix="archive_overlay-$version/" --output="$1" HEAD
+}
+
+build_deb() {
+    need dpkg-buildpackage dpkg-dev
+    need dh debhelper
+    archive "$work/built/archive-overlay_$version.orig.tar.gz"
+    cd "$work/built"
+    tar -xf "archive-overlay_$version.orig.tar.gz"
+    cp -R "archive_overlay-$version/packaging/debian" "archive_overlay-$version/debian"
+    (cd "archive_overlay-$version" && dpkg-buildpackage --no-sign)
+    rm -r "archive_overlay-$version"
+}
+
+build_rpm() {
+    need rpmbuild rpm
+    mkdir "$work/sources"
+    archive "$work/sources/archive_overlay-$version.tar.gz"
+    git show HEAD:packaging/archive_overlay.spec >"$work/archive_overlay.spec"
+    # Where packages are not rpm's, it does not know what is installed.
+    nodeps=$([ -e /var/lib/rpm/rpmdb.sqlite ] || [ -e /usr/lib/sysimage/rpm ] || echo --nodeps)
+    rpmbuild -ba $nodeps \
+        --define "_topdir $work" --define "_sourcedir $work/sources" \
+        --define "_rpmdir $work/built" --define "_srcrpmdir $work/built" \
+        --define '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' \
+        "$work/archive_overlay.spec"
+}
+
+case $kind in
+    deb) (build_deb) >&2 ;;
+    rpm) (build_rpm) >&2 ;;
+    *) die "the usage is in the first lines of this file" ;;
+esac
+for built in "$work"/built/*; do
+    cp "$built" "$output"
+    printf '%s\n' "$output/${built##*/}"
+done
