@@ -15,8 +15,7 @@ from archive_overlay.places import Places
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from typing import Callable
+    from collections.abc import Iterable, Iterator, Mapping
 
     from archive_overlay.annotations import ArchiveRequest
     from archive_overlay.cli import Settings
@@ -52,26 +51,32 @@ def run(settings: Settings, log: Log) -> int:
     asked = list(group_by_name(spec.annotations, log))
     if not asked:
         return 0
-    run = _Run(settings, spec, state.id, log)
+    work = _Work(settings, spec, state.id, log)
     for fault in spec.faults:
-        run.complain(fault)
-    work = [(name, keys, run.prepare(name, keys)) for name, keys in asked]
+        work.complain(fault)
     try:
-        while work:
-            name, keys, archive = work[0]
-            if archive:
-                run.attempt(name, keys, archive)
-            del work[0]
+        work.do(asked)
     except Interrupted as interruption:
-        for name, keys, archive in work:
-            if archive:
-                run.give_up(name, keys, str(interruption), hurry=True)
+        work.give_up_all(str(interruption))
         raise
-    return 0 if run.saved_all else 1
+    finally:
+        work.settle_failures()
+    return 0 if work.saved_all else 1
 
 
-class _Run:
-    """One run of the hook: what all requests have in common, and whether all is well so far."""
+class _Failure:
+    """A request that could not be done."""
+
+    __slots__ = ("keys", "name", "reason")
+
+    def __init__(self, name: str, keys: Mapping[str, object], reason: str) -> None:
+        self.name = name
+        self.keys = keys
+        self.reason = reason
+
+
+class _Work:
+    """One run of the hook: what all requests have in common, and what became of them so far."""
 
     def __init__(self, settings: Settings, spec: Spec, container: str, log: Log) -> None:
         self.saved_all = True
@@ -80,61 +85,96 @@ class _Run:
         self._log = log
         self._places = Places(settings.allowed)
         self._context = Context(id=container, timestamp=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
-        # All code that is needed is imported before the first archive begins, because a package
-        # upgrade may replace this file in the meantime.
         self._flush: Flush = ToDisk() if settings.fsync else Never()
         self._rescue = _make_rescue(settings.rescue_dir, container, log) if settings.rescue_dir else None
+        self._interrupted = False
+        self._pending: list[tuple[str, Mapping[str, object], ArchiveRequest, methods.Writer]] = []
+        self._failures: list[_Failure] = []
+        self._published: dict[str, str] = {}  # destination: name of the archive
+        self._gone: dict[str, str] = {}  # upperdir that was renamed: where it is now
 
     def complain(self, message: str) -> None:
         """Log what is wrong, and remember that something is."""
         self._log.error(message)
         self.saved_all = False
 
-    def prepare(self, name: str, keys: Mapping[str, object]) -> Callable[[], None] | None:
-        """Make the work of one archive's annotations; None if they cannot be used."""
-        try:
-            request = parse_request(name, keys, self._context, self._log)
-            writer = methods.load(request.method, request.compression)
-        except ArchiveError as error:
-            self.give_up(name, keys, str(error), hurry=False)
-            return None
-        return lambda: self._archive(request, writer)
+    def do(self, asked: Iterable[tuple[str, Mapping[str, object]]]) -> None:
+        """Do all requests; the failure of each is its own.
 
-    def attempt(self, name: str, keys: Mapping[str, object], archive: Callable[[], None]) -> None:
-        """Do one archive's work; its failure is its own."""
-        try:
-            archive()
-        except ArchiveError as error:
-            self.give_up(name, keys, str(error), hurry=False)
-        except Exception as error:  # a fault of this program must not cost the other archives
-            self.give_up(name, keys, f"internal error: {_where(error)}; please report it", hurry=False)
+        Args:
+            asked: names of archives, and their annotations.
 
-    def give_up(self, name: str, keys: Mapping[str, object], reason: str, *, hurry: bool) -> None:
-        """Say that an archive failed and where its changes are now; keep them if that was asked for."""
-        mount_point = keys.get("mount-point")
+        Raises:
+            Interrupted: a signal ended the run; some requests are pending.
+        """
+        # All code that is needed is imported before the first archive begins, because a package upgrade
+        # may replace this file in the meantime.
+        for name, keys in asked:
+            try:
+                request = parse_request(name, keys, self._context, self._log)
+                self._pending.append((name, keys, request, methods.load(request.method, request.compression)))
+            except ArchiveError as error:
+                self._failures.append(_Failure(name, keys, str(error)))
+        # What renames the upperdir comes last, for it leaves nothing to archive for the others.
+        self._pending.sort(key=lambda pending: pending[2].method.name == "move")
+        while self._pending:
+            name, keys, request, writer = self._pending[0]
+            try:
+                self._archive(request, writer)
+            except ArchiveError as error:
+                self._failures.append(_Failure(name, keys, str(error)))
+            except Exception as error:  # a fault of this program must not cost the other archives
+                reason = f"internal error: {_where(error)}; please report it"
+                self._failures.append(_Failure(name, keys, reason))
+            del self._pending[0]
+
+    def give_up_all(self, reason: str) -> None:
+        """Count all that is pending as failed, and be quick from now on."""
+        self._interrupted = True
+        self._failures += [_Failure(name, keys, reason) for name, keys, _, _ in self._pending]
+
+    def settle_failures(self) -> None:
+        """Say what failed and where its changes are now; keep them if that was asked for.
+
+        This comes last, because keeping an upperdir may rename it.
+        """
+        for failure in self._failures:
+            where = self._settle(failure)
+            self.complain(f"archive {failure.name}: {failure.reason}{where}")
+
+    def _settle(self, failure: _Failure) -> str:
+        mount_point = failure.keys.get("mount-point")
         if not isinstance(mount_point, str):
-            self.complain(f"archive {name}: {reason}")
-            return
+            return ""
         try:
             overlay = self._find(runtime.normal_destination(mount_point))
         except ArchiveError as error:
-            missing = "" if str(error) == reason else f"; its changes are not to be found: {error}"
-            self.complain(f"archive {name}: {reason}{missing}")
-            return
-        where = f"its changes are in {overlay.upper} until the engine deletes them"
-        if self._rescue:
-            try:
-                kept = self._rescue.keep(overlay, name, asked=keys, reason=reason, hurry=hurry)
-                where = f"its changes are kept in {kept}"
-            except ArchiveError as error:
-                where = f"{where}, and could not be kept: {error}"
-        self.complain(f"archive {name}: {reason}; {where}")
+            return "" if str(error) == failure.reason else f"; its changes are not to be found: {error}"
+        if overlay.upper in self._gone:
+            return f"; its changes are in {self._gone[overlay.upper]}"
+        where = f"; its changes are in {overlay.upper} until the engine deletes them"
+        if not self._rescue:
+            return where
+        try:
+            kept = self._rescue.keep(
+                overlay,
+                failure.name,
+                asked=failure.keys,
+                reason=failure.reason,
+                hurry=self._interrupted,
+            )
+        except ArchiveError as error:
+            return f"{where}, and could not be kept: {error}"
+        self._gone[overlay.upper] = kept
+        return f"; its changes are kept in {kept}"
 
     def _archive(self, request: ArchiveRequest, method: methods.Writer) -> None:
         """Do one request: judge it, remove the old marker, write, publish, create the marker."""
         started = time.monotonic()
         overlay = self._find(request.mount_point)
         self._log.debug(f"archive {request.name}: the upperdir of {request.mount_point} is {overlay.upper}")
+        if overlay.upper in self._gone:
+            raise ArchiveError(f"the upperdir {overlay.upper} has been moved to {self._gone[overlay.upper]}")
         destination = self._judge_destination(request, overlay.upper)
         marker = None
         if request.success:
@@ -176,6 +216,9 @@ class _Run:
                 f"container {self._context.id}, archive {request.name}, mount point {request.mount_point}"
             )
             done = destination.publish(staging, layer, facts, comment, self._flush)
+            self._published[destination.path] = request.name
+            if staging.took_upper:
+                self._gone[overlay.upper] = destination.path
             if marker:
                 marker.create(self._flush)
         self._log.info(
@@ -194,13 +237,20 @@ class _Run:
             return image_layout.judge_destination(
                 request.archive_to, parent=request.parent, upper=upper, places=self._places
             )
-        return publish.judge_destination(
+        destination = publish.judge_destination(
             request.archive_to,
             makes=request.method.makes,
             if_exists=request.if_exists,
             upper=upper,
             places=self._places,
         )
+        if destination.path in self._published and destination.if_exists == "replace":
+            raise ArchiveError(
+                f"archive-to {destination.path} has archive {self._published[destination.path]} of this very stop,"
+                " which would be replaced",
+                hint="give each archive a path of its own",
+            )
+        return destination
 
     def _find(self, mount_point: str) -> OverlayMount:
         return find_overlay(self._spec, mount_point, mount_program=self._settings.mount_program)

@@ -112,6 +112,11 @@ class Staging:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    @property
+    def took_upper(self) -> bool:
+        """Whether the archive is a directory that was renamed, by `take`."""
+        return self._taken is not None
+
     def take(self, name: str, directory: int) -> None:
         """Rename a directory to be the archive. If it does not come to be published, it goes back.
 
