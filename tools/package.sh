@@ -50,7 +50,7 @@ build_rpm() {
     set --
     rpm -q rpm >/dev/null 2>&1 || set -- --nodeps
     rpmbuild -ba "$@" \
-        --define "_topdir $work" --define "_sourcedir $work/sources" \
+        --define "_topdir $work" --define "_tmppath $work" --define "_sourcedir $work/sources" \
         --define "_rpmdir $work/built" --define "_srcrpmdir $work/built" \
         --define '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' \
         "$work/archive_overlay.spec"
