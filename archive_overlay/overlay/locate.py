@@ -176,7 +176,7 @@ def _makes_references(options: Mapping[str, str]) -> bool:
         value = options.get(key)
         if value is None:
             try:
-                with open(f"/sys/module/overlay/parameters/{key}", encoding="ascii") as file:
+                with open(f"/sys/module/overlay/parameters/{key}", encoding="utf-8") as file:
                     value = "off" if file.read().strip() == "N" else "on"
             except OSError:
                 value = "on"  # nobody knows
