@@ -9,6 +9,7 @@ from archive_overlay.annotations import PREFIX, Context, group_by_name, parse_re
 from archive_overlay.errors import ArchiveError, HookError, Interrupted
 from archive_overlay.flush import Never, ToDisk
 from archive_overlay.marker import Marker
+from archive_overlay.metadata import is_twin
 from archive_overlay.overlay.changes import DIRECTORY, FILE, WHITEOUT, changes
 from archive_overlay.overlay.locate import find_overlay
 from archive_overlay.places import Places
@@ -152,6 +153,8 @@ class _Work:
             return "" if str(error) == failure.reason else f"; its changes are not to be found: {error}"
         if overlay.upper in self._gone:
             return f"; its changes are in {self._gone[overlay.upper]}"
+        if is_twin(overlay.upper):
+            return ""
         where = f"; its changes are in {overlay.upper} until the engine deletes them"
         if not self._rescue:
             return where
@@ -172,15 +175,19 @@ class _Work:
         """Do one request: judge it, remove the old marker, write, publish, create the marker."""
         started = time.monotonic()
         overlay = self._find(request.mount_point)
+        if is_twin(overlay.upper):
+            where = self._gone.get(overlay.upper)
+            by = f"to {where}" if where else "by an earlier run of this hook"
+            raise ArchiveError(f"the upperdir {overlay.upper} has been moved {by}")
         self._log.debug(f"archive {request.name}: the upperdir of {request.mount_point} is {overlay.upper}")
-        if overlay.upper in self._gone:
-            raise ArchiveError(f"the upperdir {overlay.upper} has been moved to {self._gone[overlay.upper]}")
         destination = self._judge_destination(request, overlay.upper)
         marker = None
         if request.success:
             marker = Marker(
                 request.success, archive_to=destination.path, upper=overlay.upper, places=self._places
             )
+        may_rename = self._settings.policy is None
+        method.judge(overlay, may_rename=may_rename)
         tally = _Tally(self._log)
         with destination.stage(self._flush, self._log) as staging:
             if marker:
@@ -194,7 +201,7 @@ class _Work:
                 whiteouts=request.whiteouts,
                 jobs=self._settings.jobs,
                 flush=self._flush,
-                may_rename=self._settings.policy is None,
+                may_rename=may_rename,
             )
             # In a layer deletions come first, so that nothing can be taken for deleted by what is beside it.
             stream = changes(overlay, self._log, deletions_first=request.method.makes == "layout")

@@ -133,6 +133,7 @@ def _flush_archive(staging: Staging, destination: Destination, flush: Flush) -> 
 def _place(staging: Staging, destination: Destination) -> None:
     if destination.mount_point:
         merge.merge(ARCHIVE, staging.directory, ".", staging.parent)
+        staging.keep_times()
         return
     # Another run may publish to the same destination at the same time: then look again.
     for _ in range(_ATTEMPTS):

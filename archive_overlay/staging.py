@@ -77,6 +77,7 @@ class Staging:
         self.path = os.path.join(parent, name) if name else parent
         self._parent_path = parent
         self._own_name = ""
+        self._times: tuple[int, int] | None = None
         self._taken: tuple[int, str, int] | None = None
         self._places = places
         self._flush = flush
@@ -111,6 +112,11 @@ class Staging:
             self._leave()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def keep_times(self) -> None:
+        """Let the directory that staging is in have the times that it has now, when staging is gone."""
+        status = os.fstat(self.parent)
+        self._times = status.st_atime_ns, status.st_mtime_ns
 
     @property
     def took_upper(self) -> bool:
@@ -249,6 +255,8 @@ class Staging:
                 self.recall()
                 self._give_back()
                 self._remove(self._own_name, self.directory)
+                if self._times:
+                    os.utime(self.parent, ns=self._times)
             elif self._own_name:
                 os.rmdir(self._own_name, dir_fd=self.parent)
         except OSError as error:

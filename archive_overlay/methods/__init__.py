@@ -27,6 +27,13 @@ if TYPE_CHECKING:
                 ArchiveError: it has not.
             """
 
+        def judge(self, overlay: OverlayMount, *, may_rename: bool) -> None:
+            """Refuse what can be refused before anything is written.
+
+            Raises:
+                ArchiveError: the method cannot archive this overlay now.
+            """
+
         def write(self, changes: Iterator[Change], target: Target, log: Log) -> Layer | None:
             """Write the changes to the target.
 

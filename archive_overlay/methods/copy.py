@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
     from archive_overlay.methods import Target
     from archive_overlay.overlay.changes import Change
+    from archive_overlay.overlay.locate import OverlayMount
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -46,6 +47,10 @@ _PIECE = 16 * 1024 * 1024
 
 def require(compression: str) -> None:
     """Nothing is needed. See `methods.Writer`."""
+
+
+def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
+    """Nothing is refused. See `methods.Writer`."""
 
 
 def write(changes: Iterator[Change], target: Target, log: Log) -> None:

@@ -10,7 +10,7 @@ import errno
 import os
 
 from archive_overlay import metadata
-from archive_overlay.errors import ArchiveError
+from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.methods import copy
 from archive_overlay.overlay import dialect
 from archive_overlay.overlay.locate import is_mounted
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
     from archive_overlay.methods import Target
     from archive_overlay.overlay.changes import Change
+    from archive_overlay.overlay.locate import OverlayMount
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -31,35 +32,43 @@ def require(compression: str) -> None:
     """Nothing is needed. See `methods.Writer`."""
 
 
-def write(changes: Iterator[Change], target: Target, log: Log) -> None:
-    """Rename the upperdir, or else write the changes as `copy` does. See `methods.Writer`.
+def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
+    """Refuse an upperdir that a mount still writes into. See `methods.Writer`."""
+    if _obstacle(overlay, may_rename=may_rename):
+        return
+    try:
+        mounted = is_mounted(overlay)
+    except OSError as error:
+        fail(f"cannot find out whether the upperdir {overlay.upper} is mounted", error)
+    if mounted:
+        raise ArchiveError(
+            f"the upperdir {overlay.upper} cannot be moved: it is still mounted", hint="use method copy"
+        )
 
-    Raises:
-        ArchiveError: another mount still writes into the upperdir.
-    """
+
+def write(changes: Iterator[Change], target: Target, log: Log) -> None:
+    """Rename the upperdir, or else write the changes as `copy` does. See `methods.Writer`."""
     overlay = target.overlay
-    reason = ""
-    if overlay.dialect is dialect.FUSE_OVERLAYFS:
-        reason = "fuse-overlayfs keeps state in it"
-    elif not target.may_rename:
-        reason = "the hook's policy is to look at every entry"
-    elif overlay.may_refer_to_lowers:
-        reason = "with metacopy or redirect_dir it may refer to its lower layers"
-    else:
+    reason = _obstacle(overlay, may_rename=target.may_rename)
+    if not reason:
         try:
-            if is_mounted(overlay):
-                raise ArchiveError(
-                    f"the upperdir {overlay.upper} cannot be moved: it is still mounted",
-                    hint="use method copy",
-                )
             _take(overlay.upper, target)
             return
         except OSError as error:
             if error.errno != errno.EXDEV:
-                raise ArchiveError(f"cannot move the upperdir {overlay.upper}: {error.strerror}") from error
+                fail(f"cannot move the upperdir {overlay.upper}", error)
             reason = "it is on another file system"
     log.info(f"the upperdir {overlay.upper} is copied, not moved: {reason}")
     copy.write(changes, target, log)
+
+
+def _obstacle(overlay: OverlayMount, *, may_rename: bool) -> str:
+    """Say why the upperdir is not to be renamed; "" if nothing is known against it."""
+    if overlay.dialect is dialect.FUSE_OVERLAYFS:
+        return "fuse-overlayfs keeps state in it"
+    if overlay.may_refer_to_lowers:
+        return "with metacopy, redirect_dir or index it may refer to its lower layers"
+    return "" if may_rename else "the hook's policy is to look at every entry"
 
 
 def _take(upper: str, target: Target) -> None:

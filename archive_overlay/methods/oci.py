@@ -22,11 +22,16 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
     from archive_overlay.methods import Target
     from archive_overlay.overlay.changes import Change
+    from archive_overlay.overlay.locate import OverlayMount
 
 
 def require(compression: str) -> None:
     """Compression may need a program. See `methods.Writer`."""
     compress.require(compression)
+
+
+def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
+    """Nothing is refused. See `methods.Writer`."""
 
 
 def write(changes: Iterator[Change], target: Target, log: Log) -> Layer:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from archive_overlay.runtime import Mount, Spec
 
 
+# Mount options with which an upperdir does not say all by itself. (nfs_export needs index.)
+_REFERRING = ("metacopy", "redirect_dir", "index")
+
+
 class OverlayMount:
     """An overlay, by its directories in the runtime namespace.
 
@@ -27,8 +31,8 @@ class OverlayMount:
         lowers: absolute paths of the lowerdirs, topmost first.
         data_lowers: of those that have nothing but the data of files, topmost first.
         dialect: how it marks deletions and the like.
-        may_refer_to_lowers: whether the upperdir may have files whose data, or directories whose
-            contents, are in the lower layers.
+        may_refer_to_lowers: whether the upperdir may have files whose data, directories whose contents,
+            or names of files, are in the lower layers.
     """
 
     __slots__ = ("data_lowers", "dialect", "lowers", "may_refer_to_lowers", "upper")
@@ -136,7 +140,7 @@ def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> O
             lowers.append(_unescaped(value))
         elif key == "datadir+":
             data_lowers.append(_unescaped(value))
-        elif key in ("metacopy", "redirect_dir"):
+        elif key in _REFERRING:
             references[key] = value
         elif key == "userxattr":
             userxattr = True
@@ -172,7 +176,7 @@ def split(text: str, separator: str) -> list[str]:
 
 def _makes_references(options: Mapping[str, str]) -> bool:
     """Say whether an overlay leaves data or contents in the lower layers, by its options or by default."""
-    for key in ("metacopy", "redirect_dir"):
+    for key in _REFERRING:
         value = options.get(key)
         if value is None:
             try:
