@@ -155,7 +155,9 @@ class TarWriter:
             )
 
     def _add_file(self, change: Change) -> None:
-        if change.sparse:
+        # In a layer holes are zeros (layer.md, "Sparse files SHOULD NOT be used"): an image with a sparse
+        # entry can be pulled by podman, but not pushed or saved again.
+        if change.sparse and self._opaque_attribute:
             holes = SparseMap(change)
             if holes.stored_size < change.size:
                 self._add_sparse(change, holes)

@@ -7,8 +7,13 @@ program, it is told here: files and directories by the names that the help has f
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TOP = Path(__file__).resolve().parent.parent
 
@@ -36,27 +41,32 @@ def completion(shell: str) -> str:
     from archive_overlay import cli, log
 
     parser = cli.build_parser()
-    complete = {
+    values: dict[str, dict[str, object]] = {
         "PATH": {"complete": shtab.FILE},
-        "FILE": {"complete": shtab.FILE},
+        "WHAT": {"complete": shtab.FILE},
         "DIR": {"complete": shtab.DIRECTORY},
+        "LAYOUT": {"complete": shtab.DIRECTORY},
         "LEVEL": {"choices": log.LEVEL_NAMES},
     }
-    for action in _actions(parser):
+    for action in actions(parser):
         if isinstance(action.metavar, str):
-            vars(action).update(complete.get(action.metavar, {}))
+            word = re.match("[A-Z]*", action.metavar)
+            vars(action).update(values.get(word[0] if word else "", {}))
     # Lines that end in blanks are none of a shell's business, and git complains about them.
     lines = [line.rstrip() for line in shtab.complete(parser, shell).splitlines()]
     return "\n".join(lines).strip() + "\n"
 
 
-def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    actions = list(parser._actions)
+def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Give all options and arguments of a parser and of its commands."""
     for action in parser._actions:
+        yield action
         if isinstance(action, argparse._SubParsersAction):
-            for command in set(action.choices.values()):
-                actions += _actions(command)
-    return actions
+            for summary in action._choices_actions:
+                command = action.choices[summary.dest]
+                # zsh shows it beside the command's name.
+                command.description = summary.help
+                yield from actions(command)
 
 
 if __name__ == "__main__":
