@@ -17,6 +17,7 @@ import queue
 import threading
 import zlib
 from collections import deque
+from functools import cache
 
 from archive_overlay.errors import ArchiveError
 from archive_overlay.processors import processors
@@ -363,6 +364,7 @@ def write_all(fd: int, data: bytes | bytearray) -> None:
             written += os.write(fd, view[written:])
 
 
+@cache  # `require` looks for it, and nobody again when an archive has begun
 def standard_library_zstd() -> Any:
     """Give compression.zstd; None: this Python has none."""
     try:
