@@ -1,0 +1,215 @@
+"""What a start imports: no more than the requests need, and all of it before the first archive begins."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from archive_overlay.methods import METHODS
+from tests.packaging import pythons
+from tests.support import hooks, tools
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# A module that is new here is one that every container stop pays for: weigh what it costs against what
+# it gives, and say so in the commit that adds it.
+COPY = {
+    "archive_overlay",
+    "archive_overlay.annotations",
+    "archive_overlay.cli",
+    "archive_overlay.errors",
+    "archive_overlay.flush",
+    "archive_overlay.hook",
+    "archive_overlay.kernel",
+    "archive_overlay.log",
+    "archive_overlay.marker",
+    "archive_overlay.merge",
+    "archive_overlay.metadata",
+    "archive_overlay.methods",
+    "archive_overlay.methods.copy",
+    "archive_overlay.mountinfo",
+    "archive_overlay.overlay",
+    "archive_overlay.overlay.attributes",
+    "archive_overlay.overlay.changes",
+    "archive_overlay.overlay.dialect",
+    "archive_overlay.overlay.locate",
+    "archive_overlay.overlay.lowers",
+    "archive_overlay.places",
+    "archive_overlay.publish",
+    "archive_overlay.runtime",
+    "archive_overlay.sparse",
+    "archive_overlay.staging",
+    "archive_overlay.tree",
+}
+TAR = COPY - {"archive_overlay.methods.copy"} | {
+    "archive_overlay.compress",
+    "archive_overlay.methods.tar",
+    "archive_overlay.processors",
+    "archive_overlay.tarball",
+    "archive_overlay.ustar",
+}
+OURS = {
+    "copy": COPY,
+    "move": COPY | {"archive_overlay.methods.move"},
+    "tar": TAR,
+    "tar.gz": TAR,
+    "tar.zst": TAR,
+}
+# Of the standard library, what the modules above import themselves. What that imports in turn depends
+# on the version of Python.
+STANDARD_LIBRARY = {"__future__", "ctypes", "errno", "fcntl", "json", "os", "re", "signal", "stat", "sys"}
+STANDARD_LIBRARY |= {"time", "zlib"}
+COMPRESSION = STANDARD_LIBRARY | {"collections", "queue", "threading"}
+THEIRS = {
+    "copy": STANDARD_LIBRARY,
+    "move": STANDARD_LIBRARY,
+    "tar": COMPRESSION,
+    "tar.gz": COMPRESSION,
+    "tar.zst": COMPRESSION | {"subprocess"},
+}
+
+OPTIONS = "-IBSXutf8"
+IMPORTED = re.compile(r"^import time:.*\| +(\S+)$", re.MULTILINE)
+
+
+def state(directory: Path, method: str, **keys: object) -> bytes:
+    """Give the state of a container that asks for one archive of a small upperdir."""
+    upper, lower = directory / "upper", directory / "lower"
+    for made in (upper, lower):
+        made.mkdir()
+    (upper / "file").write_text("data")
+    bundle = hooks.Bundle(
+        directory / "bundle",
+        mounts=[hooks.overlay_mount("/data", upper=upper, lowers=[lower])],
+        annotations=hooks.annotations(
+            "data",
+            mount_point="/data",
+            archive_to=directory / "out" / "archive",
+            success=directory / "out" / "success",
+            method=method,
+            **keys,
+        ),
+    )
+    return bundle.state()
+
+
+def imported(python: pythons.Python, program: Path, stdin: bytes = b"") -> set[str]:
+    """Run a program, and give the modules that are imported from its start to its end."""
+    done = subprocess.run(
+        [python.path, OPTIONS, "-X", "importtime", program],
+        input=stdin,
+        capture_output=True,
+        env={},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return {*IMPORTED.findall(done.stderr.decode())}
+
+
+def ours(modules: set[str]) -> set[str]:
+    return {module for module in modules if module.partition(".")[0] == "archive_overlay"}
+
+
+@pytest.mark.parametrize("python", pythons.SUPPORTED, ids=str)
+@pytest.mark.parametrize("method", OURS)
+def test_a_start_imports_what_its_method_needs(
+    executable: Path, tmp_path: Path, method: str, python: pythons.Python
+) -> None:
+    if method == "tar.zst":
+        tools.need("/usr/bin/zstd")
+        if python.version >= (3, 14):
+            THEIRS[method] = COMPRESSION | {"compression.zstd"}
+
+    found = imported(python, executable, state(tmp_path, method))
+
+    assert (tmp_path / "out" / "success").exists()
+    assert ours(found) == OURS[method]
+    assert without_attempts(found - ours(found)) == what_they_import(python, THEIRS[method], tmp_path)
+
+
+def what_they_import(python: pythons.Python, modules: set[str], directory: Path) -> set[str]:
+    """Give all that is imported by an executable zip file that imports some modules."""
+    program = directory / "imports.pyz"
+    with zipfile.ZipFile(program, "w") as archive:
+        archive.writestr("__main__.py", f"import {', '.join(sorted(modules))}\n")
+    return without_attempts(imported(python, program))
+
+
+def without_attempts(modules: set[str]) -> set[str]:
+    """Leave out what Python looks for and does not find: it is in the list of imports, too."""
+    return modules - {"compression", "msvcrt"}
+
+
+WATCH = """
+import json, sys
+begun, late = [], []
+
+def watch(event, arguments):
+    if event == "os.mkdir":
+        begun.append(arguments[0])
+    elif event == "import" and begun:
+        late.append(arguments[0])
+
+program, *arguments = sys.argv[1:]
+sys.path.insert(0, program + "/site-packages")
+sys.addaudithook(watch)
+from archive_overlay.cli import main
+status = main(arguments)
+print(json.dumps([status, len(begun), late]))
+"""
+
+
+def late(executable: Path, stdin: bytes, *arguments: str | Path) -> tuple[int, list[str]]:
+    """Run the shipped modules, and give the status and what is imported after the first directory is made."""
+    done = subprocess.run(
+        [pythons.SUPPORTED[-1].path, OPTIONS, "-c", WATCH, executable, *arguments],
+        input=stdin,
+        capture_output=True,
+        env={},
+        check=True,
+    )
+    said: list[Any] = json.loads(done.stdout)
+    assert said[1], "nothing was begun"
+    return said[0], said[2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("arguments", [(), ("--no-fsync", "--jobs=3", "--log-level=trace")])
+def test_nothing_is_imported_after_the_first_archive_has_begun(
+    executable: Path, tmp_path: Path, method: str, arguments: tuple[str, ...]
+) -> None:
+    if method == "tar.zst":
+        tools.need("/usr/bin/zstd")
+
+    assert late(executable, state(tmp_path, method), *arguments) == (0, [])
+
+
+def test_nothing_is_imported_late_by_an_archive_that_fails_and_is_rescued(
+    executable: Path, tmp_path: Path
+) -> None:
+    container = state(tmp_path, "tar.gz", whiteouts="oci")
+    (tmp_path / "upper" / ".wh.file").touch()
+
+    status, modules = late(executable, container, "--rescue-dir", tmp_path / "rescue")
+
+    assert (status, modules) == (1, [])
+    assert (tmp_path / "rescue" / "c1" / "data" / "file").read_text() == "data"
+
+
+def test_the_command_line_s_parser_is_imported_for_a_command_line_alone(
+    executable: Path, tmp_path: Path
+) -> None:
+    (python, *_) = pythons.SUPPORTED
+    without = imported(python, executable, state(tmp_path, "copy"))
+    help_text = subprocess.run(
+        [python.path, OPTIONS, "-X", "importtime", executable, "--help"], capture_output=True, check=True
+    ).stderr.decode()
+
+    assert "argparse" not in without
+    assert "argparse" in IMPORTED.findall(help_text)
