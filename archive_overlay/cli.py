@@ -115,7 +115,9 @@ def parse(arguments: Sequence[str]) -> Settings:
     if not arguments:
         return Settings()  # argparse costs 6 ms, and most hooks have no arguments
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     if options.command:
         if options.command != arguments[0]:
             parser.error(f"the options of the hook mean nothing to {options.command}")
@@ -197,6 +199,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="read config.json from this bundle, and no container state from standard input: for running by hand",
     )
     parser.add_argument("-v", "--version", action="version", version=f"archive_overlay version {__version__}")
+    parser.set_defaults(refuse=parser.error)
     _add_commands(parser)
     return parser
 
@@ -222,6 +225,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
             allow_abbrev=False,
             add_help=False,
         )
+        command.set_defaults(refuse=command.error)
         command.add_argument("--help", action="help", help="show this help and exit")
         return command
 

@@ -211,11 +211,14 @@ def _open(path: str, choose_tag: Callable[[int], str]) -> Image:
         manifest = image_layout.find_manifest(layout, tag)
         if manifest is None:
             tags = ", ".join(_tags(layout)) or "none"
-            raise ArchiveError(f"the image layout {path} has no tag {tag}", hint=f"its tags are: {tags}")
+            raise ArchiveError(f"the image layout has no tag {tag}", hint=f"its tags are: {tags}")
         return Image(path, tag, layout, _revisions(*image_layout.read_image(layout, manifest)))
     except OSError as error:
         os.close(layout)
         fail(f"cannot read the image layout {path}", error)
+    except ArchiveError as error:
+        os.close(layout)
+        raise ArchiveError(f"cannot read {path}: {error.message}", hint=error.hint) from error
     except BaseException:
         os.close(layout)
         raise

@@ -31,6 +31,8 @@ _SPECIAL_BITS = 0o1000  # from here on: sticky, set-group-ID, set-user-ID
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
 # Up to this size a file is written at once.
 _AT_ONCE = 128 * 1024
+_ZERO_BLOCK = 64 * 1024
+_ZEROS = bytes(_ZERO_BLOCK)
 _TYPES = {
     ustar.FIFO: stat.S_IFIFO,
     ustar.CHARACTER_DEVICE: stat.S_IFCHR,
@@ -194,7 +196,7 @@ class Unpacker:
                 if entry.size:
                     os.truncate(fd, entry.size)  # what is not written is a hole
                 for offset, piece in tar.data():
-                    _write(fd, piece, offset)
+                    _write_what_is_not_zero(fd, piece, offset)
             elif data:
                 _write(fd, data, 0)
             if not plain:
@@ -442,6 +444,17 @@ class _Frame:
         self.mode: int | None = None
         self.times: tuple[int, int] | None = None
         self.default_acl: bytes | None = None
+
+
+def _write_what_is_not_zero(fd: int, data: bytes, offset: int) -> None:
+    """Write data into a new file but for whole blocks of zeros: layers have zeros for what was a hole."""
+    position = 0
+    while position < len(data):
+        end = position + _ZERO_BLOCK - (offset + position) % _ZERO_BLOCK
+        block = data[position:end]
+        if block != _ZEROS[: len(block)]:
+            _write(fd, block, offset + position)
+        position = end
 
 
 def _write(fd: int, data: bytes, offset: int) -> None:

@@ -15,8 +15,21 @@ from archive_overlay.log import Log, escape
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Protocol
 
     from archive_overlay.log import Sink
+
+    class Command(Protocol):
+        """What each command's room has."""
+
+        def run(self, options: argparse.Namespace, log: Log) -> None:
+            """Do it.
+
+            Raises:
+                ArchiveError: it cannot be done.
+                BrokenPipeError: nobody reads the output any more.
+            """
+
 
 _STDOUT = 1
 _STDERR = 2
@@ -36,12 +49,7 @@ def run(options: argparse.Namespace) -> int:
     """
     log = Log("info", [_Messages()])
     try:
-        if options.command == "log":
-            from archive_overlay.commands import log as command
-        elif options.command == "diff":
-            from archive_overlay.commands import diff as command  # type: ignore[no-redef]
-        else:
-            from archive_overlay.commands import extract as command  # type: ignore[no-redef]
+        command: Command = __import__(f"{__name__}.{options.command}", fromlist=["run"])
         command.run(options, log)
     except ArchiveError as error:
         log.error(str(error))

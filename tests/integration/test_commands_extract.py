@@ -1,0 +1,660 @@
+"""A revision as a plain directory: what the container left, whatever the layers try."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import stat
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.conftest import Saver, expect_equal
+from tests.support import history, hooks, image_layouts, overlays, tools, trees
+from tests.support.history import directory, file, layer, link, symlink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Callable
+
+    from tests.integration.conftest import NewOverlay
+
+    Entry = tuple[tarfile.TarInfo, bytes]
+
+
+def extract(layers: list[bytes], scratch: Path) -> Path:
+    """Extract an image of these layers, which has to succeed in silence."""
+    image_layouts.put(scratch / "layout", "latest", layers=layers)
+    out = scratch / "out"
+    assert history.output_of("extract", scratch / "layout", out) == ""
+    return out
+
+
+def contents(tree: Path) -> dict[str, str]:
+    """Give what each path of a tree is: a file's text, a symbolic link's target, or "/" for directories."""
+    found = {}
+    for top, directories, names in os.walk(tree):
+        for name in [*directories, *names]:
+            path = Path(top, name)
+            if path.is_symlink():
+                found[str(path.relative_to(tree))] = f"-> {os.readlink(path)}"
+            else:
+                found[str(path.relative_to(tree))] = "/" if path.is_dir() else path.read_text()
+    return found
+
+
+# What a container left
+
+
+def first(root: Path) -> None:
+    for name in ("kept", "replaced/below", "emptied", "to file", "removed"):
+        (root / name).mkdir(parents=True)
+        (root / name / "inside").write_text(name)
+    (root / "to directory").write_text("a file")
+    (root / "one name").write_text("linked")
+    os.link(root / "one name", root / "kept/other name")
+    os.symlink("../../etc", root / "kept/symlink")
+    os.link(root / "kept/symlink", root / "kept/symlink too", follow_symlinks=False)
+    os.mkfifo(root / "kept/pipe", 0o620)
+    (root / b"kept/\xff not utf-8".decode(errors="surrogateescape")).write_text("odd")
+    (root / "kept/deep" / ("long" * 40) / ("long" * 40)).mkdir(parents=True)
+    with open(root / "sparse", "wb") as sparse:
+        for offset in (1 << 20, 5 << 20):
+            sparse.seek(offset)
+            sparse.write(b"data")
+        sparse.truncate(9 << 20)
+    (root / "large").write_bytes(os.urandom(400_000))
+    os.setxattr(root / "large", "user.attribute", b"a\0value")
+    os.setxattr(root / "kept", "user.attribute", b"of a directory")
+    (root / "program").write_text("#!")
+    (root / "program").chmod(0o4755)
+    (root / "shared").mkdir()
+    (root / "shared").chmod(0o2775)
+    (root / "closed").mkdir()
+    (root / "closed/inside").write_text("")
+    (root / "closed").chmod(0o500)
+    os.utime(root / "large", ns=(5, 1234567890123456789))
+    os.utime(root / "kept", ns=(5, 1234567890987654321))
+
+
+def second(root: Path) -> None:
+    shutil.rmtree(root / "replaced")
+    (root / "replaced").mkdir()
+    (root / "replaced/new").write_text("new")
+    (root / "emptied/inside").unlink()
+    shutil.rmtree(root / "to file")
+    (root / "to file").write_text("now a file")
+    (root / "to directory").unlink()
+    (root / "to directory").mkdir()
+    (root / "to directory/inside").write_text("")
+    shutil.rmtree(root / "removed")
+    (root / "one name").write_text("no longer linked")
+    os.removexattr(root / "large", "user.attribute")
+    os.removexattr(root / "kept", "user.attribute")
+    (root / "closed/inside").write_text("written to")
+    (root / "shared/new").write_text("")
+
+
+def third(root: Path) -> None:
+    (root / "replaced/new").unlink()
+    (root / "removed").symlink_to("kept")
+    (root / "kept/deep/new").write_text("")
+
+
+def as_root(root: Path) -> None:
+    os.chown(root / "kept", 1000, 2000)
+    os.chown(root / "program", 1000, 1000)
+    (root / "program").chmod(0o6755)
+    os.chown(root / "kept/symlink", 7, 8, follow_symlinks=False)
+    os.chown(root / "shared", 0, 3000)
+    (root / "shared").chmod(0o2775)
+    os.mknod(root / "device", stat.S_IFCHR | 0o640, os.makedev(1, 3))
+
+
+@pytest.mark.parametrize("method", ["oci"])
+@pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
+def test_each_revision_is_what_its_container_left(
+    new_overlay: NewOverlay, scratch: Path, method: str, compression: str
+) -> None:
+    if compression == "zstd":
+        tools.need("/usr/bin/zstd")
+    flavour = overlays.NATIVE if os.geteuid() == 0 else overlays.NATIVE_ROOTLESS
+    left = []
+    below: list[Path] = []
+    for number, change in enumerate((first, second, third), 1):
+        overlay = new_overlay(flavour)
+        if below:
+            overlay.lowers = list(below)
+        overlay.change(change)
+        if number == 1 and os.geteuid() == 0:
+            overlay.change(as_root)
+        (scratch / f"save{number}").mkdir()
+        saver = Saver(overlay, method, scratch / f"save{number}")
+        result = saver.run(archive_to=scratch / "layout:main", compression=compression)
+        assert result.status == 0, result.stderr
+        left.append(overlay.whole_view())
+        below = [overlay.upper, *overlay.lowers]
+
+    for number, expected in enumerate(left, 1):
+        out = scratch / f"revision{number}"
+        assert history.output_of("extract", f"{scratch}/layout:main@{number}", out) == ""
+        expect_equal(expected, trees.view(out), f"revision {number}")
+    assert history.output_of("extract", f"{scratch}/layout:main", scratch / "last") == ""
+    expect_equal(left[-1], trees.view(scratch / "last"))
+    assert (scratch / "last/sparse").stat().st_blocks * 512 < 1 << 20
+
+
+@pytest.mark.parametrize("method", ["oci"])
+def test_the_same_as_umoci_unpacks(any_saver: Saver) -> None:
+    tools.need("umoci")
+    tools.need_root()
+    any_saver.overlay.change(first)
+    assert any_saver.run(archive_to=f"{any_saver.archive}:main").status == 0
+    bundle = any_saver.directory / "unpacked"
+    subprocess.run(["umoci", "unpack", "--image", f"{any_saver.archive}:main", bundle], check=True)
+
+    history.output_of("extract", f"{any_saver.archive}:main", any_saver.directory / "out/extracted")
+
+    expect_equal(trees.view(bundle / "rootfs"), trees.view(any_saver.directory / "out/extracted"))
+
+
+def test_a_base_that_others_made(scratch: Path) -> None:
+    tools.need("tar")
+    (scratch / "base").mkdir()
+    first(scratch / "base")
+    archives = []
+    for form in ("gnu", "posix", "oldgnu"):
+        command = ["tar", "-C", str(scratch / "base"), "--sparse", f"--format={form}", "-c", "."]
+        archives.append(subprocess.run(command, check=True, capture_output=True).stdout)
+
+    for number, archive in enumerate(archives):
+        (scratch / str(number)).mkdir()
+        out = extract([archive], scratch / str(number))
+        assert contents(out / "kept/deep") == contents(scratch / "base/kept/deep")
+        assert (out / "sparse").read_bytes() == (scratch / "base/sparse").read_bytes()
+        assert (out / "sparse").stat().st_blocks * 512 < 1 << 20
+        assert (out / "one name").samefile(out / "kept/other name")
+
+
+# Whiteouts and opaque directories
+
+
+def test_a_whiteout_deletes_what_lower_layers_have(scratch: Path) -> None:
+    out = extract(
+        [
+            layer(directory("d"), file("d/gone"), file("d/kept"), directory("e"), file("e/gone")),
+            layer(directory("d"), file("d/.wh.gone"), file(".wh.e"), file(".wh.never there")),
+        ],
+        scratch,
+    )
+
+    assert contents(out) == {"d": "/", "d/kept": ""}
+
+
+@pytest.mark.parametrize("mark_at", [0, 1, 2, 3])
+def test_a_whiteout_spares_what_its_own_layer_has(scratch: Path, mark_at: int) -> None:
+    entries = [directory("x"), directory("x/y"), file("x/y/new")]
+    entries.insert(mark_at, file(".wh.x"))
+    out = extract([layer(directory("x"), directory("x/y"), file("x/y/old")), layer(*entries)], scratch)
+
+    assert contents(out) == {"x": "/", "x/y": "/", "x/y/new": ""}
+
+
+@pytest.mark.parametrize("mark_at", range(6))
+def test_an_opaque_directory_hides_lower_layers_only_wherever_it_stands(scratch: Path, mark_at: int) -> None:
+    entries = [
+        directory("d"),
+        file("d/new", b"new"),
+        directory("d/both", mtime=7),
+        file("d/both/new"),
+        file("d/z"),
+    ]
+    entries.insert(mark_at, file("d/.wh..wh..opq"))
+    lower = layer(directory("d"), file("d/old"), file("d/z", b"old"), directory("d/both"), file("d/both/old"))
+    out = extract([lower, layer(*entries)], scratch)
+
+    assert contents(out) == {"d": "/", "d/new": "new", "d/both": "/", "d/both/new": "", "d/z": ""}
+    assert (out / "d/both").stat().st_mtime == 7
+
+
+def test_marks_in_the_lowest_layer_mean_nothing(scratch: Path) -> None:
+    out = extract([layer(file("a"), file(".wh.a"), file(".wh..wh..opq"), file(".wh.b"))], scratch)
+
+    assert contents(out) == {"a": ""}
+
+
+# The form of layers
+
+
+def test_parents_that_are_not_listed_are_made(scratch: Path) -> None:
+    out = extract([layer(file("a/b/c", b"text"))], scratch)
+
+    assert contents(out) == {"a": "/", "a/b": "/", "a/b/c": "text"}
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (out, out / "a", out / "a/b")] == [0o755] * 3
+
+
+def test_directories_that_are_written_into_keep_what_they_have(scratch: Path) -> None:
+    out = extract(
+        [
+            layer(directory("d", mtime=1, mode=0o2510)),
+            layer(file("d/new"), file("d/e/f")),
+            layer(file("d/.wh.new")),
+        ],
+        scratch,
+    )
+
+    status = (out / "d").stat()
+    assert (status.st_mtime, stat.S_IMODE(status.st_mode)) == (1, 0o2510)
+    assert contents(out) == {"d": "/", "d/e": "/", "d/e/f": ""}
+
+
+def test_the_last_of_several_entries_of_a_name_counts(scratch: Path) -> None:
+    out = extract(
+        [
+            layer(
+                file("a", b"1"),
+                directory("a"),
+                file("a/in"),
+                file("a", b"2"),
+                symlink("b", "x"),
+                directory("b"),
+            )
+        ],
+        scratch,
+    )
+
+    assert contents(out) == {"a": "2", "b": "/"}
+
+
+def test_what_was_made_in_a_directory_inherits_nothing_of_it(scratch: Path) -> None:
+    tools.need("setfacl")
+    model = scratch / "model"
+    model.mkdir()
+    subprocess.run(["setfacl", "--default", "--modify", "user:77:rwx", model], check=True)
+    acl = os.getxattr(model, "system.posix_acl_default").decode(errors="surrogateescape")
+    lower = directory("d", pax_headers={"SCHILY.xattr.system.posix_acl_default": acl})
+    out = extract([layer(lower), layer(file("d/new", mode=0o640))], scratch)
+
+    assert os.listxattr(out / "d/new") == []
+    assert stat.S_IMODE((out / "d/new").stat().st_mode) == 0o640
+    assert os.getxattr(out / "d", "system.posix_acl_default").decode(errors="surrogateescape") == acl
+
+
+def test_a_hard_link_to_a_lower_layer(scratch: Path) -> None:
+    out = extract(
+        [layer(directory("d"), file("d/a", b"text")), layer(link("b", "./d/a"), link("c", "/b"))], scratch
+    )
+
+    assert (out / "d/a").samefile(out / "b")
+    assert (out / "d/a").samefile(out / "c")
+
+
+def test_a_hard_link_to_itself(scratch: Path) -> None:
+    out = extract([layer(file("a", b"text"), link("a", "a"))], scratch)
+
+    assert contents(out) == {"a": "text"}
+
+
+# Hostile layers
+
+
+@pytest.fixture
+def outside(scratch: Path) -> Iterator[Path]:
+    """Give a directory that nothing may reach."""
+    victim = scratch / "outside"
+    victim.mkdir()
+    (victim / "file").write_text("untouched")
+    before = trees.view(victim), trees.traces(victim)
+    yield victim
+    assert (trees.view(victim), trees.traces(victim)) == before
+
+
+ESCAPES: dict[str, Callable[[Path], list[list[Entry]]]] = {
+    "parent": lambda out: [[file("../outside/new")]],
+    "parent in the middle": lambda out: [[directory("a"), file("a/../../outside/new")]],
+    "parent as a directory": lambda out: [[directory("../outside/new")]],
+    "parent itself": lambda out: [[directory("..", mode=0o777)]],
+    "through a symlink": lambda out: [[symlink("s", str(out)), file("s/new")]],
+    "through a relative symlink": lambda out: [[symlink("s", "../outside"), file("s/new")]],
+    "through a symlink to a directory's parent": lambda out: [
+        [directory("a"), symlink("a/s", "../.."), directory("a/s/outside/new")]
+    ],
+    "link to a parent": lambda out: [[link("l", "../outside/file")]],
+    "link through a symlink": lambda out: [[symlink("s", str(out)), link("l", "s/file")]],
+    "link to an absolute path": lambda out: [[link("l", str(out / "file"))]],
+    "link to a directory": lambda out: [[directory("d"), link("l", "d")]],
+    "link to the root": lambda out: [[link("l", "/")]],
+    "whiteout of the parent": lambda out: [[directory("a")], [file("a/.wh...")]],
+    "whiteout of the directory": lambda out: [[directory("a")], [file("a/.wh..")]],
+    "whiteout of nothing": lambda out: [[directory("a")], [file("a/.wh.")]],
+    "whiteout in a parent": lambda out: [[], [file("../outside/.wh.file")]],
+    "opaque parent": lambda out: [[], [file("../outside/.wh..wh..opq")]],
+    "entry in a file": lambda out: [[file("f"), file("f/new")]],
+    "name with a NUL": lambda out: [[file("f", pax_headers={"path": "a\0b"})]],
+    "target with a NUL": lambda out: [[symlink("f", "x", pax_headers={"linkpath": "a\0b"})]],
+    "attribute with a NUL": lambda out: [[file("f", pax_headers={"SCHILY.xattr.user.\0": "x"})]],
+    "name that is too long": lambda out: [[file("n" * 256)]],
+    "root that is a file": lambda out: [[file("./")]],
+    "unknown type": lambda out: [[history.entry("f", b"Q")]],
+    "impossible owner": lambda out: [[file("f", uid=2**32 - 1)]],
+}
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_layer_that_means_harm_is_refused(scratch: Path, outside: Path, name: str) -> None:
+    layers = [layer(*entries) for entries in ESCAPES[name](outside)]
+    image_layouts.put(scratch / "layout", "latest", layers=layers)
+    (scratch / "to").mkdir()
+
+    complaint = history.complaint_of("extract", scratch / "layout", scratch / "to/out")
+
+    assert f"revision {len(layers)} of " in complaint
+    assert os.listdir(scratch / "to") == []
+
+
+HARMLESS: dict[str, tuple[Callable[[Path], list[list[Entry]]], dict[str, str]]] = {
+    "absolute": (lambda out: [[file("/a/b", b"x")]], {"a": "/", "a/b": "x"}),
+    "entry below a lower symlink": (
+        lambda out: [[symlink("s", str(out))], [file("s/file", b"x")]],
+        {"s": "/", "s/file": "x"},
+    ),
+    "directory instead of a symlink": (
+        lambda out: [[symlink("s", str(out)), directory("s", mode=0o700)]],
+        {"s": "/"},
+    ),
+    "file instead of a symlink": (
+        lambda out: [[symlink("s", str(out / "file"))], [file("s", b"x")]],
+        {"s": "x"},
+    ),
+    "whiteout below a symlink": (
+        lambda out: [[symlink("s", str(out))], [file("s/.wh.file")]],
+        {"s": "/"},
+    ),
+    "opaque below a symlink": (
+        lambda out: [[symlink("s", str(out))], [file("s/.wh..wh..opq")]],
+        {"s": "/"},
+    ),
+    "whiteout of a symlink": (lambda out: [[symlink("s", str(out))], [file(".wh.s")]], {}),
+    "link to a symlink": (lambda out: [[symlink("s", "x"), link("l", "s")]], {"s": "-> x", "l": "-> x"}),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_a_layer_that_could_mean_harm_stays_inside(scratch: Path, outside: Path, name: str) -> None:
+    make, expected = HARMLESS[name]
+
+    out = extract([layer(*entries) for entries in make(outside)], scratch)
+
+    assert contents(out) == expected
+
+
+def test_no_mark_of_an_overlay_comes_alive(scratch: Path) -> None:
+    marked = {"SCHILY.xattr.trusted.overlay.redirect": "/etc", "SCHILY.xattr.user.kept": "value"}
+    image_layouts.put(scratch / "layout", "latest", layers=[layer(directory("d", pax_headers=marked))])
+
+    result = history.run("extract", scratch / "layout", scratch / "out")
+
+    assert result.status == 0
+    assert "trusted.overlay.redirect of d" in result.stderr
+    assert os.listxattr(scratch / "out/d") == ["user.kept"]
+
+
+def test_a_very_deep_tree(scratch: Path) -> None:
+    deep = "/".join(["d"] * 1500)
+    out = extract([layer(file(f"{deep}/f")), layer(file("d/.wh..wh..opq"), file(f"{deep}/g"))], scratch)
+
+    found = subprocess.run(["find", out, "-type", "f", "-printf", "%f"], capture_output=True, check=True)
+    assert found.stdout == b"g"
+
+
+# Damage
+
+
+def damage_blob(layout: Path, layer_number: int) -> Path:
+    image = image_layouts.read(layout)
+    return layout / "blobs/sha256" / image.digests[layer_number].partition(":")[2]
+
+
+def test_a_layer_that_is_not_what_its_digest_says(scratch: Path) -> None:
+    image_layouts.put(scratch / "layout", "latest", layers=[layer(file("a", b"text"))])
+    blob = damage_blob(scratch / "layout", 0)
+    blob.write_bytes(blob.read_bytes().replace(b"text", b"TEXT"))
+
+    complaint = history.complaint_of("extract", scratch / "layout", scratch / "out")
+
+    assert "digest" in complaint
+    assert not (scratch / "out").exists()
+
+
+def test_a_layer_that_is_not_what_its_diff_id_says(scratch: Path) -> None:
+    config = {"rootfs": {"type": "layers", "diff_ids": [f"sha256:{'0' * 64}"]}}
+    image_layouts.put(scratch / "layout", "latest", layers=[layer(file("a"))], config=config)
+
+    assert "diff ID" in history.complaint_of("extract", scratch / "layout", scratch / "out")
+    assert not (scratch / "out").exists()
+
+
+@pytest.mark.parametrize("size", [0, 700, 1024])
+def test_a_layer_that_was_cut_off(scratch: Path, size: int) -> None:
+    image_layouts.put(scratch / "layout", "latest", layers=[layer(file("a", b"text"), file("b"))[:size]])
+
+    history.complaint_of("extract", scratch / "layout", scratch / "out")
+    assert not (scratch / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "compressed", [gzip.compress(layer(file("a")))[:-9], b"\x1f\x8b no gzip", b"\x28\xb5\x2f\xfd no"]
+)
+def test_a_layer_that_cannot_be_decompressed(scratch: Path, compressed: bytes) -> None:
+    image_layouts.put(scratch / "layout", "latest", layers=[compressed])
+
+    assert "valid" in history.complaint_of("extract", scratch / "layout", scratch / "out")
+
+
+def test_a_layer_that_is_gone(scratch: Path) -> None:
+    image_layouts.put(scratch / "layout", "latest", layers=[layer(file("a"))])
+    damage_blob(scratch / "layout", 0).unlink()
+
+    assert str(scratch / "layout") in history.complaint_of("extract", scratch / "layout", scratch / "out")
+
+
+# The directory
+
+
+@pytest.fixture
+def small_layout(scratch: Path) -> Path:
+    """Give a layout with two revisions."""
+    layers = [layer(directory(".", mode=0o711), file("a", b"1")), layer(file("a", b"2"))]
+    image_layouts.put(scratch / "layout", "latest", layers=layers)
+    return scratch / "layout"
+
+
+def test_an_empty_directory_is_replaced(small_layout: Path, scratch: Path) -> None:
+    (scratch / "out").mkdir()
+    history.output_of("extract", small_layout, scratch / "out")
+
+    assert contents(scratch / "out") == {"a": "2"}
+    assert stat.S_IMODE((scratch / "out").stat().st_mode) == 0o711
+    assert sorted(os.listdir(scratch)) == ["layout", "out"]
+
+
+def test_a_directory_that_holds_something_is_left_alone(small_layout: Path, scratch: Path) -> None:
+    (scratch / "out").mkdir()
+    (scratch / "out/mine").write_text("mine")
+
+    assert "not empty" in history.complaint_of("extract", small_layout, scratch / "out")
+    assert contents(scratch / "out") == {"mine": "mine"}
+
+
+def test_a_file_in_its_place_is_left_alone(small_layout: Path, scratch: Path) -> None:
+    (scratch / "out").write_text("mine")
+
+    assert "no directory" in history.complaint_of("extract", small_layout, scratch / "out")
+    assert (scratch / "out").read_text() == "mine"
+
+
+def test_a_relative_path_and_missing_parents(small_layout: Path, scratch: Path) -> None:
+    result = history.run("extract", "layout:latest@1", "some/where/out/", cwd=scratch)
+
+    assert (result.status, result.stderr) == (0, "")
+    assert contents(scratch / "some/where/out") == {"a": "1"}
+
+
+def test_a_symbolic_link_to_an_empty_directory(small_layout: Path, scratch: Path) -> None:
+    (scratch / "real").mkdir()
+    (scratch / "out").symlink_to("real")
+    history.output_of("extract", small_layout, scratch / "out")
+
+    assert contents(scratch / "real") == {"a": "2"}
+    assert (scratch / "out").is_symlink()
+
+
+def test_the_set_group_id_bit_of_the_parent_is_not_inherited(small_layout: Path, scratch: Path) -> None:
+    (scratch / "parent").mkdir()
+    if os.geteuid() == 0:
+        os.chown(scratch / "parent", 0, 4321)
+    (scratch / "parent").chmod(0o2755)
+    history.output_of("extract", small_layout, scratch / "parent/out")
+
+    assert (scratch / "parent/out/a").stat().st_gid == os.getegid()
+
+
+def test_a_full_disk_leaves_nothing(scratch: Path, any_overlay: overlays.Overlay) -> None:
+    image_layouts.put(scratch / "layout", "latest", layers=[layer(file("a", bytes(3 << 20)))])
+    (scratch / "disk").mkdir()
+
+    def on_a_small_disk() -> tuple[str, list[str]]:
+        overlays.mount_tmpfs(scratch / "disk", "size=1m")
+        return history.complaint_of("extract", scratch / "layout", scratch / "disk/out"), os.listdir(
+            scratch / "disk"
+        )
+
+    complaint, left = any_overlay.inside(on_a_small_disk)
+
+    assert "a: No space left on device" in complaint
+    assert left == []
+
+
+# References
+
+
+def test_a_revision_that_is_not_there(small_layout: Path, scratch: Path) -> None:
+    complaint = history.complaint_of("extract", f"{small_layout}:latest@3", scratch / "out")
+
+    assert "no revision 3, only revisions 1 to 2" in complaint
+
+
+def test_a_tag_that_is_not_there(small_layout: Path, scratch: Path) -> None:
+    complaint = history.complaint_of("extract", f"{small_layout}:other@2", scratch / "out")
+
+    assert "no tag other; its tags are: latest" in complaint
+
+
+def test_a_tag_that_looks_like_a_revision(small_layout: Path, scratch: Path) -> None:
+    image_layouts.put(small_layout, "latest@1", layers=[layer(file("b"))])
+    history.output_of("extract", f"{small_layout}:latest@1", scratch / "out")
+    history.output_of("extract", f"{small_layout}:latest@2", scratch / "out2")
+
+    assert contents(scratch / "out") == {"b": ""}
+    assert contents(scratch / "out2") == {"a": "2"}
+
+
+def test_an_image_without_layers(scratch: Path) -> None:
+    image_layouts.put(scratch / "layout", "latest")
+
+    assert "no revision" in history.complaint_of("extract", scratch / "layout", scratch / "out")
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "file"])
+def test_something_else_than_a_layout(scratch: Path, what: str) -> None:
+    (scratch / "empty").mkdir()
+    (scratch / "file").touch()
+
+    assert str(scratch / what) in history.complaint_of("extract", f"{scratch / what}:main", scratch / "out")
+
+
+# People
+
+
+@pytest.fixture
+def for_everybody() -> Iterator[Path]:
+    """Give a directory that other users reach, too."""
+    with tempfile.TemporaryDirectory(prefix="archive_overlay-test-") as made:
+        Path(made).chmod(0o777)
+        yield Path(made)
+        overlays.remove(Path(made))
+
+
+def test_an_ordinary_user_gets_what_is_possible_and_one_warning(for_everybody: Path) -> None:
+    tools.need_root()
+    attribute = {"SCHILY.xattr.trusted.secret": "x", "SCHILY.xattr.user.kept": "y"}
+    layers = [
+        layer(
+            directory("d", mode=0o555),
+            file("d/a", b"1", mode=0o4711, uid=0),
+            file("b", uid=0, pax_headers=attribute),
+            history.entry("device", tarfile.CHRTYPE, devmajor=1, devminor=3),
+        ),
+        layer(file("d/new"), file("d/.wh.a")),
+    ]
+    image_layouts.put(for_everybody / "layout", "latest", layers=layers)
+
+    def become_nobody() -> None:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+
+    for number, expected in ((1, {"d/a": "1"}), (2, {"d/new": ""})):
+        out = for_everybody / f"out{number}"
+        result = history.run("extract", f"{for_everybody}/layout:latest@{number}", out, before=become_nobody)
+        assert result.status == 0, result.stderr
+        assert contents(out) == {"d": "/", "b": "", **expected}
+        (warning,) = result.stderr.splitlines()
+        for part in ("the owner of ", "the device of device", "the attribute trusted.secret of b"):
+            assert part in warning
+        assert (out / "d").stat().st_mode & 0o7777 == 0o555
+        assert os.listxattr(out / "b") == ["user.kept"]
+    assert (for_everybody / "out1/d/a").stat().st_mode & 0o7777 == 0o711
+
+
+def test_a_terminal_shows_progress_and_keeps_nothing_of_it(small_layout: Path, scratch: Path) -> None:
+    shown = history.shown_on_terminal("extract", small_layout, scratch / "out")
+
+    assert "%" in shown
+    assert shown.endswith("\r\x1b[K")
+
+
+def test_help_has_examples() -> None:
+    assert "archive_overlay extract /srv/data:main@3 " in history.output_of("extract", "--help")
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("layout",), ("layout", "out", "more"), ("--wrong", "layout", "out")]
+)
+def test_a_wrong_command_line(arguments: tuple[str, ...]) -> None:
+    result = history.run("extract", *arguments)
+
+    assert (result.status, result.stdout) == (2, "")
+    assert result.stderr.startswith("usage: archive_overlay extract ")
+
+
+def test_sigterm_leaves_nothing(scratch: Path) -> None:
+    tools.need("strace")
+    image_layouts.put(scratch / "layout", "latest", layers=[layer(file("a"), symlink("b", "c"))])
+    (scratch / "to").mkdir()
+    # When the symbolic link is made, the staging directory has something in it.
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=symlinkat:signal=TERM:when=1"]
+    done = subprocess.run(
+        [*strace, *hooks.command(), "extract", scratch / "layout", scratch / "to/out"],
+        capture_output=True,
+        env={},
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (143, b"")
+    assert os.listdir(scratch / "to") == []
