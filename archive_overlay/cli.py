@@ -128,6 +128,8 @@ def parse(arguments: Sequence[str]) -> Settings:
         rescue_dir=options.rescue_dir,
         jobs=options.jobs,
         fsync=options.fsync,
+        allowed=tuple(options.allow_archive_to),
+        policy=_policy(options),
         log_level=options.log_level,
         log_file=options.log_file,
         syslog=options.syslog,
@@ -179,6 +181,29 @@ def build_parser() -> argparse.ArgumentParser:
             "keep the upperdir of an archive that fails in this directory, as DIR/CONTAINER/ARCHIVE with what was"
             " asked for and what went wrong in DIR/CONTAINER/ARCHIVE.json"
         ),
+    )
+    parser.add_argument(
+        "--allow-archive-to",
+        metavar="DIR",
+        type=_absolute_path,
+        action="append",
+        default=[],
+        help="archives and success markers must be in this directory, or in another one that is given so",
+    )
+    parser.add_argument(
+        "--no-setid",
+        dest="setid",
+        action="store_false",
+        help="leave set-user-ID and set-group-ID bits and file capabilities out of archives",
+    )
+    parser.add_argument(
+        "--max-bytes",
+        metavar="N",
+        type=_number,
+        help="refuse a change set with more bytes than this in its files, holes not counted",
+    )
+    parser.add_argument(
+        "--max-entries", metavar="N", type=_number, help="refuse a change set with more entries than this"
     )
     parser.add_argument(
         "--jobs",
@@ -299,6 +324,20 @@ def _log_level(value: str) -> str:
         return log.canonical_level(value)
     except ValueError as error:
         raise _wrong(f"{error}, choose from {', '.join(log.LEVEL_NAMES)}") from error
+
+
+def _policy(options: argparse.Namespace) -> Policy | None:
+    if options.setid and options.max_bytes is None and options.max_entries is None:
+        return None
+    from archive_overlay.policy import Policy
+
+    return Policy(setid=options.setid, max_bytes=options.max_bytes, max_entries=options.max_entries)
+
+
+def _number(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) < 19):
+        raise _wrong(f"{value!r} is no whole number")
+    return int(value)
 
 
 def _count(value: str) -> int:
