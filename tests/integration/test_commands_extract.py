@@ -525,7 +525,7 @@ def test_the_set_group_id_bit_of_the_parent_is_not_inherited(small_layout: Path,
 
 
 def test_a_full_disk_leaves_nothing(scratch: Path, any_overlay: overlays.Overlay) -> None:
-    image_layouts.put(scratch / "layout", "latest", layers=[layer(file("a", bytes(3 << 20)))])
+    image_layouts.put(scratch / "layout", "latest", layers=[layer(file("a", os.urandom(3 << 20)))])
     (scratch / "disk").mkdir()
 
     def on_a_small_disk() -> tuple[str, list[str]]:
