@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import hooks, trees
+from tests.support import hooks, tools, trees
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +22,9 @@ TOP = Path(__file__).resolve().parents[2]
 
 # What building and installing takes.
 SOURCES = ("archive_overlay", "tools", "hooks.d", "man", "completions", "build.sh", "Makefile", "LICENSE")
+
+# What a release has besides.
+DOCUMENTS = ("README.md", "CHANGELOG.md", "docs", "packaging", "pyproject.toml")
 
 # Where the tools are that pytest itself was installed with, shiv among them.
 PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
@@ -105,12 +108,66 @@ def run(
 def checkout(directory: Path) -> Path:
     """Copy the sources to a directory that does not exist yet."""
     directory.mkdir(parents=True)
-    for name in SOURCES:
+    copy(SOURCES, directory)
+    return directory
+
+
+def copy(names: Sequence[str], directory: Path) -> None:
+    """Copy files and directories of this checkout into a directory."""
+    for name in names:
         if (TOP / name).is_dir():
             shutil.copytree(TOP / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(TOP / name, directory / name)
+
+
+def commit(directory: Path) -> None:
+    """Commit all that is in a directory, which becomes a git checkout if it is none."""
+    nobody = ("-c", "user.name=nobody", "-c", "user.email=nobody@localhost")
+    for command in (["init", "--quiet"], ["add", "--all"], [*nobody, "commit", "--quiet", "--message=all"]):
+        subprocess.run(
+            ["git", *command],
+            cwd=directory,
+            env={"PATH": PATH, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"},
+            stdin=subprocess.DEVNULL,
+            check=True,
+        )
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a git checkout whose last commit has the sources as they are now, and nothing else."""
+    tools.need("git")
+    directory = checkout(tmp_path_factory.mktemp("release") / "archive_overlay")
+    copy(DOCUMENTS, directory)
+    (directory / ".gitignore").write_text("/dist/\n/.cache/\n")
+    commit(directory)
     return directory
+
+
+def build_package(kind: str, release: Path, output: Path) -> list[Path]:
+    """Build a distribution's package without any network.
+
+    Args:
+        kind: "deb" or "rpm".
+        release: a git checkout.
+        output: where it goes.
+
+    Returns:
+        The files of the package, its source package among them.
+    """
+    tools.need("unshare")
+    offline = ("unshare", "--net") if os.geteuid() == 0 else ("unshare", "--user", "--map-root-user", "--net")
+    done = subprocess.run(
+        [*offline, release / "tools/package.sh", kind, output],
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [Path(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture

@@ -49,6 +49,19 @@ PROGRAMS = (
     *("busybox", "chroot", "make", "mount", "nsenter", "setpriv", "tar", "umount", "unshare"),
 )
 
+# What a machine's first process does in its namespaces: stay in this machine's root, or, in a directory $0,
+# make another one of a tar $1.
+_STAY = "mount -t proc proc /proc"
+_CHANGE_ROOT = """
+    mount -t tmpfs -o mode=755 tmpfs "$0"
+    cd "$0"
+    tar -xf "$1" --numeric-owner --exclude='./dev/*'
+    mount -t proc proc proc
+    mount --rbind /sys sys
+    pivot_root . mnt
+    umount -l /mnt
+"""
+
 # A net for what hangs, in seconds: no command takes more than a small part of it.
 _TIMEOUT = 60
 
@@ -153,14 +166,18 @@ class Engine:
         return self.machine.run(
             *("podman", "--runtime", self.runtime, *arguments),
             user=USER if self.rootless else 0,
-            environment={
-                "HOME": self.home,
-                "XDG_RUNTIME_DIR": f"{self.home}/run",
-                "CONTAINERS_CONF": f"{self.home}/containers.conf",
-                "CONTAINERS_STORAGE_CONF": f"{self.home}/storage.conf",
-            },
+            environment=self._environment,
             check=check,
         )
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {
+            "HOME": self.home,
+            "XDG_RUNTIME_DIR": f"{self.home}/run",
+            "CONTAINERS_CONF": f"{self.home}/containers.conf",
+            "CONTAINERS_STORAGE_CONF": f"{self.home}/storage.conf",
+        }
 
     def run(
         self,
@@ -211,12 +228,15 @@ class Engine:
         spec: dict[str, Any] = json.loads(self.machine.outside(path).read_bytes())
         return spec
 
-    def as_container_root(self, *command: str) -> None:
-        """Run a command as the user that containers take for root."""
+    def as_container_root(self, *command: str) -> str:
+        """Run a command as the user that containers take for root, on this engine's store.
+
+        Returns:
+            What it wrote to stdout.
+        """
         if self.rootless:
-            self.podman("unshare", *command)
-        else:
-            self.machine.run(*command)
+            return self.podman("unshare", *command).stdout
+        return self.machine.run(*command, environment=self._environment).stdout
 
     def new_directory(self, name: str) -> str:
         """Make an empty directory that belongs to the engine's user."""
@@ -239,13 +259,29 @@ def machine(executable: Path) -> Iterator[Machine]:
     Args:
         executable: the built program.
     """
+    with bare_machine() as made:
+        _install(made, executable)
+        for rootless in (False, True):
+            for store in ("native", "fuse"):
+                prepare_store(Engine(made, rootless, store, "crun"), hooks_dir=HOOKS_DIR)
+        yield made
+
+
+@contextlib.contextmanager
+def bare_machine(root: Path | None = None) -> Iterator[Machine]:
+    """Set a machine up on which nothing is installed, and take it away again.
+
+    Args:
+        root: a tar of its root file system; None: it has this machine's.
+    """
     with tempfile.TemporaryDirectory(prefix="archive_overlay-e2e-", dir="/var/tmp") as disk:
         # `cat` is the machine's first process: it lives until this process closes its stdin or dies.
         # It inherits all orphans; as it ignores SIGCHLD, the kernel buries them.
         with subprocess.Popen(
             [
-                *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--propagation=private", "--"),
-                *("env", "--ignore-signal=CHLD", "cat"),
+                *("unshare", "--mount", "--pid", "--fork", "--propagation=private", "--"),
+                *("sh", "-ec", f"{_CHANGE_ROOT if root else _STAY}\nexec env --ignore-signal=CHLD cat"),
+                *(disk, str(root)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -260,10 +296,6 @@ def machine(executable: Path) -> Iterator[Machine]:
             umask = os.umask(0o022)
             try:
                 _furnish(made, disk)
-                _install(made, executable)
-                for rootless in (False, True):
-                    for store in ("native", "fuse"):
-                        _prepare_store(Engine(made, rootless, store, "crun"))
                 yield made
             finally:
                 os.umask(umask)
@@ -371,8 +403,13 @@ def _install(machine: Machine, executable: Path) -> None:
     )
 
 
-def _prepare_store(engine: Engine) -> None:
-    """Configure podman for a store, which engines with different runtimes share, and import the image."""
+def prepare_store(engine: Engine, *, hooks_dir: str | None) -> None:
+    """Configure podman for a store, which engines with different runtimes share, and import the image.
+
+    Args:
+        engine: any of the engines that share it.
+        hooks_dir: the directory of hooks that podman is told of; None: it is told of none.
+    """
     home = engine.home
     for path in (home, f"{home}/run"):
         _make_directory(engine, path)
@@ -385,9 +422,10 @@ netns = "none"
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
-hooks_dir = ["{HOOKS_DIR}"]
 tmp_dir = "{home}/run/libpod"
 """
+    if hooks_dir:
+        containers_conf += f'hooks_dir = ["{hooks_dir}"]\n'
     storage_conf = f"""\
 [storage]
 driver = "overlay"
