@@ -13,7 +13,7 @@ import stat
 from archive_overlay import tree
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.overlay.attributes import NO_ATTRIBUTES, NO_MARKS, Marks, read_attributes
-from archive_overlay.overlay.dialect import OPAQUE_MARKERS, WHITEOUT_PREFIX
+from archive_overlay.overlay.dialect import OPAQUE_MARKER, WHITEOUT_PREFIX
 from archive_overlay.overlay.lowers import Directory, Lowers
 
 TYPE_CHECKING = False
@@ -274,8 +274,12 @@ class _Reader:
         marks = [name for name in level.names if name.startswith(WHITEOUT_PREFIX)]
         if not marks:
             return
-        level.opaque = level.opaque or not OPAQUE_MARKERS.isdisjoint(marks)
-        level.whiteouts = {mark[len(WHITEOUT_PREFIX) :]: mark for mark in marks if mark not in OPAQUE_MARKERS}
+        level.opaque = level.opaque or OPAQUE_MARKER in marks
+        level.whiteouts = {
+            mark[len(WHITEOUT_PREFIX) :]: mark
+            for mark in marks
+            if mark not in (OPAQUE_MARKER, WHITEOUT_PREFIX)  # the latter deletes no name
+        }
         entries = set(level.names).difference(marks)
         level.names = list(entries.union(level.whiteouts))
 

@@ -86,8 +86,10 @@ RAW = Dialect(
 )
 
 WHITEOUT_PREFIX = ".wh."
-# Opaque markers of fuse-overlayfs: a file (as in OCI layers) and a device (of its own).
-OPAQUE_MARKERS = frozenset((".wh..wh..opq", ".wh..opq"))
+# fuse-overlayfs makes a directory opaque by an entry of the first name, whatever its type (as in OCI
+# layers). It puts a device of the second name beside it, which by itself deletes the name ".opq".
+OPAQUE_MARKER = ".wh..wh..opq"
+OPAQUE_MARKERS = frozenset((OPAQUE_MARKER, ".wh..opq"))
 
 # What the kernel and fuse-overlayfs note for themselves, without the namespace. It describes one mount
 # of one upperdir, and is left out of archives.

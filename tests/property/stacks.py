@@ -37,7 +37,8 @@ class Stack:
     Attributes:
         flavour: the container's mount.
         lowers: mounts of which one makes each lower layer above the lowest.
-        again: what the archive is stacked again with, besides the container's flavour.
+        again: what the archive is stacked again with besides the container's flavour, if it reads the
+            lower layers as that does: fuse-overlayfs believes marks in them that the kernel does not.
     """
 
     flavour: overlays.Flavour
@@ -49,22 +50,21 @@ class Stack:
         """Whether names of a file that are not in the upperdir show what is written to it."""
         return "index=on" in self.flavour.options
 
-    def readers(self, makers: Sequence[overlays.Flavour]) -> list[overlays.Flavour]:
-        """Give the mounts that the archive is stacked again with.
+    def reader(self, makers: Sequence[overlays.Flavour]) -> overlays.Flavour:
+        """Give the mount that the archive is stacked again with.
 
-        None follows a redirect or looks for data elsewhere, unless the lower layers alone cannot be read
-        without.
+        It follows no redirect and looks for no data elsewhere, unless the lower layers alone cannot be
+        read without.
 
         Args:
             makers: of the lower layers.
         """
         options = {option for maker in makers for option in maker.options}
-        first = self.flavour.standing_alone
         if "metacopy=on" in options:
-            first = overlays.Flavour("metacopy=on", options=("metacopy=on",))
-        elif "redirect_dir=on" in options:
-            first = overlays.Flavour("redirect_dir=follow", options=("redirect_dir=follow",))
-        return [first, *self.again]
+            return overlays.Flavour("metacopy=on", options=("metacopy=on",))
+        if "redirect_dir=on" in options:
+            return overlays.Flavour("redirect_dir=follow", options=("redirect_dir=follow",))
+        return self.flavour.standing_alone
 
 
 PLAIN = overlays.NATIVE
@@ -158,11 +158,12 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
             yield f"{path!r} in the upperdir was not only read: {before.get(path)} != {after.get(path)}"
     left = overlay.whole_view()
     if status != 0:
-        yield from _faults_of_refusal(stack, overlay, left, log)
+        yield from _faults_of_refusal(stack, overlay, log)
         return
     if stack.indexed and (elsewhere := _names_elsewhere(overlay, left)):
         yield f"saved, although the change set lacks names: {elsewhere}"
         return
+    readers = [stack.reader(makers), *_agreeing(stack, overlay)]
     for method in ARCHIVED:
         archive = directory / method
         if METHODS[method].makes == "file":
@@ -174,10 +175,24 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
         gone = _sockets(left) if METHODS[method].makes == "file" else ()
         names = trees.names(archive)
         expected = _less(left, gone).linked_among(names)
-        for flavour in stack.readers(makers):
+        for flavour in readers:
             found = _less(overlay.whole_restacked(archive, flavour), gone).linked_among(names)
             for fault in trees.differences(expected, found):
                 yield f"{method} stacked again as {flavour.name}: {fault}"
+
+
+def _agreeing(stack: Stack, overlay: overlays.Overlay) -> list[overlays.Flavour]:
+    """Give the other mounts that show the lower layers as the container's does."""
+    if not stack.again:
+        return []
+    nothing = overlay.directory / "nothing"
+    nothing.mkdir()
+    expected = overlay.whole_restacked(nothing, stack.flavour)
+    return [
+        flavour
+        for flavour in stack.again
+        if not trees.differences(expected, overlay.whole_restacked(nothing, flavour))
+    ]
 
 
 def _sockets(seen: trees.View) -> tuple[bytes, ...]:
@@ -230,19 +245,32 @@ def _run_hook(overlay: overlays.Overlay, directory: Path) -> tuple[int, str]:
     return status, log.read_text(errors="surrogateescape")
 
 
-def _faults_of_refusal(stack: Stack, overlay: overlays.Overlay, left: trees.View, log: str) -> Iterator[str]:
+def _faults_of_refusal(stack: Stack, overlay: overlays.Overlay, log: str) -> Iterator[str]:
     """Nothing is refused but a change set that lacks names, and then the error says which file it is."""
-    elsewhere = _names_elsewhere(overlay, left) if stack.indexed else []
     errors = [line.message for line in hooks.parse_log(log) if line.level == "error"]
     if len(errors) != len(ARCHIVED):
         yield f"{len(ARCHIVED)} requests and {len(errors)} errors: {log}"
+    lacking = _linked_elsewhere(overlay) if stack.indexed else []
     for error in errors:
-        shown = [os.path.join(overlay.upper, os.fsdecode(name)) for group in elsewhere for name in group]
-        if not any(escape(name) in error for name in shown):
+        if not any(escape(name) in error for name in lacking):
             yield f"refused: {error}"
     for method in ARCHIVED:
         if os.path.lexists(overlay.directory.parent / method):
             yield f"refused, but there is an archive by {method}"
+
+
+def _linked_elsewhere(overlay: overlays.Overlay) -> list[str]:
+    """Give the files that count names outside of the upperdir, be these visible or deleted in between.
+
+    The count is what a file has more in the overlay than in the upper layer, where it has one more, the
+    index entry: overlayfs.rst, "Index".
+    """
+    found = []
+    for path, entry in trees.view(overlay.upper).entries.items():
+        count = dict(entry.attributes).get("trusted.overlay.nlink", b"")
+        if count.startswith(b"U+"):
+            found.append(os.path.join(overlay.upper, os.fsdecode(path)))
+    return found
 
 
 def _names_elsewhere(overlay: overlays.Overlay, left: trees.View) -> list[list[bytes]]:

@@ -1,0 +1,59 @@
+"""What the random containers of test_oracle.py once brought to light."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import overlays
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Saver
+
+fuse = pytest.mark.parametrize("overlay", [overlays.FUSE, overlays.FUSE_ROOTLESS], indirect=True)
+
+
+def below(root: Path) -> None:
+    (root / "file").write_text("below")
+    (root / ".opq").write_text("below")
+    (root / "directory").mkdir()
+    (root / "directory" / "file").write_text("below")
+
+
+@fuse
+@pytest.mark.parametrize("kind", [stat.S_IFDIR, stat.S_IFREG, stat.S_IFIFO])
+def test_fuse_overlayfs_takes_a_lone_wh_opq_for_a_deletion(saver: Saver, kind: int) -> None:
+    def change(root: Path) -> None:
+        if kind == stat.S_IFDIR:
+            (root / ".wh..opq").mkdir()
+        else:
+            os.mknod(root / ".wh..opq", kind | 0o600)
+
+    saver.overlay.layer(below)
+    saver.overlay.change(change)
+
+    saver.expect_the_same()
+    assert b"file" in saver.overlay.view().entries
+
+
+@fuse
+def test_fuse_overlayfs_believes_an_opaque_marker_of_any_type(saver: Saver) -> None:
+    saver.overlay.layer(below)
+    saver.overlay.change(lambda root: (root / "directory" / "made").touch())
+    saver.overlay.inside(lambda: (saver.overlay.upper / "directory" / ".wh..wh..opq").mkdir())
+
+    saver.expect_the_same()
+    assert b"directory/file" not in saver.overlay.view().entries
+
+
+@fuse
+def test_a_whiteout_of_no_name_is_no_whiteout(saver: Saver) -> None:
+    saver.overlay.layer(below)
+    saver.overlay.change(lambda root: (root / "directory" / "made").touch())
+    saver.overlay.inside(lambda: (saver.overlay.upper / "directory" / ".wh.").touch())
+
+    saver.expect_the_same()
