@@ -15,5 +15,11 @@ PYTHONPATH=. TZ=UTC COLUMNS=80 SOURCE_DATE_EPOCH=1795219200 argparse-manpage \
     --description 'save what a container changed in its overlay mounts' \
     --include man/sections.in --output "$output"
 
+# Each command gets a part of the section on commands; how it is called is in the synopsis.
+sed -i -e '/^\.SH$/ { N; s/\n/ /; }' \
+    -e "s/^\.SH COMMAND .*'\(archive_overlay .*\)'.*/.SS \1/" \
+    -e "/^\.SH OPTIONS .*'archive_overlay .*'/d" \
+    -e '/^usage: archive_overlay /,/^$/d' "$output"
+
 # mandoc does not know a date whose hyphens are escaped.
 sed -i '1s/\\-/-/g' "$output"

@@ -66,7 +66,7 @@ def test_the_page_fits_80_columns(rendered: str) -> None:
 def test_the_page_has_the_sections_that_a_reader_looks_for(rendered: str) -> None:
     sections = [line for line in rendered.splitlines()[1:-1] if line and not line.startswith(" ")]
     assert sections == [
-        *("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "ANNOTATIONS", "METHODS", "EXAMPLES"),
+        *("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "COMMANDS", "ANNOTATIONS", "METHODS", "EXAMPLES"),
         *("EXIT STATUS", "FILES", "SECURITY", "SEE ALSO"),
     ]
 
@@ -78,14 +78,28 @@ def test_the_page_names_every_option(rendered: str) -> None:
     assert [option for option in missing if option not in ("-h", "--help")] == []
 
 
+def test_the_page_explains_every_command_and_its_options(rendered: str) -> None:
+    part = rendered[rendered.index("\nCOMMANDS\n") : rendered.index("\nANNOTATIONS\n")]
+    (commands,) = (action for action in cli.build_parser()._actions if action.dest == "command")
+    assert isinstance(commands.choices, dict)
+    for name, parser in commands.choices.items():
+        explained = part.split(f"\n   archive_overlay {name}\n", 1)[1].split("\n   archive_overlay ", 1)[0]
+        words = [word for action in parser._actions for word in action.option_strings or [action.metavar]]
+        missing = [
+            word for word in words if f"       {word}" not in explained and f", {word}" not in explained
+        ]
+        assert [word for word in missing if word != "--help"] == [], name
+
+
 def test_the_page_explains_every_annotation(rendered: str) -> None:
     assert [key for key in KEYS if f"       {key}=" not in rendered] == []
 
 
-def test_the_page_explains_every_method(rendered: str) -> None:
-    part = rendered[rendered.index("\nMETHODS\n") : rendered.index("\nEXAMPLES\n")]
-    first_words = {line.split()[0] for line in part.splitlines() if line.startswith(" " * 7) and line.strip()}
-    assert [name for name in methods.METHODS if name not in first_words] == []
+def test_the_page_explains_every_method() -> None:
+    part = PAGE.read_text().split("\n.SH METHODS\n", 1)[1].split("\n.SH ", 1)[0]
+    headings = re.findall(r"\.TP\n\.BR? (.*)", part)
+    explained = {name for heading in headings for name in re.findall(r"\w[\w.]*", heading)}
+    assert [name for name in methods.METHODS if name not in explained] == []
 
 
 def test_the_page_explains_every_value_of_if_exists_and_whose_default_it_is() -> None:
@@ -93,5 +107,10 @@ def test_the_page_explains_every_value_of_if_exists_and_whose_default_it_is() ->
     explained = dict(re.findall(r"\.TP\n\.B (\w+)\n(.*?)(?=\.TP|$)", part, re.DOTALL))
     assert set(explained) == set(methods.IF_EXISTS)
     for method in methods.METHODS.values():
-        defaults = [value for value, text in explained.items() if f"default of\n.BR {method.name} " in text]
-        assert defaults == [method.if_exists[0]], method.name
+        defaults = [
+            value
+            for value, text in explained.items()
+            if (named := re.search(r"default of\n\.BR (.*)", text))
+            and method.name in re.findall(r"\w[\w.]*", named[1])
+        ]
+        assert defaults == list(method.if_exists[:1]), method.name
