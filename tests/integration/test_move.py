@@ -560,3 +560,20 @@ def test_another_archive_of_the_same_overlay_has_the_changes_too(small: Saver, o
 
     assert result.status == 0, result.stderr
     assert (names(small.archive), names(copy)) == (["made"], ["made"])
+
+
+def test_a_change_set_is_moved_once(small: Saver) -> None:
+    other, success = small.directory / "other", small.directory / "other success"
+    other.mkdir()
+    (other / "old").touch()
+    success.write_text("of an earlier run")
+    also = hooks.annotations(
+        "other", mount_point="/data", archive_to=other, success=success, method="move", if_exists="replace"
+    )
+
+    result = small.run(also=also)
+
+    assert result.status == 1
+    assert "archive other" in result.only_error()
+    assert (names(small.archive), names(other)) == (["made"], ["old"])
+    assert success.read_text() == "of an earlier run"
