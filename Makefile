@@ -84,7 +84,7 @@ rpm:  ## build dist/*.rpm and its source package from the last commit
 	tools/package.sh rpm
 
 release-check:  ## check that the last commit can be released, and write dist/SHA256SUMS
-	$(PYTHON) -B tools/release_check.py
+	tools/check.sh release-check
 
 clean:  ## remove everything that was built or set up
 	rm -rf dist build .cache .venv .hypothesis *.egg-info

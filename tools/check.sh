@@ -1,5 +1,5 @@
 #!/bin/sh
-# Check and test the project: tools/check.sh [lint|test|man|completions]...
+# Check and test the project: tools/check.sh [lint|test|man|completions|release-check]...
 #
 # The tools come from a virtual environment in .venv that this script makes. Where it cannot (no
 # network), the tools on PATH have to do. What could not run is said at the end; with CI=true it is a
@@ -61,6 +61,7 @@ for what; do
         lint) lint ;;
         test) check pytest ;;
         completions) check python3 tools/completions.py completions ;;
+        release-check) check python3 -B tools/release_check.py ;;
         man) check tools/manpage.sh man/archive_overlay.1 ;;
         *) echo "check.sh: there is no $what" >&2; exit 2 ;;
     esac
