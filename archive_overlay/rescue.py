@@ -91,7 +91,8 @@ class Rescue:
         """Rename the upperdir, and give its new name; None: it is on another file system, or in use."""
         if overlay.dialect is dialect.FUSE_OVERLAYFS or is_mounted(overlay):
             return None
-        directory, upper = os.path.split(overlay.upper)
+        # The engine may have named it by a symbolic link, or with a slash at the end.
+        directory, upper = os.path.split(os.path.realpath(overlay.upper))
         source = os.open(directory, _DIRECTORY)
         try:
             kept = take_free_name(name, lambda new: kernel.rename_new(upper, source, new, parent))
