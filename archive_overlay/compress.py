@@ -368,7 +368,7 @@ def write_all(fd: int, data: bytes | bytearray) -> None:
 def standard_library_zstd() -> Any:
     """Give compression.zstd; None: this Python has none."""
     try:
-        from compression import zstd  # type: ignore[import-not-found, unused-ignore]
+        from compression import zstd  # type: ignore[import-not-found, unused-ignore]  # novm
     except ImportError:  # before Python 3.14
         return None
     return zstd

@@ -575,4 +575,4 @@ def _no_parent(destination: LayoutDestination) -> ArchiveError:
 
 
 def _damaged(reason: str) -> ArchiveError:
-    return ArchiveError(f"the image layout is damaged: {reason}", hint="nothing was written to it")
+    return ArchiveError(f"the image layout is damaged: {reason}")
