@@ -21,8 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support import overlays
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Callable, TypeVar
+
+    T = TypeVar("T")
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -238,6 +243,20 @@ class Engine:
             return self.podman("unshare", *command).stdout
         return self.machine.run(*command, environment=self._environment).stdout
 
+    def inside(self, container: str, function: Callable[[Path], T]) -> T:
+        """Run a function in a process that sees what a running container sees, with all privileges there.
+
+        Args:
+            container: its name.
+            function: called with the container's root directory; see `overlays.Namespace.inside`.
+        """
+        process = self.machine.outside(f"/proc/{self.inspect(container, 'State.Pid')}")
+        root = os.open(process / "root", os.O_PATH)
+        try:
+            return _OfContainer(process).inside(lambda: function(Path(f"/proc/self/fd/{root}")))
+        finally:
+            os.close(root)
+
     def new_directory(self, name: str) -> str:
         """Make an empty directory that belongs to the engine's user."""
         path = f"{self.home}/{name}"
@@ -250,6 +269,29 @@ class Engine:
         # locks the container. This one waits for the lock, and finds nothing left to do or, with --rm,
         # no container.
         self.podman("container", "cleanup", container, check=False)
+
+
+class _OfContainer(overlays.Namespace):
+    """The user namespace of a container's process: without it, nobody reads what rootless FUSE serves.
+
+    Args:
+        process: its directory in a /proc.
+    """
+
+    def __init__(self, process: Path) -> None:
+        self._process = process
+
+    def close(self) -> None:
+        """Leave the namespace to the container."""
+
+    def _enter(self) -> None:
+        namespace = os.open(self._process / "ns/user", os.O_RDONLY)
+        # The one that this process is in already cannot be entered again.
+        if not os.path.samestat(os.fstat(namespace), os.stat("/proc/self/ns/user")):
+            overlays.enter(namespace)
+            os.setgid(0)
+            os.setuid(0)
+        os.umask(0o022)
 
 
 @contextlib.contextmanager

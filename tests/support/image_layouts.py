@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tests.support import tools
+from tests.support.hooks import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,6 +48,11 @@ class Layer:
         """Its entries, in order, with their names as they are stored."""
         with tarfile.open(fileobj=io.BytesIO(self.tar), mode="r:") as opened:
             return opened.getmembers()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the hook says that it wrote it."""
+        return any(key.startswith(PREFIX) for key in self.descriptor.get("annotations") or ())
 
     @property
     def names(self) -> list[str]:
@@ -125,7 +131,7 @@ def expect_whole(layout: Path) -> set[str]:
         image = _image(layout, descriptor)
         used |= {descriptor["digest"], image.manifest["config"]["digest"], *image.digests}
         for layer in image.layers:
-            faults = layer.faults()
+            faults = layer.faults() if layer.is_ours else ()
             assert not faults, "\n".join(faults)
     return {f"sha256:{name}" for name in os.listdir(layout / "blobs/sha256")} - used
 

@@ -155,7 +155,7 @@ class Namespace:
         )
         fds = [(os.open(f"/proc/{self._holder.pid}/ns/{name}", os.O_RDONLY), kind) for name, kind in kinds]
         for fd, kind in fds:
-            _check(_libc.setns(fd, kind), "setns")
+            enter(fd, kind)
             os.close(fd)
         os.chdir("/")
         os.umask(0o022)
@@ -355,6 +355,16 @@ class Overlay:
         work.mkdir()
         yield work
         self.inside(lambda: remove(work))
+
+
+def enter(fd: int, kind: int = 0) -> None:
+    """Enter a namespace.
+
+    Args:
+        fd: file descriptor of the namespace.
+        kind: what it has to be; 0: anything.
+    """
+    _check(_libc.setns(fd, kind), "setns")
 
 
 def escape(path: Path) -> str:
