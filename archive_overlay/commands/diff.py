@@ -299,6 +299,7 @@ def _dialect(marks: str) -> Dialect:
         opaque_attributes=attributes,
         opaque_attribute="",
         whiteout_files=marks in ("fuse", "oci"),
+        escapes=False,
         redirects=dialect.IGNORED,
     )
 

@@ -71,7 +71,8 @@ def read_attributes(
         key = name[len(namespace) :]
         # Since Linux 6.7 the attributes of an overlay within the overlay are escaped by a second
         # "overlay."; they are the container's.
-        if not namespace or (namespace.endswith(".overlay.") and key.startswith("overlay.")):
+        escaped = dialect.escapes and namespace.endswith(".overlay.") and key.startswith("overlay.")
+        if not namespace or escaped:
             attributes[name] = value
         elif name in dialect.opaque_attributes:
             marks.opaque = marks.opaque or value == b"y"

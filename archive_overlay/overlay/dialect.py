@@ -20,11 +20,20 @@ class Dialect:
         opaque_attributes: extended attributes that make a directory opaque when they are "y".
         opaque_attribute: the one that an archive has.
         whiteout_files: whether `.wh.NAME` deletes NAME and `.wh..wh..opq` makes a directory opaque.
+        escapes: whether it escapes the attributes of an overlay within the overlay by a second "overlay.".
         redirects: what it does where a file's data or a directory's contents are said to be in a lower
             layer: FOLLOWED, REFUSED or IGNORED.
     """
 
-    __slots__ = ("name", "namespaces", "opaque_attribute", "opaque_attributes", "redirects", "whiteout_files")
+    __slots__ = (
+        "escapes",
+        "name",
+        "namespaces",
+        "opaque_attribute",
+        "opaque_attributes",
+        "redirects",
+        "whiteout_files",
+    )
 
     def __init__(
         self,
@@ -34,6 +43,7 @@ class Dialect:
         opaque_attributes: tuple[str, ...],
         opaque_attribute: str,
         whiteout_files: bool,
+        escapes: bool,
         redirects: str,
     ) -> None:
         self.name = name
@@ -41,6 +51,7 @@ class Dialect:
         self.opaque_attributes = opaque_attributes
         self.opaque_attribute = opaque_attribute
         self.whiteout_files = whiteout_files
+        self.escapes = escapes
         self.redirects = redirects
 
 
@@ -50,6 +61,7 @@ NATIVE = Dialect(
     opaque_attributes=("trusted.overlay.opaque",),
     opaque_attribute="trusted.overlay.opaque",
     redirects=FOLLOWED,
+    escapes=True,
     whiteout_files=False,
 )
 
@@ -60,6 +72,7 @@ NATIVE_USERXATTR = Dialect(
     opaque_attributes=("user.overlay.opaque",),
     opaque_attribute="user.overlay.opaque",
     redirects=REFUSED,
+    escapes=True,
     whiteout_files=False,
 )
 
@@ -72,6 +85,7 @@ FUSE_OVERLAYFS = Dialect(
     opaque_attributes=("trusted.overlay.opaque", "user.fuseoverlayfs.opaque"),
     opaque_attribute="user.overlay.opaque",
     redirects=IGNORED,
+    escapes=False,
     whiteout_files=True,
 )
 
@@ -82,6 +96,7 @@ RAW = Dialect(
     opaque_attributes=(),
     opaque_attribute="",
     redirects=IGNORED,
+    escapes=False,
     whiteout_files=False,
 )
 

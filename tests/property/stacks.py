@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,17 +17,23 @@ from archive_overlay.log import escape
 from archive_overlay.methods import METHODS
 from tests.integration.conftest import extract
 from tests.property import containers
-from tests.support import hooks, overlays, trees
+from tests.support import hooks, image_layouts, overlays, trees
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Callable, TypeVar
 
     from tests.property.containers import Operation
 
     T = TypeVar("T")
 
-ARCHIVED = ("copy", "tar.gz")
+# All methods but `move`, which takes the upperdir away and so comes last. One of the tars does: which
+# one changes nothing but its compression, and is the example's choice.
+_TARS = tuple(method.name for method in METHODS.values() if method.makes == "file")
+_OTHERS = tuple(method for method in METHODS if method not in (*_TARS, "move"))
+
+
+_MARKS = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "security.fuseoverlayfs.")
 
 
 @dataclass(frozen=True)
@@ -97,12 +103,19 @@ class Example:
         base: what is done to the lowest layer, an ordinary directory.
         lowers: what is done to each lower layer above it, and through which of the stack's mounts.
         changes: what the container does.
+        tar: which of the methods that make a tar.
     """
 
     stack: str
     base: Sequence[Operation]
     lowers: Sequence[tuple[int, Sequence[Operation]]]
     changes: Sequence[Operation]
+    tar: int
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods whose archives are compared."""
+        return (*_OTHERS, _TARS[self.tar % len(_TARS)])
 
 
 class _Here(overlays.Namespace):
@@ -151,34 +164,64 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
         overlay.change(partial(containers.run, operations=operations))
 
     before = trees.traces(overlay.upper)
-    status, log = _run_hook(overlay, directory)
+    failures = _run_hook(overlay, directory, example.methods)
     after = trees.traces(overlay.upper)
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) != after.get(path):
             yield f"{path!r} in the upperdir was not only read: {before.get(path)} != {after.get(path)}"
+    yield from _faults_of_refusals(stack, overlay, failures)
     left = overlay.whole_view()
-    if status != 0:
-        yield from _faults_of_refusal(stack, overlay, log)
-        return
-    if stack.indexed and (elsewhere := _names_elsewhere(overlay, left)):
+    if stack.indexed and not failures and (elsewhere := _names_elsewhere(overlay, left)):
         yield f"saved, although the change set lacks names: {elsewhere}"
         return
     readers = [stack.reader(makers), *_agreeing(stack, overlay)]
-    for method in ARCHIVED:
-        archive = directory / method
-        if METHODS[method].makes == "file":
-            archive = directory / f"{method} extracted"
-            archive.mkdir()
-            extract(directory / method, archive)
-        yield from (f"{method}: {fault}" for fault in _marks(archive, stack))
-        # A tar has no sockets; what is below one then shows.
-        gone = _sockets(left) if METHODS[method].makes == "file" else ()
-        names = trees.names(archive)
-        expected = _less(left, gone).linked_among(names)
-        for flavour in readers:
-            found = _less(overlay.whole_restacked(archive, flavour), gone).linked_among(names)
-            for fault in trees.differences(expected, found):
-                yield f"{method} stacked again as {flavour.name}: {fault}"
+    for method in example.methods:
+        if method not in failures:
+            yield from _faults_of_archive(method, overlay, left, readers)
+    if stack.flavour.program:
+        overlay.mount()
+    failures = _run_hook(overlay, directory, ["move"])
+    if overlay.is_served:
+        overlay.unmount()
+    yield from _faults_of_refusals(stack, overlay, failures)
+    if not failures:
+        yield from _faults_of_archive("move", overlay, left, readers)
+
+
+def _faults_of_archive(
+    method: str, overlay: overlays.Overlay, left: trees.View, readers: Sequence[overlays.Flavour]
+) -> Iterator[str]:
+    is_layer = METHODS[method].makes == "layout"
+    if is_layer and trees.names(overlay.upper) == {trees.TOP}:
+        return  # no layer says that nothing changed
+    archive = _extracted(method, overlay)
+    if method != "move":
+        yield from (f"{method}: {fault}" for fault in _marks(archive, overlay.flavour))
+    # A tar has no sockets; what is below one then shows.
+    gone = () if METHODS[method].makes == "directory" else _sockets(left)
+    names = trees.names(archive)
+    # Nor has a layer what a reader could take for marks of its own overlay.
+    without = _MARKS if is_layer else ()
+    expected = _less(left, gone, without).linked_among(names)
+    for flavour in readers:
+        found = _less(overlay.whole_restacked(archive, flavour), gone, without).linked_among(names)
+        for fault in trees.differences(expected, found):
+            yield f"{method} stacked again as {flavour.name}: {fault}"
+
+
+def _extracted(method: str, overlay: overlays.Overlay) -> Path:
+    """Give an archive as a directory that can be a layer."""
+    archive = overlay.directory.parent / method
+    if METHODS[method].makes == "directory":
+        return archive
+    directory = overlay.directory.parent / f"{method} extracted"
+    directory.mkdir()
+    if METHODS[method].makes == "file":
+        extract(archive, directory)
+        return directory
+    for layer in image_layouts.read(archive).layers:
+        image_layouts.extract(layer, directory, _space(overlay.flavour) + "opaque")
+    return directory
 
 
 def _agreeing(stack: Stack, overlay: overlays.Overlay) -> list[overlays.Flavour]:
@@ -199,17 +242,15 @@ def _sockets(seen: trees.View) -> tuple[bytes, ...]:
     return tuple(path for path, entry in seen.entries.items() if entry.kind == "socket")
 
 
-def _less(seen: trees.View, gone: tuple[bytes, ...]) -> trees.View:
-    """Give the view without some names and all that is below them."""
+def _less(seen: trees.View, gone: tuple[bytes, ...], attributes: tuple[str, ...]) -> trees.View:
+    """Give the view without some names, all that is below them, and attributes with some prefixes."""
     below = tuple(path + b"/" for path in gone)
-    return trees.View(
-        {
-            path: entry
-            for path, entry in seen.entries.items()
-            if path not in gone and not path.startswith(below)
-        },
-        seen.links,
-    )
+    entries = {}
+    for path, entry in seen.entries.items():
+        if path not in gone and not path.startswith(below):
+            kept = tuple(pair for pair in entry.attributes if not pair[0].startswith(attributes))
+            entries[path] = replace(entry, attributes=kept)
+    return trees.View(entries, seen.links)
 
 
 def _sessions(operations: Sequence[Operation]) -> list[list[Operation]]:
@@ -223,40 +264,56 @@ def _sessions(operations: Sequence[Operation]) -> list[list[Operation]]:
     return sessions
 
 
-def _run_hook(overlay: overlays.Overlay, directory: Path) -> tuple[int, str]:
-    """Run the program in a process of its own, with no start of an interpreter, and give its stderr."""
+def _run_hook(overlay: overlays.Overlay, directory: Path, methods: Iterable[str]) -> dict[str, str]:
+    """Run the program in a process of its own, with no start of an interpreter.
+
+    Returns:
+        The errors of the methods that failed.
+    """
     asked: dict[str, str] = {}
-    for number, method in enumerate(ARCHIVED):
-        asked |= hooks.annotations(
-            f"archive{number}", mount_point="/data", method=method, archive_to=directory / method
-        )
-    bundle = hooks.Bundle(directory / "bundle", mounts=[overlay.spec_mount()], annotations=asked)
+    # An archive's name has no dots.
+    names = {method.replace(".", "-"): method for method in methods}
+    for name, method in names.items():
+        asked |= hooks.annotations(name, mount_point="/data", method=method, archive_to=directory / method)
+    mount = overlay.spec_mount()
+    if not overlay.flavour.program:
+        mount["options"] = list(dict.fromkeys([*mount["options"], *overlay.flavour.options]))
+    bundle = hooks.Bundle(directory / "bundle", mounts=[mount], annotations=asked)
     log = directory / "log"
     pid = os.fork()
     if pid == 0:
         status = 70
         try:
             signal.alarm(containers.LONGEST)
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
             status = cli.main(["--log-level=warning", "--no-fsync", "--bundle", str(bundle.directory)])
         finally:
             os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return status, log.read_text(errors="surrogateescape")
+    failures = {}
+    for line in hooks.parse_log(log.read_text(errors="surrogateescape")):
+        if line.level == "error":
+            name = line.message.split(":")[0].split(" ")[-1]
+            failures[names[name]] = line.message
+    assert status == (1 if failures else 0), f"exit status {status}: {failures}"
+    return failures
 
 
-def _faults_of_refusal(stack: Stack, overlay: overlays.Overlay, log: str) -> Iterator[str]:
-    """Nothing is refused but a change set that lacks names, and then the error says which file it is."""
-    errors = [line.message for line in hooks.parse_log(log) if line.level == "error"]
-    if len(errors) != len(ARCHIVED):
-        yield f"{len(ARCHIVED)} requests and {len(errors)} errors: {log}"
+def _faults_of_refusals(
+    stack: Stack, overlay: overlays.Overlay, failures: Mapping[str, str]
+) -> Iterator[str]:
+    """Complain of failures, but for the two that have to be, and then say of what."""
+    inside = [os.fsdecode(name) for name in trees.view(overlay.upper).entries]
     lacking = _linked_elsewhere(overlay) if stack.indexed else []
-    for error in errors:
-        if not any(escape(name) in error for name in lacking):
-            yield f"refused: {error}"
-    for method in ARCHIVED:
-        if os.path.lexists(overlay.directory.parent / method):
-            yield f"refused, but there is an archive by {method}"
+    # A layer of an image has no form for such a name.
+    marks = [f" {name} " for name in inside if os.path.basename(name).startswith(".wh.")]
+    for method, error in failures.items():
+        archive = overlay.directory.parent / method
+        if os.path.lexists(archive) and not (archive.is_dir() and not os.listdir(archive)):
+            yield f"{method} failed, but there is an archive"
+        names = [*lacking, *(marks if method == "oci" else ())]
+        if not any(escape(name) in error for name in names):
+            yield f"{method} failed: {error}"
 
 
 def _linked_elsewhere(overlay: overlays.Overlay) -> list[str]:
@@ -279,10 +336,15 @@ def _names_elsewhere(overlay: overlays.Overlay, left: trees.View) -> list[list[b
     return [sorted(group) for group in left.links if group & inside and group - inside]
 
 
-def _marks(archive: Path, stack: Stack) -> Iterator[str]:
+def _marks(archive: Path, flavour: overlays.Flavour) -> Iterator[str]:
     """Complain of attributes in an archive that would mean something to an overlay."""
     for path, entry in trees.view(archive).entries.items():
         for name, value in entry.attributes:
-            space = next((space for space in stack.flavour.bookkeeping if name.startswith(space)), None)
+            space = next((space for space in flavour.bookkeeping if name.startswith(space)), None)
             if space and name[len(space) :] != "opaque" and not name.startswith(f"{space}overlay."):
                 yield f"{path!r} has {name}={value!r}"
+
+
+def _space(flavour: overlays.Flavour) -> str:
+    """Give the prefix of the attributes by which an archive speaks to an overlay."""
+    return "user.overlay." if flavour.program or "userxattr" in flavour.options else "trusted.overlay."

@@ -24,7 +24,7 @@ _lowers = strategies.lists(strategies.tuples(strategies.integers(0, 2), containe
 
 @pytest.mark.parametrize("name", STACKS)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(base=containers.base, lowers=_lowers, changes=containers.changes)
+@given(base=containers.base, lowers=_lowers, changes=containers.changes, tar=strategies.integers(0, 2))
 def test_archives_stack_again_to_what_the_container_left(
     name: str,
     namespace: Callable[[bool], overlays.Namespace],
@@ -32,10 +32,11 @@ def test_archives_stack_again_to_what_the_container_left(
     base: list[containers.Operation],
     lowers: list[tuple[int, list[containers.Operation]]],
     changes: list[containers.Operation],
+    tar: int,
 ) -> None:
     flavour = STACKS[name].flavour
     overlays.need(flavour)
 
-    faults = faults_of(Example(name, base, lowers, changes), namespace(flavour.rootless), scratch)
+    faults = faults_of(Example(name, base, lowers, changes, tar), namespace(flavour.rootless), scratch)
 
     assert not faults, "\n".join(faults)

@@ -57,3 +57,15 @@ def test_a_whiteout_of_no_name_is_no_whiteout(saver: Saver) -> None:
     saver.overlay.inside(lambda: (saver.overlay.upper / "directory" / ".wh.").touch())
 
     saver.expect_the_same()
+
+
+@fuse
+def test_what_only_the_kernel_escapes_is_no_attribute_under_fuse_overlayfs(saver: Saver) -> None:
+    def forge(root: Path) -> None:
+        (root / "file").write_text("above")
+        os.setxattr(root / "file", "user.overlay.overlay.opaque", b"y")
+
+    saver.overlay.layer(below)
+    saver.overlay.change(forge)
+
+    saver.expect_the_same()
