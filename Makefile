@@ -27,7 +27,7 @@ PROGRAM = dist/archive_overlay.pyz
 BINDIR_FOR_SED = $(subst |,\|,$(subst &,\&,$(subst \,\\,$(BINDIR))))
 
 .DELETE_ON_ERROR:
-.PHONY: all install uninstall test lint man completions bench demo deb rpm release-check clean help FORCE
+.PHONY: all install uninstall test soak lint man completions bench demo deb rpm release-check clean help FORCE
 
 all: $(PROGRAM)  ## build the program into one file
 
@@ -60,6 +60,9 @@ uninstall:  ## remove what install put there
 
 test:  ## check and test everything that this machine can run
 	tools/check.sh lint test
+
+soak:  ## try the oracle with random containers (SECONDS=600, or EXAMPLES of each mount)
+	SOAK_SECONDS='$(SECONDS)' EXAMPLES='$(EXAMPLES)' tools/check.sh soak
 
 lint:  ## check style, types and scripts
 	tools/check.sh lint

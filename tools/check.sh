@@ -1,5 +1,5 @@
 #!/bin/sh
-# Check and test the project: tools/check.sh [lint|test|man|completions|release-check]...
+# Check and test the project: tools/check.sh [lint|test|soak|man|completions|release-check]...
 #
 # The tools come from a virtual environment in .venv that this script makes. Where it cannot (no
 # network), the tools on PATH have to do. What could not run is said at the end; with CI=true it is a
@@ -48,6 +48,19 @@ lint() {
     check shellcheck build.sh tools/*.sh .ci/run
 }
 
+# Try the oracle until the time is up, each round with other examples, or once with as many as asked for.
+soak() {
+    if [ -n "${EXAMPLES:-}" ]; then
+        check pytest -q tests/property
+        return
+    fi
+    export EXAMPLES=100
+    end=$(($(date +%s) + ${SOAK_SECONDS:-600}))
+    while [ -z "$failed$missing" ] && [ "$(date +%s)" -lt "$end" ]; do
+        check pytest -q tests/property
+    done
+}
+
 if set_up; then
     PATH=$PWD/.venv/bin:$PATH
 else
@@ -60,6 +73,7 @@ for what; do
     case $what in
         lint) lint ;;
         test) check pytest ;;
+        soak) soak ;;
         completions) check python3 tools/completions.py completions ;;
         release-check) check python3 -B tools/release_check.py ;;
         man) check tools/manpage.sh man/archive_overlay.1 ;;

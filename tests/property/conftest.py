@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -21,7 +22,9 @@ from tests.integration.conftest import (  # noqa: F401
 
 set_hypothesis_home_dir(Path(__file__).resolve().parents[2] / ".cache" / "hypothesis")
 
+# How many examples of each mount; `make soak` says more.
+EXAMPLES = int(os.environ.get("EXAMPLES") or 60)
+
 # No deadline, for a busy machine is no fault.
-hypothesis.settings.register_profile("default", max_examples=60, deadline=None, print_blob=True)
-hypothesis.settings.register_profile("soak", max_examples=1000, deadline=None, print_blob=True)
-hypothesis.settings.load_profile("default")
+hypothesis.settings.register_profile("oracle", max_examples=EXAMPLES, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("oracle")

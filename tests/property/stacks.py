@@ -303,17 +303,24 @@ def _faults_of_refusals(
     stack: Stack, overlay: overlays.Overlay, failures: Mapping[str, str]
 ) -> Iterator[str]:
     """Complain of failures, but for the two that have to be, and then say of what."""
-    inside = [os.fsdecode(name) for name in trees.view(overlay.upper).entries]
     lacking = _linked_elsewhere(overlay) if stack.indexed else []
-    # A layer of an image has no form for such a name.
-    marks = [f" {name} " for name in inside if os.path.basename(name).startswith(".wh.")]
+    unspeakable = list(_unspeakable(overlay))
     for method, error in failures.items():
         archive = overlay.directory.parent / method
         if os.path.lexists(archive) and not (archive.is_dir() and not os.listdir(archive)):
             yield f"{method} failed, but there is an archive"
-        names = [*lacking, *(marks if method == "oci" else ())]
+        names = [*lacking, *(unspeakable if METHODS[method].makes == "layout" else ())]
         if not any(escape(name) in error for name in names):
             yield f"{method} failed: {error}"
+
+
+def _unspeakable(overlay: overlays.Overlay) -> Iterator[str]:
+    """Give, as errors have them, the names and attributes for which a layer of an image has no form."""
+    for name, entry in trees.view(overlay.upper).entries.items():
+        path = os.fsdecode(name)
+        if os.path.basename(path).startswith(".wh."):
+            yield f"{path} cannot be stored"
+        yield from (f"the attribute {key} of {path}" for key, _ in entry.attributes if "=" in key)
 
 
 def _linked_elsewhere(overlay: overlays.Overlay) -> list[str]:

@@ -1,16 +1,17 @@
 """Whatever a container does, its archive stacked again on the same lower layers is what it left.
 
-This is "The oracle" of docs/design.md, tried with random containers on real mounts. To see a failure again:
-pytest --hypothesis-seed=N, with the number that the failure was reported with. `make soak` tries on.
+This is "The oracle" of docs/design.md, tried with random containers on real mounts. What fails says by which
+seed to see it again. `make soak` tries on.
 """
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies
+from hypothesis import HealthCheck, core, given, seed, settings, strategies
 
 from tests.property import containers
 from tests.property.stacks import STACKS, Example, faults_of
@@ -19,10 +20,13 @@ from tests.support import overlays
 if TYPE_CHECKING:
     from typing import Callable
 
+# Chosen here, so that a failure can name it; --hypothesis-seed chooses for it.
+_seed = random.randrange(2**32) if core.global_force_seed is None else core.global_force_seed
 _lowers = strategies.lists(strategies.tuples(strategies.integers(0, 2), containers.changes), max_size=3)
 
 
 @pytest.mark.parametrize("name", STACKS)
+@seed(_seed)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(base=containers.base, lowers=_lowers, changes=containers.changes, tar=strategies.integers(0, 2))
 def test_archives_stack_again_to_what_the_container_left(
@@ -39,4 +43,4 @@ def test_archives_stack_again_to_what_the_container_left(
 
     faults = faults_of(Example(name, base, lowers, changes, tar), namespace(flavour.rootless), scratch)
 
-    assert not faults, "\n".join(faults)
+    assert not faults, "\n".join([*faults, f"again: pytest --hypothesis-seed={_seed}"])
