@@ -87,12 +87,8 @@ class Marker:
 
 def _create(name: str, directory: int, flush: Flush) -> None:
     try:
-        try:
-            os.close(os.open(name, _CREATE, 0o644, dir_fd=directory))
-        except FileExistsError:
-            # Another run to the same destination has just said the same.
-            if not stat.S_ISREG(os.lstat(name, dir_fd=directory).st_mode):
-                raise
+        while not _created(name, directory):
+            pass  # another run to the same destination has just created it and removed it again
         flush.file(directory)
     except BaseException:
         # What says that it failed, or was interrupted, leaves no marker.
@@ -101,3 +97,15 @@ def _create(name: str, directory: int, flush: Flush) -> None:
         except OSError:
             pass
         raise
+
+
+def _created(name: str, directory: int) -> bool:
+    try:
+        os.close(os.open(name, _CREATE, 0o644, dir_fd=directory))
+    except FileExistsError:
+        try:
+            if not stat.S_ISREG(os.lstat(name, dir_fd=directory).st_mode):
+                raise
+        except FileNotFoundError:
+            return False
+    return True

@@ -205,16 +205,17 @@ class Staging:
 
     def _make(self) -> None:
         while self.directory < 0:
-            name = f"{staging_prefix(self.name)}{os.urandom(_RANDOM_BYTES).hex()}"
-            os.mkdir(name, stat.S_IRWXU, dir_fd=self.parent)
-            self._own_name = name
-            fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.parent)
+            self._own_name = f"{staging_prefix(self.name)}{os.urandom(_RANDOM_BYTES).hex()}"
+            os.mkdir(self._own_name, stat.S_IRWXU, dir_fd=self.parent)
+            # Until it is locked, another run may take it for debris.
+            try:
+                fd = os.open(self._own_name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.parent)
+            except FileNotFoundError:
+                continue
             _forget_inheritance(fd)
-            # Between its making and its locking another run may have taken it for debris.
-            if _lock(fd) is not False and _is_at(fd, name, self.parent):
+            if _lock(fd) is not False and _is_at(fd, self._own_name, self.parent):
                 self.directory = fd
             else:
-                self._own_name = ""
                 os.close(fd)
 
     def _remove_debris(self) -> None:
@@ -258,7 +259,7 @@ class Staging:
                 if self._times:
                     os.utime(self.parent, ns=self._times)
             elif self._own_name:
-                os.rmdir(self._own_name, dir_fd=self.parent)
+                tree.remove(self._own_name, self.parent)
         except OSError as error:
             self._warn(self._own_name, error)
         for fd in (self.directory, self.parent):
