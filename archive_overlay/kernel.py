@@ -14,6 +14,7 @@ import stat
 
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
+# EXDEV comes from an overlay that cannot exchange; where a name is given it is another file system's.
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -48,7 +49,7 @@ def rename_new(name: str, directory: int, new_name: str, new_directory: int) -> 
     try:
         _renameat2(name, directory, new_name, new_directory, _RENAME_NOREPLACE)
     except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
+        if error.errno not in _NOT_SUPPORTED or error.errno == errno.EXDEV:
             raise
         _rename_new_without_the_kernel(name, directory, new_name, new_directory)
 

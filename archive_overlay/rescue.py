@@ -79,13 +79,19 @@ class Rescue:
                 if hurry:
                     raise ArchiveError(f"{overlay.upper} cannot be renamed into {self._directory}")
                 name = self._copy(overlay, _file_name(archive))
-            self._describe(f"{name}.json", parent, overlay, archive, asked, reason)
-            os.fsync(parent)
+            kept = os.path.join(self._directory, name)
+            try:
+                self._describe(f"{name}.json", parent, overlay, archive, asked, reason)
+                os.fsync(parent)
+            except OSError as error:
+                self._log.warning(
+                    f"cannot write {kept}.json, which is to say why there is {kept}: {error.strerror}"
+                )
         except OSError as error:
             fail(f"cannot keep {overlay.upper} in {self._directory}", error)
         finally:
             os.close(parent)
-        return os.path.join(self._directory, name)
+        return kept
 
     def _rename(self, overlay: OverlayMount, name: str, parent: int) -> str | None:
         """Rename the upperdir, and give its new name; None: it is on another file system, or in use."""
@@ -95,9 +101,14 @@ class Rescue:
         directory, upper = os.path.split(os.path.realpath(overlay.upper))
         source = os.open(directory, _DIRECTORY)
         try:
-            kept = take_free_name(name, lambda new: kernel.rename_new(upper, source, new, parent))
-            # The engine deletes what it made, and expects to find it.
-            metadata.make_twin(kept, parent, upper, source)
+            kept = take_free_name(name, lambda new: _rename_new(upper, source, new, parent))
+            try:
+                # The engine deletes what it made, and expects to find it.
+                metadata.make_twin(kept, parent, upper, source)
+            except OSError as error:
+                self._log.warning(
+                    f"cannot make an empty directory in place of {overlay.upper}: {error.strerror}"
+                )
         except OSError as error:
             if error.errno == errno.EXDEV:
                 return None
@@ -117,7 +128,7 @@ class Rescue:
             kernel.sync_file_system(staging.directory)
             return take_free_name(
                 name,
-                lambda new: kernel.rename_new(ARCHIVE, staging.directory, new, staging.parent),
+                lambda new: _rename_new(ARCHIVE, staging.directory, new, staging.parent),
             )
 
     def _describe(
@@ -146,6 +157,16 @@ class Rescue:
             file.write(text + "\n")
             file.flush()
             os.fsync(fd)
+
+
+def _rename_new(name: str, directory: int, new: str, new_directory: int) -> None:
+    """Rename to a name that is not taken, neither for the upperdir nor for its description."""
+    try:
+        os.lstat(f"{new}.json", dir_fd=new_directory)
+    except FileNotFoundError:
+        kernel.rename_new(name, directory, new, new_directory)
+        return
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), f"{new}.json")
 
 
 def _private_directory(name: str, directory: int) -> int:
