@@ -124,6 +124,8 @@ class Place:
         out: the directory of the archive; it has nothing else in it.
         archive: where the archive is asked for.
         success: where its success marker is.
+        scratch: for what is needed on the way.
+        spare_upper: a copy of the upperdir.
     """
 
     def __init__(self, executable: Path, directory: Path, namespace: overlays.Namespace) -> None:
@@ -139,25 +141,34 @@ class Place:
         self._prints: dict[tuple[Case, str], Print] = {}
         self.scratch = directory / "scratch"
         self.scratch.mkdir()
-        self._spare_upper = directory / "spare"
-        copy(self.overlay.upper, self._spare_upper)
+        self.spare_upper = directory / "spare"
+        copy(self.overlay.upper, self.spare_upper)
 
-    def hook(self, case: Case, *arguments: str) -> faults.Hook:
-        """Give the hook that does a case."""
+    def hook(self, case: Case, *arguments: str, **keys: object) -> faults.Hook:
+        """Give the hook that does a case.
+
+        Args:
+            case: what is asked for.
+            arguments: the command line.
+            keys: more annotations, or others, with underscores for dashes.
+        """
         asked = hooks.annotations(
             "data",
-            mount_point="/data",
-            archive_to=self.archive,
-            success=self.success,
-            method=case.method.name,
-            if_exists=case.if_exists,
+            **{
+                "mount_point": "/data",
+                "archive_to": self.archive,
+                "success": self.success,
+                "method": case.method.name,
+                "if_exists": case.if_exists,
+                **keys,
+            },
         )
         bundle = hooks.Bundle(self.scratch / "bundle", mounts=[self.overlay.spec_mount()], annotations=asked)
         return faults.Hook(self._executable, bundle, self.overlay.directory, self.scratch, arguments)
 
-    def run(self, hook: faults.Hook) -> hooks.Result:
+    def run(self, hook: faults.Hook, *arguments: str) -> hooks.Result:
         """Run the hook with nothing in its way."""
-        return hooks.run_hook(hook.bundle, *hook.arguments, executable=hook.executable)
+        return hooks.run_hook(hook.bundle, *hook.arguments, *arguments, executable=hook.executable)
 
     def lay_out(self, case: Case) -> None:
         """Put an old archive at the destination, with its marker and nothing else."""
@@ -171,7 +182,7 @@ class Place:
         """Let an upperdir that was moved away be there again, as a container would that did the same."""
         if not self.overlay.upper.exists() or changed(self.overlay.upper) != self._upper:
             overlays.remove(self.overlay.upper)
-            copy(self._spare_upper, self.overlay.upper)
+            copy(self.spare_upper, self.overlay.upper)
             self._upper = changed(self.overlay.upper)
 
     def learn(self, case: Case) -> None:
@@ -190,7 +201,7 @@ class Place:
         backups = self.backups(case)
         wrong = self._common(case)
         if case.method.name == "move":
-            places = self._places_of_change_set()
+            places = self.places_of_change_set()
             if len(places) != 1:
                 wrong.append(f"the change set is not in one place, but in {places}")
         if case.if_exists == "merge":
@@ -254,7 +265,8 @@ class Place:
         """Give the names of staging directories."""
         return [name for name in os.listdir(self.out) if ".archive_overlay-" in name]
 
-    def _places_of_change_set(self) -> list[Path]:
+    def places_of_change_set(self) -> list[Path]:
+        """Give the places where the change set is, whole."""
         places = [self.overlay.upper, *self.out.iterdir(), *(path / "archive" for path in self.out.iterdir())]
         return [path for path in places if path.is_dir() and fingerprint(path) == self._change_set]
 

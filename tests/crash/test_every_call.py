@@ -50,6 +50,12 @@ def test_a_failure_of_any_call_loses_nothing(places: Places, case: Case) -> None
             wrong += place.judge_complete(case, outcome.stderr)
         elif outcome.status == 1:
             wrong += place.judge(case)
+            if case.method.name == "move" and "cannot read the spec" not in outcome.stderr:
+                wrong += [
+                    f"the change set is in {path}, and the log says {outcome.stderr}"
+                    for path in place.places_of_change_set()
+                    if str(path) not in outcome.stderr
+                ]
             wrong += [f"debris: {name}" for name in place.staging() if name not in outcome.stderr]
             if place.marker() == "new":
                 wrong.append("the marker is there, but the run says that it failed")

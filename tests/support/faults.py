@@ -148,24 +148,30 @@ class Outcome:
         return []
 
 
-def changing_calls(hook: Hook, *, other_threads: bool = False) -> list[Call]:
+def changing_calls(hook: Hook, *, status: int = 0, other_threads: bool = False) -> list[Call]:
     """Run the hook, and give the calls of its work that change something, and the one that ends it.
 
     Args:
         hook: what is run.
+        status: how it ends.
         other_threads: make sure that threads other than the first one change nothing.
     """
     outcome, log = _attached(hook, ("-f",) if other_threads else ())
-    assert outcome.status == 0, outcome.stderr
+    assert outcome.status == status, outcome.stderr
     if other_threads:
         _expect_nothing_changed_by_other_threads(hook, log)
     return [call for call in _calls(hook, log) if call.changes or call.name == "exit_group"]
 
 
-def failing_calls(hook: Hook) -> list[Call]:
-    """Run the hook, and give the calls of its work that can fail."""
+def failing_calls(hook: Hook, *, status: int = 0) -> list[Call]:
+    """Run the hook, and give the calls of its work that can fail.
+
+    Args:
+        hook: what is run.
+        status: how it ends.
+    """
     outcome, log = _started(hook, ("-e", "trace=all"))
-    assert outcome.status == 0, outcome.stderr
+    assert outcome.status == status, outcome.stderr
     calls = list(_calls(hook, log))
     begin = next(index for index, call in enumerate(calls) if "config.json" in call.text)
     # A fault in reading the program itself is nothing that the program can do anything about.
@@ -178,14 +184,15 @@ def failing_calls(hook: Hook) -> list[Call]:
     ]
 
 
-def trace(hook: Hook, *, only: str) -> list[Call]:
+def trace(hook: Hook, *, only: str, options: tuple[str, ...] = ()) -> list[Call]:
     """Run the hook, and give its calls of some kinds.
 
     Args:
         hook: what is run.
         only: names of calls, separated by commas.
+        options: further options of strace.
     """
-    outcome, log = _started(hook, ("-e", f"trace={only}"))
+    outcome, log = _started(hook, ("-e", f"trace={only}", *options))
     assert outcome.status == 0, outcome.stderr
     return list(_calls(hook, log))
 
@@ -398,7 +405,7 @@ def _text(name: str, rest: str) -> str:
     if name in _KEPT_ARGUMENTS:
         arguments = ", ".join(arguments.split(", ")[: _KEPT_ARGUMENTS[name]])
     arguments = re.sub(r"\{.*?\}|/\*.*?\*/|0x[0-9a-f]+", "#", arguments)
-    arguments = re.sub(r"archive_overlay-[0-9a-f]+|(?<=/proc/)[0-9]+|[0-9]{2,}", "#", arguments)
+    arguments = re.sub(r"archive_overlay-[0-9a-f]+|[0-9a-f]{64}|(?<=/proc/)[0-9]+|[0-9]{2,}", "#", arguments)
     return f"{name}({arguments.strip().rstrip(')')})"
 
 
