@@ -1,0 +1,167 @@
+"""Whatever call of a run goes wrong: an image layout has the old revision or the new one, and no lie about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.crash.conftest import below, change, changed
+from tests.support import faults, hooks, image_layouts, overlays, tools
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LAYERS = 2  # of the revision that is there before
+
+
+class Place:
+    """A change set, and a layout to which it is appended again and again.
+
+    Attributes:
+        layout: where the layout is.
+        hook: what appends to it.
+    """
+
+    def __init__(self, executable: Path, directory: Path, namespace: overlays.Namespace, old: bool) -> None:
+        self.overlay = overlays.Overlay(overlays.NATIVE, directory, namespace)
+        self.overlay.layer(below)
+        self.overlay.change(change)
+        self.layout = directory / "layout"
+        self._success = directory / "success"
+        self._template = directory / "template"
+        self._upper = changed(self.overlay.upper)
+        self.old = LAYERS if old else 0
+        if old:
+            image_layouts.put(self._template, "latest", layers=[b"one layer", b"and another one"])
+            image_layouts.put(self._template, "other", layers=[b"a layer of another image"])
+        asked = hooks.annotations(
+            "data", mount_point="/data", method="oci", archive_to=self.layout, success=self._success
+        )
+        scratch = directory / "scratch"
+        scratch.mkdir()
+        bundle = hooks.Bundle(scratch / "bundle", mounts=[self.overlay.spec_mount()], annotations=asked)
+        self.hook = faults.Hook(executable, bundle, directory, scratch)
+
+    def lay_out(self) -> None:
+        """Put the old revision into the layout, with its marker; or nothing."""
+        shutil.rmtree(self.layout, ignore_errors=True)
+        if self.old:
+            shutil.copytree(self._template, self.layout)
+        else:
+            self.layout.mkdir()
+        self._success.write_text("of an earlier run")
+
+    def layers(self) -> int:
+        """Say how many layers the image has; all that belongs to it has to be there."""
+        if not (self.layout / "index.json").exists():
+            return 0
+        image_layouts.expect_whole(self.layout)
+        return len(image_layouts.read(self.layout).layers)
+
+    def judge(self) -> Iterator[str]:
+        """Say what is wrong after a run that came to whatever end."""
+        layers = self.layers()
+        if layers not in (self.old, self.old + 1):
+            yield f"there are {layers} layers"
+        marker = self._success.read_text() if self._success.exists() else None
+        if marker == "" and layers != self.old + 1:
+            yield "the marker is there, and the new revision is not"
+        if marker and layers != self.old:
+            yield "the old marker is there, and the new revision too"
+        if self.old and image_layouts.tags(self.layout).count("other") != 1:
+            yield "another tag is lost"
+        if changed(self.overlay.upper) != self._upper:
+            yield "the upperdir was touched"
+
+    def judge_complete(self) -> Iterator[str]:
+        """Say what is wrong after a run that says that all is well."""
+        yield from self.judge()
+        if self.layers() != self.old + 1:
+            yield "the new revision is not there"
+        if not self._success.exists() or self._success.read_text():
+            yield "there is no marker"
+
+    def strangers(self) -> list[str]:
+        """Give what is in the layout that belongs in none."""
+        return sorted(set(os.listdir(self.layout)) - {"blobs", "index.json", "oci-layout"})
+
+    def run_again(self) -> Iterator[str]:
+        """Say what is wrong after one more run with nothing in its way."""
+        before = self.layers()
+        result = hooks.run_hook(self.hook.bundle, executable=self.hook.executable)
+        if result.status != 0:
+            yield f"the next run fails: {result.stderr}"
+        elif self.layers() != before + 1 or self.strangers():
+            yield f"after the next run there are {self.layers()} layers, not {before + 1}; {self.strangers()}"
+
+
+@pytest.fixture(params=[True, False], ids=["layout", "no-layout"])
+def place(request: pytest.FixtureRequest, executable: Path) -> Iterator[Place]:
+    """Give a place with an old revision, and one without."""
+    tools.need_root()
+    tools.need("strace", "setfacl", "unshare")
+    if not overlays.holds_upperdirs(Path("/dev/shm")):
+        tools.cannot_run("/dev/shm takes no whiteouts and extended attributes")
+    namespace = overlays.Namespace(rootless=False)
+    directory = Path(tempfile.mkdtemp(prefix="archive_overlay-crash-", dir="/dev/shm"))
+    made = Place(executable, directory, namespace, request.param)
+    yield made
+    made.overlay.close()
+    namespace.close()
+
+
+def test_a_kill_at_any_call_leaves_at_most_blobs_that_nothing_refers_to(place: Place) -> None:
+    place.lay_out()
+    calls = faults.changing_calls(place.hook)
+    assert not [*place.judge_complete(), *place.strangers()]
+    complaints = []
+
+    for index, call in enumerate(calls):
+        place.lay_out()
+        outcome = faults.send(place.hook, calls, index, signal.SIGKILL)
+        assert outcome.status == -signal.SIGKILL
+        complaints += [f"killed at {call}: {each}" for each in (*place.judge(), *place.run_again())]
+
+    assert not complaints, "\n".join(complaints)
+
+
+def test_a_failure_of_any_call_leaves_the_old_revision_or_the_new_one(place: Place) -> None:
+    place.lay_out()
+    calls = [call for call in faults.failing_calls(place.hook) if call.changes]
+    assert not [*place.judge_complete(), *place.strangers()]
+    complaints = []
+
+    for call in calls:
+        place.lay_out()
+        outcome = faults.fail(place.hook, call)
+        wrong = [*(place.judge() if outcome.status else place.judge_complete()), *outcome.strange_lines()]
+        if outcome.status not in (0, 1):
+            wrong.append(f"it ended with {outcome}")
+        if place.strangers() and "cannot remove" not in outcome.stderr:
+            wrong.append(f"debris, and no word about it: {place.strangers()}")
+        complaints += [f"{call.error} at {call}: {each}" for each in (*wrong, *place.run_again())]
+
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize("place", [True], ids=["layout"], indirect=True)
+def test_a_signal_at_any_call_leaves_no_debris(place: Place) -> None:
+    place.lay_out()
+    calls = faults.changing_calls(place.hook)[:-1]
+    complaints = []
+
+    for index, call in enumerate(calls):
+        place.lay_out()
+        outcome = faults.send(place.hook, calls, index, signal.SIGTERM)
+        wrong = [*place.judge(), *outcome.strange_lines(), *(f"debris: {name}" for name in place.strangers())]
+        if outcome.status != 128 + signal.SIGTERM:
+            wrong.append(f"it ended with {outcome}")
+        complaints += [f"SIGTERM at {call}: {each}" for each in (*wrong, *place.run_again())]
+
+    assert not complaints, "\n".join(complaints)
