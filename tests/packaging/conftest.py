@@ -24,7 +24,7 @@ TOP = Path(__file__).resolve().parents[2]
 SOURCES = ("archive_overlay", "tools", "hooks.d", "man", "completions", "build.sh", "Makefile", "LICENSE")
 
 # What a release has besides.
-DOCUMENTS = ("README.md", "CHANGELOG.md", "docs", "packaging", "pyproject.toml")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "docs", "packaging", "pyproject.toml", ".gitignore")
 
 # Where the tools are that pytest itself was installed with, shiv among them.
 PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
@@ -140,7 +140,6 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tools.need("git")
     directory = checkout(tmp_path_factory.mktemp("release") / "archive_overlay")
     copy(DOCUMENTS, directory)
-    (directory / ".gitignore").write_text("/dist/\n/.cache/\n")
     commit(directory)
     return directory
 
