@@ -175,9 +175,15 @@ def judge_destination(archive_to: str, *, parent: str, upper: str, places: Place
         places: where it may be.
 
     Raises:
-        ArchiveError: there is something else, the layout is damaged, or a tag is none.
+        ArchiveError: there is something else, the layout is damaged, its path is none that other programs
+            take, or a tag is none.
     """
     path, tag = split_reference(archive_to)
+    if ":" in path:
+        raise ArchiveError(
+            f"archive-to {archive_to} has a colon before its last slash",
+            hint="in a tag no slash is possible, and in the path of a layout no program takes a colon",
+        )
     if parent:
         check_tag(parent)
     path = places.resolve(path, "archive-to")

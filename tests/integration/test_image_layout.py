@@ -100,6 +100,22 @@ def test_a_layout_behind_a_symlink_is_found(small: Saver) -> None:
     assert len(image_layouts.read(small.archive).layers) == 2
 
 
+@pytest.mark.parametrize("name", ["blobs", "blobs/sha256"])
+def test_symlinks_in_a_layout_lead_nowhere(small: Saver, name: str) -> None:
+    stop(small)
+    elsewhere = small.directory / "elsewhere"
+    (small.archive / name).rename(elsewhere)
+    (small.archive / name).symlink_to(elsewhere)
+    before = trees.view(elsewhere)
+    index = (small.archive / "index.json").read_bytes()
+
+    result = small.run()
+
+    assert (result.status, str(small.archive) in result.only_error()) == (1, True)
+    expect_equal(before, trees.view(elsewhere))
+    assert (small.archive / "index.json").read_bytes() == index
+
+
 def test_all_users_can_read_a_layout(small: Saver) -> None:
     stop(small)
 

@@ -551,6 +551,14 @@ def test_what_is_no_tag_is_refused(small: Saver, tag: str) -> None:
     assert os.listdir(small.out) == []
 
 
+@pytest.mark.parametrize("tag", ["localhost/x:1", "a/b"])
+def test_a_tag_with_a_slash_makes_no_layout_elsewhere(small: Saver, tag: str) -> None:
+    result = small.run(archive_to=f"{small.archive}:{tag}")
+
+    assert (result.status, "colon" in result.only_error()) == (1, True)
+    assert os.listdir(small.out) == []
+
+
 @pytest.mark.parametrize("parent", ["-v1", "a/b", "a:b", "\u00fc"])
 def test_a_parent_that_is_no_tag_is_refused(small: Saver, parent: str) -> None:
     stop(small)
