@@ -40,6 +40,7 @@ _TYPE_FLAGS = {
     DIRECTORY: ustar.DIRECTORY,
     FIFO: ustar.FIFO,
 }
+_MOST_ZEROS = 64 * 1024**3
 _SET_USER_ID = 0o4000
 _SET_GROUP_ID = 0o2000
 
@@ -157,7 +158,9 @@ class TarWriter:
     def _add_file(self, change: Change) -> None:
         # In a layer holes are zeros (layer.md, "Sparse files SHOULD NOT be used"): an image with a sparse
         # entry can be pulled by podman, but not pushed or saved again.
-        if change.sparse and self._opaque_attribute:
+        if change.sparse and not self._opaque_attribute:
+            _refuse_endless_zeros(change)
+        elif change.sparse:
             holes = SparseMap(change)
             if holes.stored_size < change.size:
                 self._add_sparse(change, holes)
@@ -278,6 +281,16 @@ class TarWriter:
                 key = key.replace(b"%", b"%25").replace(b"=", b"%3D")
             records[b"SCHILY.xattr." + key] = value
         return records
+
+
+def _refuse_endless_zeros(change: Change) -> None:
+    # A container can make a file with 8 EiB of holes in no time; to write so many zeros takes for ever.
+    holes = change.size - os.fstat(change.fd).st_blocks * 512
+    if holes > _MOST_ZEROS:
+        raise ArchiveError(
+            f"{change.path} cannot be stored: it has {holes} bytes of holes, which OCI layers hold as zeros",
+            hint=f"{_MOST_ZEROS} are possible; the other methods keep holes",
+        )
 
 
 class SparseMap:

@@ -665,3 +665,16 @@ def test_an_empty_change_set_makes_a_branch_of_what_its_parent_is(small: Saver) 
     main, branch = (image_layouts.read(small.archive, tag) for tag in ("main", "branch"))
     assert branch.descriptor["digest"] == main.descriptor["digest"]
     image_layouts.expect_sound(small.archive)
+
+
+def test_more_zeros_than_anybody_can_wait_for_fail_by_name(any_saver: Saver) -> None:
+    def change(root: Path) -> None:
+        (root / "endless").touch()
+        os.truncate(root / "endless", 1 << 42)
+
+    any_saver.overlay.change(change)
+
+    result = any_saver.run(method="oci")
+
+    assert result.status == 1
+    assert "endless cannot be stored: it has 4398046511104 bytes of holes" in result.only_error()
