@@ -48,6 +48,8 @@ class Contenders:
         out: Path | None = None,
         undo: Callable[[], None] | None = None,
         at_most: float | None = None,
+        tag: str = "",
+        parent: str = "",
     ) -> Contender:
         """Give the whole hook, saving an upperdir.
 
@@ -60,6 +62,7 @@ class Contenders:
                 container's state on stdin.
             out: the archive.
             undo, at_most: see `Contender`.
+            tag, parent: of an image layout.
         """
         made = out or self._out()
         directory = self._place / f"bundle{next(self._numbers)}"
@@ -67,7 +70,9 @@ class Contenders:
         mount = hooks.overlay_mount("/data", upper=upper, lowers=[directory], work=directory / "work")
         # Whatever the kernel's defaults are: the upperdir may be moved.
         mount["options"] += ["redirect_dir=off", "metacopy=off"]
-        asked = hooks.annotations("bench", mount_point="/data", archive_to=made, method=method)
+        keys = {"parent": parent} if parent else {}
+        archive_to = f"{made}:{tag}" if tag else made
+        asked = hooks.annotations("bench", mount_point="/data", archive_to=archive_to, method=method, **keys)
         bundle = hooks.Bundle(directory, mounts=[mount], annotations=asked)
         state = directory / "state.json"
         state.write_bytes(bundle.state())

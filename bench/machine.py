@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-_PROGRAMS = ("cp", "tar", "gzip", "pigz", "zstd", "rsync")
+_PROGRAMS = ("cp", "tar", "gzip", "pigz", "zstd", "rsync", "umoci")
 _QUIET = 0.5
 
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import data
+from bench import data, history
 from bench.contenders import AS_MUCH, OURS
 from bench.measure import Contender, race, remove
 from bench.table import Row, judged
@@ -290,6 +290,8 @@ WORKS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "deletions": deletions,
     "growth": growth,
     "memory": memory,
+    "revision": history.revision,
+    "extract": history.extract,
 }
 
 
