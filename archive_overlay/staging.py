@@ -205,15 +205,16 @@ class Staging:
 
     def _make(self) -> None:
         while self.directory < 0:
-            self._own_name = f"{staging_prefix(self.name)}{os.urandom(_RANDOM_BYTES).hex()}"
-            os.mkdir(self._own_name, stat.S_IRWXU, dir_fd=self.parent)
+            name = f"{staging_prefix(self.name)}{os.urandom(_RANDOM_BYTES).hex()}"
+            os.mkdir(name, stat.S_IRWXU, dir_fd=self.parent)
+            self._own_name = name
             # Until it is locked, another run may take it for debris.
             try:
-                fd = os.open(self._own_name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.parent)
+                fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.parent)
             except FileNotFoundError:
                 continue
             _forget_inheritance(fd)
-            if _lock(fd) is not False and _is_at(fd, self._own_name, self.parent):
+            if _lock(fd) is not False and _is_at(fd, name, self.parent):
                 self.directory = fd
             else:
                 os.close(fd)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 # What `move` keeps, and loses where it has to copy.
 _BOOKKEEPING = ("trusted.overlay.impure", "trusted.overlay.origin", "trusted.overlay.uuid")
-# The C library opens a file of its own now and then, when threads allocate memory; then the run is another
-# one than the one that was recorded, and the call that was meant comes later.
+# Not all that a process does is its own doing (the C library's, with threads), so a run may go another way
+# than the one that was recorded; the next one does not.
 ATTEMPTS = 4
 OLD_MARKER = b"of an earlier run"
 

@@ -299,7 +299,9 @@ def test_whatever_call_fails_the_log_says_where_the_changes_are(places: Places) 
         elif (
             "cannot read the spec" not in outcome.stderr  # nobody knows of any archive
             and not call.text.startswith("write(2")  # the log itself
-            and not re.search(f'its changes are (kept )?in {re.escape(str(whole[0]))}[ "]', outcome.stderr)
+            and not re.search(
+                f'(its changes are (kept )?in|the upperdir) {re.escape(str(whole[0]))}[ "]', outcome.stderr
+            )
         ):
             wrong.append(f"the change set is in {whole}, but the log is {outcome.stderr}")
         return [f"{call.error} at {call}: {each}" for each in wrong]

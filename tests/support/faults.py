@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # In namespaces of its own, for the hook reads mountinfo and goes through the processes.
 _ALONE = ("unshare", "--mount", "--pid", "--fork", "--mount-proc")
 
+# When threads allocate memory, the C library opens a file of its own now and then, as chance will have it.
+_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}
+
 # Calls that change something, and what they fail with: names of errors as strace knows them.
 _CHANGING = {
     **dict.fromkeys(("mkdir", "mkdirat", "mknod", "mknodat", "symlink", "symlinkat"), "ENOSPC"),
@@ -52,13 +55,14 @@ _READING = {
 }
 _OPENING = ("open", "openat", "openat2", "creat")
 # What touches nothing but the process itself.
-_PRIVATE = """
+_PRIVATE_NAMES = """
     arch_prctl brk mmap munmap mremap mprotect madvise futex set_tid_address set_robust_list rseq
     prlimit64 getrlimit sysinfo sched_getaffinity sched_yield getrandom umask chdir getcwd
     rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack clone clone3 exit exit_group execve
     getpid gettid getppid getuid geteuid getgid getegid clock_gettime clock_nanosleep
     poll select pselect6 restart_syscall wait4 waitid uname prctl epoll_create1 pipe2 vfork fork kill
     """
+_PRIVATE = frozenset(_PRIVATE_NAMES.split())
 # How many arguments say what is called for; those after them are data and results.
 _KEPT_ARGUMENTS = {
     **dict.fromkeys(("read", "write", "pread64", "pwrite64", "getdents64"), 1),
@@ -70,7 +74,7 @@ _KEPT_ARGUMENTS = {
 _CODE = (".pyz", "/python3")
 
 _THREAD = re.compile(r"(?P<thread>\d+ +|)")  # there with -f only
-_LINE = re.compile(r"(?P<name>\w+)\((?P<rest>.*)")
+_INJECTED = "(INJECTED)"
 _UNFINISHED = " <unfinished ...>"
 # The others are processes: they run programs of their own.
 _NEW_THREAD = re.compile(r"clone3?\(.*CLONE_THREAD.* = (?P<number>\d+)$")
@@ -243,11 +247,7 @@ def fail(hook: Hook, call: Call, *more: str) -> Outcome:
             *("-e", f"inject={call.name}:error={call.error}:when={call.number}", *more),
         ),
     )
-    struck = [
-        each
-        for each, line in _calls_and_lines(hook, log)
-        if line.endswith("(INJECTED)") and each.name == call.name
-    ]
+    struck = [call for call, line in _calls_and_lines(hook, log, only=_INJECTED) if _INJECTED in line]
     if [(each.number, each.text) for each in struck] != [(call.number, call.text)]:
         raise DidNotStrikeError(f"{call.error} did not come at {call}, but at {struck}\n{_last(log)}")
     tried[str(call.error)] = tried.get(str(call.error), 0) + 1
@@ -262,7 +262,7 @@ def _started(hook: Hook, options: tuple[str, ...]) -> tuple[Outcome, list[str]]:
         [*_ALONE, "strace", "-f", "-qq", "-o", log, *options, hook.executable, *hook.arguments],
         input=hook.bundle.state(),
         capture_output=True,
-        env={},
+        env=_ENVIRONMENT,
         cwd=hook.bundle.directory,
         timeout=60,
         check=False,
@@ -284,7 +284,7 @@ def _attached(hook: Hook, options: tuple[str, ...], calls: Sequence[Call] = ()) 
             [*_ALONE, hook.executable, *hook.arguments],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={},
+            env=_ENVIRONMENT,
             cwd=hook.bundle.directory,
         ) as process:
             assert process.stdin
@@ -340,18 +340,23 @@ def _calls(hook: Hook, log: Sequence[str]) -> Iterator[Call]:
     return (call for call, _ in _calls_and_lines(hook, log))
 
 
-def _calls_and_lines(hook: Hook, log: Sequence[str]) -> Iterator[tuple[Call, str]]:
-    """Give the calls of the thread that the hook began with, in their order, and their lines of the log."""
+def _calls_and_lines(hook: Hook, log: Sequence[str], *, only: str = "") -> Iterator[tuple[Call, str]]:
+    """Give the calls of the thread that the hook began with, in their order, and their lines of the log.
+
+    Args:
+        hook: what was run.
+        log: what strace wrote.
+        only: what must be in a line; the others are counted, too.
+    """
     counts: dict[str, int] = {}
     for line in _threads(log)[0]:
-        match = _LINE.match(line)
-        if not match:
-            continue
-        name, rest = match["name"], match["rest"].replace(str(hook.home), "HOME")
-        rest = rest.replace(hook.home.name, "HOME")
-        call = _call(name, rest, counts.get(name, 0) + 1)
-        counts[name] = call.number
-        yield call, line
+        name, bracket, rest = line.partition("(")
+        if not bracket or not name.isidentifier():
+            continue  # a signal, or the end
+        counts[name] = counts.get(name, 0) + 1
+        if only in line:
+            rest = rest.replace(str(hook.home), "HOME").replace(hook.home.name, "HOME")
+            yield _call(name, rest, counts[name]), line
 
 
 def _threads(log: Sequence[str]) -> list[list[str]]:
@@ -395,7 +400,7 @@ def _call(name: str, rest: str, number: int) -> Call:
         return Call(name, number, text, True, _CHANGING[name])
     if name in _READING:
         return Call(name, number, text, False, _READING[name])
-    assert name in _PRIVATE.split(), f"nothing is known of the system call {name}({rest}"
+    assert name in _PRIVATE, f"nothing is known of the system call {name}({rest}"
     return Call(name, number, text, False, None)
 
 
