@@ -91,6 +91,7 @@ class _Work:
         self._interrupted = False
         self._pending: list[tuple[str, Mapping[str, object], ArchiveRequest, methods.Writer]] = []
         self._failures: list[_Failure] = []
+        self._safe = ""  # name of the last archive that is all that it should be
         self._published: dict[str, str] = {}  # destination: name of the archive
         self._gone: dict[str, str] = {}  # upperdir that was renamed: where it is now
 
@@ -116,6 +117,8 @@ class _Work:
                 self._pending.append((name, keys, request, methods.load(request.method, request.compression)))
             except ArchiveError as error:
                 self._failures.append(_Failure(name, keys, str(error)))
+            except Exception as error:  # see below
+                self._failures.append(_Failure(name, keys, _internal(error)))
         # What renames the upperdir comes last, for it leaves nothing to archive for the others.
         self._pending.sort(key=lambda pending: pending[2].method.name == "move")
         while self._pending:
@@ -125,8 +128,11 @@ class _Work:
             except ArchiveError as error:
                 self._failures.append(_Failure(name, keys, str(error)))
             except Exception as error:  # a fault of this program must not cost the other archives
-                reason = f"internal error: {_where(error)}; please report it"
-                self._failures.append(_Failure(name, keys, reason))
+                self._failures.append(_Failure(name, keys, _internal(error)))
+            except Interrupted:
+                if self._safe == name:
+                    del self._pending[0]  # only cleaning up was left
+                raise
             del self._pending[0]
 
     def give_up_all(self, reason: str) -> None:
@@ -228,6 +234,7 @@ class _Work:
                 self._gone[overlay.upper] = destination.path
             if marker:
                 marker.create(self._flush)
+            self._safe = request.name
         self._log.info(
             f"archive {request.name}: saved {tally} of {request.mount_point} to {destination.path} by"
             f" {request.method.name}{f', as {done}' if done else ''} in {time.monotonic() - started:.2f} s"
@@ -299,9 +306,9 @@ class _Tally:
         return f"{entries}, {deletions} and {self.bytes} bytes"
 
 
-def _where(error: Exception) -> str:
+def _internal(error: Exception) -> str:
     place = error.__traceback__
     while place and place.tb_next:
         place = place.tb_next
     where = f" at {place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else ""
-    return f"{type(error).__name__}: {error}{where}"
+    return f"internal error: {type(error).__name__}: {error}{where}; please report it"

@@ -6,9 +6,10 @@ Source: OCI runtime specification, config.md, "Mounts"; proc(5); the mounts that
 from __future__ import annotations
 
 import os
+import stat
 
 from archive_overlay import mountinfo
-from archive_overlay.errors import ArchiveError
+from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.overlay import dialect
 
 TYPE_CHECKING = False
@@ -86,8 +87,14 @@ def find_overlay(spec: Spec, mount_point: str, *, mount_program: str) -> Overlay
         raise ArchiveError(
             f"the upperdir {overlay.upper} of {mount_point} is a relative path, and nobody knows of what"
         )
-    if not os.path.isdir(overlay.upper):
-        raise ArchiveError(f"the upperdir {overlay.upper} of {mount_point} does not exist")
+    try:
+        is_directory = stat.S_ISDIR(os.stat(overlay.upper).st_mode)
+    except FileNotFoundError:
+        raise ArchiveError(f"the upperdir {overlay.upper} of {mount_point} does not exist") from None
+    except OSError as error:
+        fail(f"cannot read the upperdir {overlay.upper} of {mount_point}", error)
+    if not is_directory:
+        raise ArchiveError(f"the upperdir {overlay.upper} of {mount_point} is no directory")
     return overlay
 
 
