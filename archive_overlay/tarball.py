@@ -261,21 +261,22 @@ class TarWriter:
 
     def _attribute_records(self, change: Change, attributes: dict[str, bytes]) -> dict[bytes, bytes]:
         records = {}
+        shown = change.path or "."
         for name, value in attributes.items():
             key = os.fsencode(name)
             if not self._opaque_attribute:
                 if name.startswith(_OVERLAY_ATTRIBUTES) and not name.startswith(_ESCAPED_ATTRIBUTES):
                     self._log.warning(
-                        f"{change.path}: the attribute {name} is left out, because readers of OCI layers act on it"
+                        f"{shown}: the attribute {name} is left out, because readers of OCI layers act on it"
                     )
                     continue
                 if b"=" in key:
                     raise ArchiveError(
-                        f"the attribute {name} of {change.path} cannot be stored: OCI layers have no form for ="
+                        f"the attribute {name} of {shown} cannot be stored: OCI layers have no form for ="
                     )
             elif b"=" in key:
                 self._log.warning(
-                    f"{change.path}: the attribute {name} has = in its name, which not every program that reads"
+                    f"{shown}: the attribute {name} has = in its name, which not every program that reads"
                     " tars restores; GNU tar does"
                 )
                 key = key.replace(b"%", b"%25").replace(b"=", b"%3D")

@@ -69,3 +69,13 @@ def test_what_only_the_kernel_escapes_is_no_attribute_under_fuse_overlayfs(saver
     saver.overlay.change(forge)
 
     saver.expect_the_same()
+
+
+@pytest.mark.parametrize("method", ["oci"])
+def test_an_error_about_the_top_directory_names_it(any_saver: Saver) -> None:
+    any_saver.overlay.change(lambda root: os.setxattr(root, "user.a=b", b"x"))
+
+    result = any_saver.run()
+
+    assert result.status == 1
+    assert "the attribute user.a=b of . cannot be stored" in result.only_error()
