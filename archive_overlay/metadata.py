@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import stat
 
+from archive_overlay.errors import fail
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,14 +39,36 @@ def give(
             given, for chown(2) cannot, and not missed, for such an owner has made it.
 
     Raises:
-        OSError: something cannot be given.
+        ArchiveError: an attribute cannot be given.
+        OSError: something else cannot be given.
     """
     if made_as != (change.uid, change.gid):
         os.chown(file, change.uid, change.gid)
-    for name, value in attributes.items():
-        os.setxattr(file, name, value)
+    give_attributes(file, change, attributes)
     os.chmod(file, change.mode)
     os.utime(file, ns=(change.atime_ns, change.mtime_ns))
+
+
+def give_attributes(file: int | str, change: Change, attributes: Mapping[str, bytes]) -> None:
+    """Give extended attributes to an open file or directory.
+
+    Args:
+        file: see `give`.
+        change: whose they are, for messages.
+        attributes: by their full names.
+
+    Raises:
+        ArchiveError: one cannot be given.
+    """
+    for name, value in attributes.items():
+        try:
+            os.setxattr(file, name, value)
+        except OSError as error:
+            fail(
+                f"cannot give {change.path or '.'} the extended attribute {name}",
+                error,
+                hint="the file system of archive-to must be able to hold it; method tar.gz goes anywhere",
+            )
 
 
 def read(directory: int) -> tuple[os.stat_result, dict[str, bytes]]:

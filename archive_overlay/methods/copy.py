@@ -228,7 +228,6 @@ def _copy_in_kernel(source: int, target: int, most: int) -> int:
 def _give_attributes(change: Change, directory: int) -> None:
     fd = os.open(change.name, _LOOK, dir_fd=directory)
     try:
-        for name, value in change.attributes.items():
-            os.setxattr(f"/proc/self/fd/{fd}", name, value)
+        metadata.give_attributes(f"/proc/self/fd/{fd}", change, change.attributes)
     finally:
         os.close(fd)

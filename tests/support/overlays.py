@@ -391,6 +391,11 @@ def mount_tmpfs(target: Path, options: str) -> None:
     _check(_libc.mount(b"tmpfs", os.fsencode(target), b"tmpfs", 0, options.encode()), "mount tmpfs")
 
 
+def mount_ramfs(target: Path) -> None:
+    """Mount a file system that takes no extended attributes."""
+    _check(_libc.mount(b"ramfs", os.fsencode(target), b"ramfs", 0, None), "mount ramfs")
+
+
 def make_read_only(target: Path) -> None:
     """Let a mounted disk take no more writes."""
     flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY
