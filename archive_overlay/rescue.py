@@ -95,7 +95,7 @@ class Rescue:
 
     def _rename(self, overlay: OverlayMount, name: str, parent: int) -> str | None:
         """Rename the upperdir, and give its new name; None: it is on another file system, or in use."""
-        if overlay.dialect is dialect.FUSE_OVERLAYFS or is_mounted(overlay):
+        if overlay.dialect.whiteout_files or is_mounted(overlay):
             return None
         # The engine may have named it by a symbolic link, or with a slash at the end.
         directory, upper = os.path.split(os.path.realpath(overlay.upper))

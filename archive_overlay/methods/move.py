@@ -12,7 +12,6 @@ import os
 from archive_overlay import metadata
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.methods import copy
-from archive_overlay.overlay import dialect
 from archive_overlay.overlay.locate import is_mounted
 from archive_overlay.staging import ARCHIVE
 
@@ -64,7 +63,7 @@ def write(changes: Iterator[Change], target: Target, log: Log) -> None:
 
 def _obstacle(overlay: OverlayMount, *, may_rename: bool) -> str:
     """Say why the upperdir is not to be renamed; "" if nothing is known against it."""
-    if overlay.dialect is dialect.FUSE_OVERLAYFS:
+    if overlay.dialect.whiteout_files:  # fuse-overlayfs
         return "fuse-overlayfs keeps state in it"
     if overlay.may_refer_to_lowers:
         return "with metacopy, redirect_dir or index it may refer to its lower layers"

@@ -6,10 +6,11 @@ Source: the kernel's Documentation/filesystems/overlayfs.rst; for fuse-overlayfs
 from __future__ import annotations
 
 import os
+import re
 
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.metadata import SELINUX_LABEL
-from archive_overlay.overlay.dialect import BOOKKEEPING, IGNORED, REFUSED
+from archive_overlay.overlay.dialect import BOOKKEEPING, ENGINE_OWNER_ATTRIBUTE, IGNORED, REFUSED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,17 +26,21 @@ class Marks:
         redirect: where in the lower layers its contents are; "" for the same place.
         metacopy: the file's data are in a lower layer.
         other_names: names of the file that are not in the upperdir show its contents too.
+        owner: user id, group id and mode that are the true ones; None: those of the entry itself.
     """
 
-    __slots__ = ("metacopy", "opaque", "other_names", "redirect")
+    __slots__ = ("metacopy", "opaque", "other_names", "owner", "redirect")
 
     def __init__(self) -> None:
         self.opaque = False
         self.redirect = ""
         self.metacopy = False
         self.other_names = False
+        self.owner: tuple[int, int, int] | None = None
 
 
+# The mode is octal, and may have the type in front; what comes after it is for later versions.
+_OWNER = re.compile(rb"\s*([0-9]+):([0-9]+):([0-7]+)(?![0-9])")
 NO_ATTRIBUTES: dict[str, bytes] = {}
 NO_MARKS = Marks()
 
@@ -72,7 +77,11 @@ def read_attributes(
         # Since Linux 6.7 the attributes of an overlay within the overlay are escaped by a second
         # "overlay."; they are the container's.
         escaped = dialect.escapes and namespace.endswith(".overlay.") and key.startswith("overlay.")
-        if not namespace or escaped:
+        if name == dialect.owner_attribute:
+            marks.owner = _owner(value)
+        elif dialect.owner_attribute and name == ENGINE_OWNER_ATTRIBUTE:
+            continue
+        elif not namespace or escaped:
             attributes[name] = value
         elif name in dialect.opaque_attributes:
             marks.opaque = marks.opaque or value == b"y"
@@ -92,6 +101,14 @@ def read_attributes(
                 f"{shown}: the attribute {name} is left out, because it would mean something to an overlay"
             )
     return attributes, marks
+
+
+def _owner(value: bytes) -> tuple[int, int, int] | None:
+    """Read "uid:gid:mode", as fuse-overlayfs 1.10 does; None: it could not."""
+    match = _OWNER.match(value)
+    if not match:
+        return None
+    return int(match[1]), int(match[2]), int(match[3], 8) & 0o7777
 
 
 def _names_elsewhere(nlink: bytes) -> bool:

@@ -267,7 +267,8 @@ class _Reader:
         if self._deletions_first and (level.others or level.whiteouts):
             level.names.sort(key=lambda name: self._is_deletion(level, name))
         self._levels.append(level)
-        return Change(DIRECTORY, prefix, name, status, attributes, opaque=level.opaque or moved)
+        change = Change(DIRECTORY, prefix, name, status, attributes, opaque=level.opaque or moved)
+        return self._with_true_owner(change, marks)
 
     def _translate_whiteout_files(self, level: _Level) -> None:
         """Take the entries out of a listing that only say something of others."""
@@ -306,7 +307,16 @@ class _Reader:
             data = self._lowers.data_of_metacopy(level.node, name, marks.redirect)
             self._close_file()
             fd = self._file = self._lowers.open_to_read(data)
-        return Change(FILE, level.prefix, name, status, attributes, fd=fd)
+        return self._with_true_owner(Change(FILE, level.prefix, name, status, attributes, fd=fd), marks)
+
+    def _with_true_owner(self, change: Change, marks: Marks) -> Change:
+        if self._dialect.owner_attribute:
+            if marks.owner is None:
+                raise ArchiveError(
+                    f"{self._shown(change.path)} has no {self._dialect.owner_attribute} that says whose it is"
+                )
+            change.uid, change.gid, change.mode = marks.owner
+        return change
 
     def _other(self, level: _Level, name: str) -> Change:
         """Give an entry that must not be opened: it is looked at through an O_PATH descriptor."""

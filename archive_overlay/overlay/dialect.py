@@ -21,6 +21,8 @@ class Dialect:
         opaque_attribute: the one that an archive has.
         whiteout_files: whether `.wh.NAME` deletes NAME and `.wh..wh..opq` makes a directory opaque.
         escapes: whether it escapes the attributes of an overlay within the overlay by a second "overlay.".
+        owner_attribute: the one that has the true owner and mode of files and directories, which are then no
+            ordinary attributes of theirs; "" where there is none.
         redirects: what it does where a file's data or a directory's contents are said to be in a lower
             layer: FOLLOWED, REFUSED or IGNORED.
     """
@@ -31,6 +33,7 @@ class Dialect:
         "namespaces",
         "opaque_attribute",
         "opaque_attributes",
+        "owner_attribute",
         "redirects",
         "whiteout_files",
     )
@@ -45,6 +48,7 @@ class Dialect:
         whiteout_files: bool,
         escapes: bool,
         redirects: str,
+        owner_attribute: str = "",
     ) -> None:
         self.name = name
         self.namespaces = namespaces
@@ -53,6 +57,7 @@ class Dialect:
         self.whiteout_files = whiteout_files
         self.escapes = escapes
         self.redirects = redirects
+        self.owner_attribute = owner_attribute
 
 
 NATIVE = Dialect(
@@ -76,18 +81,31 @@ NATIVE_USERXATTR = Dialect(
     whiteout_files=False,
 )
 
+
 # Its own marks are in three namespaces, but user.overlay.* a container can set: it is in `namespaces`,
 # so that it is left out, and not in `opaque_attributes`, so that it is not believed. What the archive
 # has restacks under fuse-overlayfs and under a native userxattr mount alike.
-FUSE_OVERLAYFS = Dialect(
-    name="fuse-overlayfs",
-    namespaces=("trusted.overlay.", "user.fuseoverlayfs.", "security.fuseoverlayfs.", "user.overlay."),
-    opaque_attributes=("trusted.overlay.opaque", "user.fuseoverlayfs.opaque"),
-    opaque_attribute="user.overlay.opaque",
-    redirects=IGNORED,
-    escapes=False,
-    whiteout_files=True,
-)
+def _fuse_overlayfs(owner_attribute: str) -> Dialect:
+    return Dialect(
+        name="fuse-overlayfs",
+        namespaces=("trusted.overlay.", "user.fuseoverlayfs.", "security.fuseoverlayfs.", "user.overlay."),
+        opaque_attributes=("trusted.overlay.opaque", "user.fuseoverlayfs.opaque"),
+        opaque_attribute="user.overlay.opaque",
+        redirects=IGNORED,
+        escapes=False,
+        whiteout_files=True,
+        owner_attribute=owner_attribute,
+    )
+
+
+FUSE_OVERLAYFS = _fuse_overlayfs("")
+# By the value of its mount option xattr_permissions.
+FUSE_OVERLAYFS_WITH_OWNERS = {
+    "1": _fuse_overlayfs("security.fuseoverlayfs.override_stat"),
+    "2": _fuse_overlayfs("user.fuseoverlayfs.override_stat"),
+}
+# With force_mask, engines note so at the top of a layer that its owners are in attributes.
+ENGINE_OWNER_ATTRIBUTE = "user.containers.override_stat"
 
 # No overlay: everything is what it is, the marks too.
 RAW = Dialect(

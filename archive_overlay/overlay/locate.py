@@ -136,6 +136,7 @@ def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> O
     lowers: list[str] = []
     data_lowers: list[str] = []
     userxattr = False
+    permissions = ""
     references: dict[str, str] = {}
     for option in split(",".join(options), ","):
         key, _, value = option.partition("=")
@@ -149,6 +150,8 @@ def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> O
             data_lowers.append(_unescaped(value))
         elif key in _REFERRING:
             references[key] = value
+        elif key == "xattr_permissions":
+            permissions = value
         elif key == "userxattr":
             userxattr = True
     if not upper:
@@ -156,6 +159,8 @@ def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> O
             f"{origin} is an overlay without an upperdir: it is mounted read-only",
             hint="mount it with rw=true (image mounts) or :O (volumes)",
         )
+    if kind is dialect.FUSE_OVERLAYFS:
+        kind = dialect.FUSE_OVERLAYFS_WITH_OWNERS.get(permissions, kind)
     native = dialect.NATIVE_USERXATTR if userxattr else dialect.NATIVE
     return OverlayMount(
         upper=upper,
