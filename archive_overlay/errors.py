@@ -55,3 +55,12 @@ def fail(action: str, error: OSError, *, hint: str = "") -> NoReturn:
         ArchiveError: always, from `error`.
     """
     raise ArchiveError(f"{action}: {error.strerror or error}", hint=hint) from error
+
+
+def internal_error(error: BaseException) -> str:
+    """Say what an exception was that nobody expected, and where it was raised."""
+    place = error.__traceback__
+    while place and place.tb_next:
+        place = place.tb_next
+    where = f" at {place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else ""
+    return f"internal error: {type(error).__name__}: {error}{where}; please report it"

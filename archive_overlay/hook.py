@@ -6,7 +6,7 @@ import time
 
 from archive_overlay import methods, publish, runtime
 from archive_overlay.annotations import PREFIX, Context, group_by_name, parse_request
-from archive_overlay.errors import ArchiveError, HookError, Interrupted
+from archive_overlay.errors import ArchiveError, HookError, Interrupted, internal_error
 from archive_overlay.flush import Never, ToDisk
 from archive_overlay.marker import Marker
 from archive_overlay.metadata import is_twin
@@ -118,7 +118,7 @@ class _Work:
             except ArchiveError as error:
                 self._failures.append(_Failure(name, keys, str(error)))
             except Exception as error:  # see below
-                self._failures.append(_Failure(name, keys, _internal(error)))
+                self._failures.append(_Failure(name, keys, internal_error(error)))
         # What renames the upperdir comes last, for it leaves nothing to archive for the others.
         self._pending.sort(key=lambda pending: pending[2].method.name == "move")
         while self._pending:
@@ -128,7 +128,7 @@ class _Work:
             except ArchiveError as error:
                 self._failures.append(_Failure(name, keys, str(error)))
             except Exception as error:  # a fault of this program must not cost the other archives
-                self._failures.append(_Failure(name, keys, _internal(error)))
+                self._failures.append(_Failure(name, keys, internal_error(error)))
             except Interrupted:
                 if self._safe == name:
                     del self._pending[0]  # only cleaning up was left
@@ -304,11 +304,3 @@ class _Tally:
         entries = "1 entry" if self.entries == 1 else f"{self.entries} entries"
         deletions = "1 deletion" if self.deletions == 1 else f"{self.deletions} deletions"
         return f"{entries}, {deletions} and {self.bytes} bytes"
-
-
-def _internal(error: Exception) -> str:
-    place = error.__traceback__
-    while place and place.tb_next:
-        place = place.tb_next
-    where = f" at {place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else ""
-    return f"internal error: {type(error).__name__}: {error}{where}; please report it"

@@ -1,8 +1,8 @@
-"""Renaming and flushing as the standard library cannot do it.
+"""Renaming, flushing and forking as the standard library cannot do it.
 
 ctypes costs 2 to 3 ms, so this module is imported only by those who need it.
 
-Source: renameat2(2), syncfs(2).
+Source: renameat2(2), syncfs(2), prctl(2).
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import stat
 
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
+_SET_PARENT_DEATH_SIGNAL = 1
 # EXDEV comes from an overlay that cannot exchange; where a name is given it is another file system's.
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
 
@@ -61,6 +63,16 @@ def sync_file_system(fd: int) -> None:
         OSError: something could not be written.
     """
     if _libc.syncfs(fd):
+        _raise()
+
+
+def end_with_parent() -> None:
+    """Let this process be killed when the one that started it ends.
+
+    Raises:
+        OSError: the kernel cannot do this.
+    """
+    if _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0):
         _raise()
 
 

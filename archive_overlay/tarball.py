@@ -93,7 +93,7 @@ class TarWriter:
             self._add_whiteout(change)
         elif kind is DIRECTORY:
             self._add_directory(change)
-        elif change.fd >= 0:
+        elif change.link_to is None and kind is FILE:
             self._add_file(change)
         elif change.link_to is not None:
             link = b"./" + os.fsencode(change.link_to)
@@ -167,17 +167,19 @@ class TarWriter:
                 return
             os.lseek(change.fd, 0, os.SEEK_SET)
         size = change.size
-        self._gathered += self._headers(change, type_flag=ustar.REGULAR, size=size)
+        if change.attributes or self._owner:
+            self._gathered += self._headers(change, type_flag=ustar.REGULAR, size=size)
+        else:
+            name = b"./" + os.fsencode(change.path)
+            self._gathered += ustar.file_headers(
+                name, change.mode, change.uid, change.gid, change.mtime_ns, size
+            )
         if size < _GATHERED:
-            # One byte more than there should be, so that a file that has grown is noticed.
-            data = os.read(change.fd, size + 1)
-            if len(data) != size:
-                raise _changed(change)
-            self._gathered += data
+            self._gathered += change.contents()
         else:
             self._add_data(change, size)
             if os.read(change.fd, 1):
-                raise _changed(change)
+                raise change.changed()
         self._gathered += bytes(-size % ustar.BLOCK)
 
     def _add_sparse(self, change: Change, holes: SparseMap) -> None:
@@ -196,7 +198,7 @@ class TarWriter:
             self._add_data(change, length)
             stored += length
         if stored != holes.data_size or os.fstat(change.fd).st_size != change.size:
-            raise _changed(change)
+            raise change.changed()
         self._gathered += bytes(-stored % ustar.BLOCK)
 
     def _add_data(self, change: Change, size: int) -> None:
@@ -205,7 +207,7 @@ class TarWriter:
         while left:
             data = os.read(change.fd, min(left, _GATHERED))
             if not data:
-                raise _changed(change)
+                raise change.changed()
             left -= len(data)
             self._gathered += data
             if len(self._gathered) >= _GATHERED:
@@ -355,7 +357,3 @@ class SparseMap:
 
 def _map_line(offset: int, length: int) -> bytes:
     return b"%d\n%d\n" % (offset, length)
-
-
-def _changed(change: Change) -> ArchiveError:
-    return ArchiveError(f"{change.path} changed its size while it was read")

@@ -10,6 +10,7 @@ Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Header Block"; fo
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from zlib import adler32
 
 TYPE_CHECKING = False
@@ -35,6 +36,32 @@ _DEVICE_OFFSET = 329
 _NO_DEVICE = (2 * b"0000000\0").ljust(BLOCK - _DEVICE_OFFSET, b"\0")
 _MAGIC = b"ustar\x0000" + bytes(64)  # no names of user and group: they are the host's
 _NO_LINK = bytes(_NAME_SIZE)
+
+
+def file_headers(name: bytes, mode: int, uid: int, gid: int, mtime_ns: int, size: int) -> bytes:
+    """Give what `headers` gives for a regular file without records, in half the time."""
+    seconds, fraction = divmod(mtime_ns, 10**9)
+    if (
+        len(name) > _NAME_SIZE
+        or not name.isascii()
+        or uid > _LARGEST_SHORT
+        or gid > _LARGEST_SHORT
+        or size > _LARGEST_LONG
+        or not _TEN_DIGITS <= seconds <= _LARGEST_LONG
+    ):
+        return headers(
+            name=name, type_flag=REGULAR, mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns, size=size
+        )
+    before = b"%b%b%011o\0%011o\0" % (name.ljust(_NAME_SIZE, b"\0"), _numbers(mode, uid, gid), size, seconds)
+    checksum = (adler32(before) & 0xFFFF) + _FILE_CHECKSUM
+    if fraction:
+        return _FILE_WITH_TIME % (seconds, fraction, before, checksum)
+    return _FILE % (before, checksum)
+
+
+@lru_cache(maxsize=256)
+def _numbers(mode: int, uid: int, gid: int) -> bytes:
+    return b"%07o\0%07o\0%07o\0" % (mode, uid, gid)
 
 
 def headers(
@@ -158,3 +185,8 @@ def _decimal(nanoseconds: int) -> bytes:
 _TEN_DIGITS = 10**9
 _TIME_RECORD = b"30 mtime=%d.%09d\n" + bytes(BLOCK - 30)
 _TIME_HEADER = _extended_header(30)
+# The headers of a regular file that needs nothing else, the same way.
+_AFTER = REGULAR + _NO_LINK + _MAGIC + _NO_DEVICE
+_FILE_CHECKSUM = (adler32(_AFTER) & 0xFFFF) - 2 + 8 * 0x20
+_FILE = b"%b%06o\0 " + _AFTER
+_FILE_WITH_TIME = _TIME_HEADER + _TIME_RECORD + _FILE

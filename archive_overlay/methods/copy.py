@@ -6,7 +6,7 @@ import os
 import stat
 
 from archive_overlay import metadata, sparse
-from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.errors import fail
 from archive_overlay.overlay.changes import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -17,6 +17,7 @@ from archive_overlay.overlay.changes import (
     SYMLINK,
     WHITEOUT,
 )
+from archive_overlay.relay import write_beside
 from archive_overlay.staging import ARCHIVE
 from archive_overlay.tree import Descent, open_beneath
 
@@ -55,6 +56,10 @@ def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
 
 def write(changes: Iterator[Change], target: Target, log: Log) -> None:
     """Write the changes as a directory. See `methods.Writer`."""
+    write_beside(changes, lambda stream: _write(stream, target), jobs=target.jobs)
+
+
+def _write(changes: Iterator[Change], target: Target) -> None:
     writer = _Writer(target)
     change = None
     mask = os.umask(0)  # files are made with the mode that they keep
@@ -175,17 +180,15 @@ def _copy_file(change: Change, directory: int, made_as: tuple[int, int]) -> None
     fd = os.open(change.name, _CREATE, change.mode if plain else _PRIVATE, dir_fd=directory)
     try:
         if change.sparse:
-            copied = _copy_segments(change, fd)
+            if _copy_segments(change, fd) != change.size:
+                raise change.changed()
         elif change.size <= _AT_ONCE:
-            data = os.read(change.fd, change.size + 1)
-            copied = len(data)
+            data = change.contents()
             while data:
                 data = data[os.write(fd, data) :]
-        else:
-            # One byte more than there should be, so that a file that has grown is noticed.
-            copied = _copy_in_kernel(change.fd, fd, change.size + 1)
-        if copied != change.size:
-            raise ArchiveError(f"{change.path} changed its size while it was read")
+        # One byte more than there should be, so that a file that has grown is noticed.
+        elif _copy_in_kernel(change.fd, fd, change.size + 1) != change.size:
+            raise change.changed()
         if not plain:
             metadata.give(fd, change, change.attributes, made_as=made_as)
             return

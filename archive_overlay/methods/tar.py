@@ -6,6 +6,7 @@ import os
 
 from archive_overlay import compress
 from archive_overlay.errors import fail
+from archive_overlay.relay import write_beside
 from archive_overlay.staging import ARCHIVE
 from archive_overlay.tarball import TarWriter
 
@@ -30,6 +31,10 @@ def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
 
 def write(changes: Iterator[Change], target: Target, log: Log) -> None:
     """Write the changes as a tar. See `methods.Writer`."""
+    write_beside(changes, lambda stream: _write(stream, target, log), jobs=target.jobs)
+
+
+def _write(changes: Iterator[Change], target: Target, log: Log) -> None:
     change = None
     try:
         fd = os.open(

@@ -34,6 +34,9 @@ CHARACTER_DEVICE = "character device"
 BLOCK_DEVICE = "block device"
 WHITEOUT = "whiteout"
 
+KINDS = {
+    kind: kind for kind in (DIRECTORY, FILE, SYMLINK, FIFO, SOCKET, CHARACTER_DEVICE, BLOCK_DEVICE, WHITEOUT)
+}
 _KINDS = {
     stat.S_IFDIR: DIRECTORY,
     stat.S_IFREG: FILE,
@@ -64,13 +67,15 @@ class Change:
         target: of a symbolic link.
         link_to: path of an earlier change that is the same file, or None.
         fd: of a file that is no link: open for reading, at the start, until the next change is taken.
-            -1 otherwise.
+            -1 otherwise, and if the data are at hand.
+        data: of a file, all that is in it, if another process has read it already; None otherwise.
         sparse: whether the file may have holes.
     """
 
     __slots__ = (
         "atime_ns",
         "attributes",
+        "data",
         "directory",
         "fd",
         "gid",
@@ -115,6 +120,7 @@ class Change:
         self.target = target
         self.link_to = link_to
         self.fd = fd
+        self.data: bytes | None = None
         # In units of 512 bytes, whatever the block size (stat(2)).
         self.sparse = status.st_blocks * 512 < status.st_size
 
@@ -122,6 +128,23 @@ class Change:
     def path(self) -> str:
         """Path from the root of the change set; "" for the root itself."""
         return self.directory + self.name
+
+    def contents(self) -> bytes:
+        """Give all data of a small file.
+
+        Raises:
+            ArchiveError: they are not as many as they should be.
+            OSError: they cannot be read.
+        """
+        # One byte more than there should be, so that a file that has grown is noticed.
+        data = os.read(self.fd, self.size + 1) if self.data is None else self.data
+        if len(data) != self.size:
+            raise self.changed()
+        return data
+
+    def changed(self) -> ArchiveError:
+        """Make the error that says that a file has not the size that it had."""
+        return ArchiveError(f"{self.path} changed its size while it was read")
 
 
 def changes(
