@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,11 +14,11 @@ import pytest
 
 from tests.e2e.archives import Entry, read_directory, read_tar
 from tests.support import hooks, image_layouts, tools
-from tests.support.engines import HERE, HOOK, IMAGE, IMAGE_ROOT, TOP, Engine
+from tests.support.engines import HERE, HOOK, IMAGE, IMAGE_ROOT, TOP, Engine, wait_until
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from tests.support.engines import Machine
 
@@ -33,9 +32,6 @@ CHANGES = """
     ln -s ../no/where link
     echo changed > changed
 """
-
-# A net for what hangs, in seconds.
-_TIMEOUT = 60
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ address = "{made.home}/socket.ttrpc"
     started = machine.run(
         *("sh", "-ec", 'containerd --config "$0/config.toml" >"$0/log" 2>&1 & echo $!', made.home)
     )
-    _wait(lambda: made.ctr("version", check=False).returncode == 0, "containerd does not come up")
+    wait_until(lambda: made.ctr("version", check=False).returncode == 0, "containerd does not come up")
     podman = Engine(machine, rootless=False, store="native", runtime="runc")
     podman.podman("save", "--quiet", "--format=oci-archive", f"--output={made.home}/image.tar", IMAGE)
     made.ctr("images", "import", f"{made.home}/image.tar")
@@ -178,13 +174,6 @@ class Box:
         return image_layouts.read(self._containerd.machine.outside(f"{self.home}/archives/oci"), "main")
 
 
-def _wait(condition: Callable[[], bool], complaint: str) -> None:
-    deadline = time.monotonic() + _TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline, complaint
-        time.sleep(0.01)
-
-
 def expect_changes(archive: Mapping[str, Entry]) -> None:
     """Compare an archive with what `CHANGES` does."""
     assert sorted(archive) == [".", "changed", "deleted", "link", "replaced"]
@@ -256,7 +245,7 @@ def test_the_archive_is_made_when_the_task_is_deleted_and_not_before(containerd:
     box.ask("/tree", "copy")
 
     box.run(CHANGES, "--detach")
-    _wait(lambda: box.status() == "STOPPED", "the container does not stop")
+    wait_until(lambda: box.status() == "STOPPED", "the container does not stop")
     assert box.archives() == []
 
     containerd.ctr("tasks", "delete", box.name)
@@ -270,11 +259,11 @@ def test_a_container_whose_shim_was_killed_is_saved(containerd: Containerd) -> N
     box.ask("/tree", "copy")
     box.run(f"{CHANGES}\ntouch /tree/ready; exec sleep infinity", "--detach")
     upper = f"{box.home}/upper"
-    _wait(lambda: "ready" in containerd.machine.run("ls", upper).stdout, "the container does not start")
+    wait_until(lambda: "ready" in containerd.machine.run("ls", upper).stdout, "the container does not start")
 
     shim = containerd.machine.run("pgrep", "-fx", f"/usr/bin/containerd-shim-runc-v2 .* -id {box.name} .*")
     containerd.machine.run("kill", "-KILL", *shim.stdout.split())
-    _wait(lambda: "copy.success" in box.archives(), "nobody runs the hook")
+    wait_until(lambda: "copy.success" in box.archives(), "nobody runs the hook")
 
     archive = dict(box.copied())
     assert archive.pop("ready").kind == "file"

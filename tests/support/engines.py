@@ -294,6 +294,20 @@ class _OfContainer(overlays.Namespace):
         os.umask(0o022)
 
 
+def wait_until(condition: Callable[[], bool], complaint: str) -> None:
+    """Wait for what another process does.
+
+    Args:
+        condition: what has to come true.
+        complaint: what fails the test if it does not.
+    """
+    deadline = time.monotonic() + _TIMEOUT
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(complaint)
+        time.sleep(0.01)
+
+
 @contextlib.contextmanager
 def machine(executable: Path) -> Iterator[Machine]:
     """Set a machine up, with the hook installed, and take it away again with all that happened on it.
