@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.e2e.archives import Entry, read_directory, read_tar
 from tests.support import hooks, image_layouts, tools
+from tests.support.containerd import PROGRAMS, running
 from tests.support.engines import HERE, HOOK, IMAGE, IMAGE_ROOT, TOP, Engine, wait_until
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator, Mapping
 
+    from tests.support.containerd import Containerd
     from tests.support.engines import Machine
-
-PROGRAMS = ("containerd", "ctr", "containerd-shim-runc-v2")
 
 CHANGES = """
     cd /tree
@@ -32,40 +31,6 @@ CHANGES = """
     ln -s ../no/where link
     echo changed > changed
 """
-
-
-@dataclass(frozen=True)
-class Containerd:
-    """A containerd of the test's own.
-
-    Attributes:
-        machine: where it runs.
-        home: a directory with all that belongs to it.
-    """
-
-    machine: Machine
-    home: str
-
-    def ctr(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run its client; see `Machine.run`."""
-        return self.machine.run("ctr", "--address", f"{self.home}/socket", *arguments, check=check)
-
-    def log(self) -> str:
-        """Give what the daemon has said."""
-        return self.machine.outside(f"{self.home}/log").read_text()
-
-    def snapshot(self, name: str) -> str:
-        """Mount a writable snapshot of the image.
-
-        Returns:
-            Where it is mounted.
-        """
-        mount_point = f"{self.home}/mounted-{name}"
-        self.machine.run("mkdir", mount_point)
-        parent = re.findall(r"^(sha256:\S+)", self.ctr("snapshots", "list").stdout, re.MULTILINE)
-        self.ctr("snapshots", "prepare", name, *parent)
-        self.machine.run("sh", "-ec", self.ctr("snapshots", "mounts", mount_point, name).stdout)
-        return mount_point
 
 
 @pytest.fixture
@@ -78,28 +43,10 @@ def containerd(request: pytest.FixtureRequest) -> Containerd:
 
 @pytest.fixture(scope="module")
 def daemon(machine: Machine) -> Iterator[Containerd]:
-    """Start the daemon, with its directories where nobody else's are, and import the image."""
-    made = Containerd(machine, f"{HERE}/containerd")
-    machine.run("mkdir", made.home)
-    machine.outside(f"{made.home}/config.toml").write_text(f"""\
-version = 2
-root = "{made.home}/root"
-state = "{made.home}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-address = "{made.home}/socket"
-[ttrpc]
-address = "{made.home}/socket.ttrpc"
-""")
-    started = machine.run(
-        *("sh", "-ec", 'containerd --config "$0/config.toml" >"$0/log" 2>&1 & echo $!', made.home)
-    )
-    wait_until(lambda: made.ctr("version", check=False).returncode == 0, "containerd does not come up")
-    podman = Engine(machine, rootless=False, store="native", runtime="runc")
-    podman.podman("save", "--quiet", "--format=oci-archive", f"--output={made.home}/image.tar", IMAGE)
-    made.ctr("images", "import", f"{made.home}/image.tar")
-    yield made
-    machine.run("kill", started.stdout.strip())
+    """Start the daemon without what Kubernetes needs of it."""
+    disabled = 'disabled_plugins = ["io.containerd.grpc.v1.cri"]'
+    with running(machine, f"{HERE}/containerd", namespace="default", configuration=disabled) as started:
+        yield started
 
 
 class Box:
@@ -293,26 +240,11 @@ def wrapper(containerd: Containerd) -> str:
         (TOP / "docs/engines.md").read_text(),
         re.MULTILINE,
     )
-    path, runc = f"{containerd.home}/runc-with-hook", f"{containerd.home}/runc"
-    for name, text in (
-        (path, re.sub("^    ", "", script, flags=re.MULTILINE)),
-        # The machine's control groups cannot do what containerd asks for by default.
-        (runc, _RUNC_WITHOUT_LIMITS),
-    ):
-        text = text.replace("/usr/sbin/runc", runc).replace("/usr/bin/archive_overlay", HOOK)
-        containerd.machine.outside(name).write_text(text)
-        containerd.machine.outside(name).chmod(0o755)
+    path = f"{containerd.home}/runc-with-hook"
+    text = re.sub("^    ", "", script, flags=re.MULTILINE)
+    text = text.replace("/usr/sbin/runc", containerd.runc).replace("/usr/bin/archive_overlay", HOOK)
+    containerd.write_program(path, text)
     return path
-
-
-_RUNC_WITHOUT_LIMITS = """\
-#!/bin/sh
-for argument; do
-    [ "$previous" != --bundle ] || sed -i 's/"cpu": *{"shares": *[0-9]*}/"cpu": {}/' "$argument/config.json"
-    previous=$argument
-done
-exec runc "$@"
-"""
 
 
 def test_the_documented_wrapper_saves_the_root_file_system_of_a_container(
