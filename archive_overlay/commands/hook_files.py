@@ -200,15 +200,9 @@ def read_hook_files(directories: Iterable[str]) -> HookFiles:
                 continue
             if not os.path.exists(hook.program):
                 if hook.is_meant_for_us:
-                    findings.append(
-                        Finding(
-                            PROBLEM,
-                            "hook",
-                            f"{path} is passed over: there is no {hook.program}",
-                            "install the program there, or correct hook.path",
-                            path,
-                        )
-                    )
+                    found = f"{path} is passed over: there is no {hook.program}"
+                    advice = "install the program there, or correct hook.path"
+                    findings.append(Finding(WARNING, "hook", found, advice, path))
                 continue  # so it takes no other file's place either
             if (hidden := by_name.get(name)) and (hidden.is_meant_for_us or hook.is_meant_for_us):
                 findings.append(Finding(NOTE, "hook", f"{path} takes the place of {hidden.path}", "", path))

@@ -281,8 +281,12 @@ def test_arguments_that_the_program_understands(site: Site, arguments: list[str]
 
 def test_a_program_that_is_not_there_is_passed_over(site: Site) -> None:
     site.hook(path=str(site.directory / "missing"))
-    (found, *_) = stops(site.about("hook"))
-    assert "is passed over: there is no" in found
+
+    passed_over, none = site.about("hook")
+
+    assert passed_over.status == "warning"
+    assert "is passed over: there is no" in passed_over.found
+    assert (none.status, none.advice) == ("problem", "see above")
 
 
 def test_a_program_that_is_not_executable(site: Site) -> None:
