@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tests.support.engines import Machine
 
-PROGRAMS = ("containerd", "ctr", "containerd-shim-runc-v2")
+PROGRAMS = ("containerd", "ctr", "containerd-shim-runc-v2", "pgrep")
 
 # The image of the container that keeps a pod's namespaces.
 PAUSE = "localhost/pause:1"
