@@ -71,17 +71,21 @@ def check(here: Host, directories: Directories) -> tuple[list[Finding], list[Hoo
     files = hook_files.read_hook_files(directories.read)
     findings += files.findings
     hooks: list[HookFile] = []
+    failing = False
     asked: list[tuple[HookFile, argparse.Namespace]] = []
     for hook in files.in_force:
         if not (hook.is_meant_for_us or (here.program and _is_this(hook, here))):
             continue
         found, arguments = _judge_hook(hook, here)
         findings += found
-        if not any(finding.status == PROBLEM for finding in found) and _is_this(hook, here):
+        if any(finding.status == PROBLEM for finding in found):
+            failing = True
+        elif _is_this(hook, here):
             hooks.append(hook)
         if arguments:
             asked.append((hook, arguments))
-    findings += _judge_number(hooks, directories, any(finding.topic == "hook" for finding in findings))
+    if hooks or not failing:
+        findings += _judge_number(hooks, directories, any(finding.topic == "hook" for finding in findings))
     for hook, arguments in asked:
         findings += _judge_policy(hook, arguments, here)
     findings += _judge_logs([arguments for _, arguments in asked], here)
@@ -134,11 +138,10 @@ def _judge_hook(hook: HookFile, here: Host) -> tuple[list[Finding], argparse.Nam
     elif not os.path.isfile(hook.program) or not host.may(hook.program, os.X_OK):
         found(PROBLEM, f"runs {hook.program}, which is no executable file", f"chmod 0755 {hook.program}")
     elif not _is_this(hook, here):
-        found(
-            WARNING,
-            f"runs {hook.program}, which is another file than {here.program}",
-            f"ask that one: {hook.program} check; or install this one in its place",
-        )
+        advice = "install this one in its place, or correct hook.path"
+        if os.path.basename(hook.program).startswith("archive_overlay"):
+            advice += f"; or ask that one: {hook.program} check"
+        found(WARNING, f"runs {hook.program}, which is another file than {here.program}", advice)
     try:
         arguments = understood(hook.arguments)
     except ValueError as error:

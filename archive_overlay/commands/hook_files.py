@@ -258,24 +258,24 @@ def judge_when(hook: HookFile) -> tuple[str, list[Finding]]:
                 Finding(
                     WARNING,
                     "hook",
-                    f"{hook.path} runs only for containers with an annotation that matches {pattern!r}, and none"
+                    f'{hook.path} runs only for containers with an annotation that matches "{pattern}", and none'
                     f" of an archive called {_SAMPLE} does",
                     "see that this is what is wanted",
                     hook.path,
                 )
             )
         elif compiled is None:
-            conditions.append(f"an annotation that matches {pattern!r}")
+            conditions.append(f'an annotation that matches "{pattern}"')
         elif len(matching) == 1:
             keys.append(matching[0])
         if value not in _ANY_VALUE:
-            conditions.append(f"a value that matches {value!r}")
+            conditions.append(f'a value that matches "{value}"')
     if keys:
         conditions.insert(
             0, f"the annotations {' and '.join(keys)}" if len(keys) > 1 else f"the annotation {keys[0]}"
         )
     if commands := when.get("commands"):
-        conditions.append(f"a command that matches {' or '.join(map(repr, commands))}")
+        conditions.append("a command that matches " + " or ".join(f'"{command}"' for command in commands))
     if when.get("hasBindMounts"):
         conditions.append("a volume")
     if when.get("always") is False:
@@ -412,7 +412,7 @@ def _compiled(pattern: str) -> re.Pattern[str] | None:
     except re.error as error:
         if error.msg.startswith(("bad escape", "global flags")):
             return None
-        raise UnreadableError(f"{pattern!r} is no regular expression: {error.msg}") from error
+        raise UnreadableError(f'"{pattern}" is no regular expression: {error.msg}') from error
 
 
 def _expect(condition: bool, otherwise: str) -> None:

@@ -152,8 +152,8 @@ def test_without_any_configuration_nothing_is_archived(site: Site) -> None:
         ({"when": {"always": "yes"}}, "when.always is neither"),
         ({"when": {"annotations": ["a"]}}, "when.annotations are no patterns"),
         ({"when": {"annotations": {"a": 1}}}, "when.annotations are no patterns"),
-        ({"when": {"annotations": {"(": ""}}}, "'(' is no regular expression"),
-        ({"when": {"commands": ["["]}}, "'[' is no regular expression"),
+        ({"when": {"annotations": {"(": ""}}}, '"(" is no regular expression'),
+        ({"when": {"commands": ["["]}}, '"[" is no regular expression'),
     ],
 )
 def test_a_file_that_is_refused_stops_all_containers(
@@ -203,13 +203,13 @@ def test_a_hook_that_runs_for_no_container(site: Site, when: object, reason: str
     ("when", "whom"),
     [
         ({"always": True}, "every container"),
-        ({"annotations": ANNOTATIONS, "commands": ["^/bin/sh$"]}, "a command that matches '^/bin/sh$'"),
+        ({"annotations": ANNOTATIONS, "commands": ["^/bin/sh$"]}, 'a command that matches "^/bin/sh$"'),
         ({"annotations": ANNOTATIONS, "hasBindMounts": True}, "a volume"),
         (
             {"annotations": {f"{PREFIX}archive-to$": "^/srv/"}},
             "the annotation archive-to, a value that matches",
         ),
-        ({"annotations": {r"archive-overlay\.\w+\.\pL+": ""}}, r"matches 'archive-overlay\\.\\w+\\.\\pL+'"),
+        ({"annotations": {r"archive-overlay\.\w+\.\pL+": ""}}, r'matches "archive-overlay\.\w+\.\pL+"'),
     ],
 )
 def test_the_containers_that_a_hook_runs_for(site: Site, when: object, whom: str) -> None:
