@@ -8,17 +8,18 @@ import os
 from contextlib import redirect_stderr, redirect_stdout
 
 from archive_overlay import __version__, cli
-from archive_overlay.commands import Output, hook_files, host
+from archive_overlay.commands import Output, access, hook_files, hooks_dirs, host
 from archive_overlay.commands.findings import NOTE, OK, PROBLEM, WARNING, Finding
 from archive_overlay.log import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
-    from typing import Any, Callable
+    from collections.abc import Sequence
+    from typing import Any
 
-    from archive_overlay.commands.hook_files import Directories, HookFile
+    from archive_overlay.commands.hook_files import HookFile
+    from archive_overlay.commands.hooks_dirs import Directories
     from archive_overlay.commands.host import Host
     from archive_overlay.log import Log
 
@@ -38,11 +39,11 @@ def run(options: argparse.Namespace, log: Log) -> int:
         0: nothing stops archives; 1: something does.
     """
     here = host.this_host()
-    directories = hook_files.find_directories(
+    directories = hooks_dirs.find_directories(
         options.hooks_dir,
         configurations=here.configurations,
         rootless=here.rootless,
-        parse=_toml_parser(),
+        parse=hooks_dirs.toml_parser(),
     )
     findings, hooks = check(here, directories)
     problems = sum(finding.status == PROBLEM for finding in findings)
@@ -135,7 +136,7 @@ def _judge_hook(hook: HookFile, here: Host) -> tuple[list[Finding], argparse.Nam
 
     if not os.path.isabs(hook.program):
         found(PROBLEM, f"names {hook.program}, which is no absolute path", "name the program by one")
-    elif not os.path.isfile(hook.program) or not host.may(hook.program, os.X_OK):
+    elif not os.path.isfile(hook.program) or not access.may(hook.program, os.X_OK):
         found(PROBLEM, f"runs {hook.program}, which is no executable file", f"chmod 0755 {hook.program}")
     elif not _is_this(hook, here):
         advice = "install this one in its place, or correct hook.path"
@@ -154,7 +155,7 @@ def _judge_hook(hook: HookFile, here: Host) -> tuple[list[Finding], argparse.Nam
             f"has the engine kill the hook after {hook.timeout} s, whatever is not saved by then",
             "leave hook.timeout out",
         )
-    if writers := host.judge_writers("hook", hook.path, here):
+    if writers := access.judge_writers("hook", hook.path, user=here.user):
         findings.append(writers)
     if all(finding.status in (OK, NOTE) for finding in findings):
         found(OK, f"runs {hook.program} for {whom}", "")
@@ -162,7 +163,7 @@ def _judge_hook(hook: HookFile, here: Host) -> tuple[list[Finding], argparse.Nam
 
 
 def _is_this(hook: HookFile, here: Host) -> bool:
-    return here.program is None or host.is_same_file(hook.program, here.program)
+    return here.program is None or access.is_same_file(hook.program, here.program)
 
 
 def _judge_number(hooks: list[HookFile], directories: Directories, said_why: bool) -> list[Finding]:
@@ -196,9 +197,9 @@ def _judge_policy(hook: HookFile, arguments: argparse.Namespace, here: Host) -> 
             )
         )
     findings.append(Finding(OK, "policy", _limits(arguments), "", hook.path))
-    findings += [host.judge_directory(path, "--allow-archive-to", made=False) for path in allowed]
+    findings += [access.judge_directory(path, "--allow-archive-to", made=False) for path in allowed]
     if arguments.rescue_dir:
-        findings.append(host.judge_directory(arguments.rescue_dir, "--rescue-dir", made=True))
+        findings.append(access.judge_directory(arguments.rescue_dir, "--rescue-dir", made=True))
     return findings
 
 
@@ -219,7 +220,7 @@ def _limits(arguments: argparse.Namespace) -> str:
 def _judge_logs(asked: list[argparse.Namespace], here: Host) -> list[Finding]:
     syslog = any(arguments.syslog for arguments in asked)
     files = sorted({arguments.log_file for arguments in asked if arguments.log_file})
-    findings = [host.judge_log_file(path) for path in files]
+    findings = [access.judge_log_file(path) for path in files]
     findings.append(host.judge_syslog(here, wanted=syslog))
     if asked and not syslog and not files:
         findings.append(
@@ -231,15 +232,6 @@ def _judge_logs(asked: list[argparse.Namespace], here: Host) -> list[Finding]:
             )
         )
     return findings
-
-
-def _toml_parser() -> Callable[[str], Mapping[str, Any]] | None:
-    try:
-        import tomllib  # type: ignore[import-not-found, unused-ignore]  # novm
-    except ImportError:  # before Python 3.11
-        return None
-    parse: Callable[[str], Mapping[str, Any]] = tomllib.loads
-    return parse
 
 
 def _line(finding: Finding, *, terminal: bool) -> str:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 OK = "ok"
 NOTE = "note"  # good to know, and nothing is wrong
 WARNING = "warning"  # archives are made, but not all of them, or not as somebody may expect
@@ -27,3 +31,8 @@ class Finding:
     found: str
     advice: str = ""
     path: str | None = None
+
+
+def listed(words: Sequence[str]) -> str:
+    """Give words as a sentence has them."""
+    return " and ".join(words)

@@ -1,7 +1,6 @@
-"""The hook configurations of a host: where engines look for them, and what is in them.
+"""The hook configurations of a host, and what is in them.
 
-Source: oci-hooks(5), containers.conf(5). What podman refuses, passes over and takes as its default was seen
-with podman 4.3.
+Source: oci-hooks(5). What podman refuses and passes over was seen with podman 4.3.
 """
 
 from __future__ import annotations
@@ -13,15 +12,12 @@ import warnings
 from dataclasses import dataclass, field
 
 from archive_overlay.annotations import KEYS, PREFIX
-from archive_overlay.commands.findings import NOTE, OK, PROBLEM, WARNING, Finding
+from archive_overlay.commands.findings import NOTE, PROBLEM, WARNING, Finding, listed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from typing import Any, Callable
-
-DEFAULT_DIRECTORY = "/usr/share/containers/oci/hooks.d"
-OVERRIDE_DIRECTORY = "/etc/containers/oci/hooks.d"
+    from collections.abc import Iterable, Mapping
+    from typing import Any
 
 _VERSION = "1.0.0"
 _OLD_VERSIONS = ("", "0.1.0")
@@ -37,19 +33,6 @@ _SAMPLE = "data"  # an archive's name
 
 class UnreadableError(Exception):
     """A file cannot be read, or does not mean anything."""
-
-
-@dataclass(frozen=True)
-class Directories:
-    """Where the engine looks for hook configurations.
-
-    Attributes:
-        read: absolute paths, the last one first in rank.
-        findings: how that is known.
-    """
-
-    read: tuple[str, ...]
-    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
@@ -90,75 +73,6 @@ class HookFiles:
 
     in_force: tuple[HookFile, ...]
     findings: tuple[Finding, ...]
-
-
-def find_directories(
-    given: Sequence[str],
-    *,
-    configurations: Iterable[str],
-    default: str = DEFAULT_DIRECTORY,
-    override: str = OVERRIDE_DIRECTORY,
-    rootless: bool,
-    parse: Callable[[str], Mapping[str, Any]] | None,
-) -> Directories:
-    """Find out which directories the engine reads.
-
-    Args:
-        given: directories of the command line; they settle it.
-        configurations: paths of containers.conf files, the last one first in rank; they need not exist.
-        default: what podman reads if none of them says anything.
-        override: what many expect it to read.
-        rootless: whether the engine runs as an ordinary user.
-        parse: makes an object of TOML, or raises ValueError; None: this Python cannot.
-    """
-    if given:
-        read = tuple(os.path.abspath(directory) for directory in given)
-        return Directories(read, (Finding(OK, "hooks-dir", f"{_listed(read)}, as given by --hooks-dir"),))
-    findings = []
-    configured: tuple[list[str], str] | None = None
-    append = False
-    for path in configurations:
-        try:
-            value = _hooks_dir(path, parse)
-        except UnreadableError as error:
-            findings.append(
-                Finding(
-                    PROBLEM if parse and isinstance(error.__cause__, ValueError) else WARNING,
-                    "hooks-dir",
-                    f"what {path} says is not known: {error}",
-                    "say which directories podman reads with --hooks-dir",
-                    path,
-                )
-            )
-            continue
-        if value is None:
-            continue
-        for item in value:
-            if isinstance(item, dict) and isinstance(item.get("append"), bool):
-                append = item["append"]  # for what comes after, too
-        before = configured[0] if configured else [default]
-        names = [item for item in value if isinstance(item, str)]
-        configured = ([*before, *names] if append else names, path)
-    if configured:
-        read, source = tuple(configured[0]), configured[1]
-        findings.append(
-            Finding(OK, "hooks-dir", f"podman reads {_listed(read)}, as {source} says", "", source)
-        )
-    else:
-        read = (default,)
-        findings.append(_by_default(default, rootless=rootless))
-    if override not in read and any(_of_ours_in(override)):
-        findings.append(
-            Finding(
-                WARNING,
-                "hooks-dir",
-                f"podman does not read {override}, and the options in {_listed(_of_ours_in(override))} are not"
-                " in force",
-                f'under [engine] in containers.conf, put hooks_dir = ["{default}", "{override}"]',
-                override,
-            )
-        )
-    return Directories(read, tuple(findings))
 
 
 def read_hook_files(directories: Iterable[str]) -> HookFiles:
@@ -210,13 +124,23 @@ def read_hook_files(directories: Iterable[str]) -> HookFiles:
     return HookFiles(tuple(by_name.values()), tuple(findings))
 
 
+def of_ours_in(directory: str) -> list[str]:
+    """Give the paths of the configurations in a directory that are meant for this program."""
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError:
+        return []
+    paths = [os.path.join(directory, name) for name in names if name.endswith(".json")]
+    return [path for path in paths if (hook := _read_or_none(path)) and hook.is_meant_for_us]
+
+
 def judge_stages(hook: HookFile) -> Finding | None:
     """Say what is wrong with the times at which a hook runs."""
     if _STAGE not in hook.stages:
         return Finding(
             PROBLEM,
             "hook",
-            f"{hook.path} runs at {_listed(hook.stages) or 'no stage'}, not when a container has stopped",
+            f"{hook.path} runs at {listed(hook.stages) or 'no stage'}, not when a container has stopped",
             'put "stages": ["poststop"]',
             hook.path,
         )
@@ -224,7 +148,7 @@ def judge_stages(hook: HookFile) -> Finding | None:
         return Finding(
             WARNING,
             "hook",
-            f"{hook.path} runs at {_listed(others)} too, when there is nothing to archive",
+            f"{hook.path} runs at {listed(others)} too, when there is nothing to archive",
             'put "stages": ["poststop"]',
             hook.path,
         )
@@ -288,57 +212,6 @@ def judge_when(hook: HookFile) -> tuple[str, list[Finding]]:
     return whom, findings
 
 
-def _by_default(default: str, *, rootless: bool) -> Finding:
-    found = f"no containers.conf has hooks_dir, so podman reads {default}"
-    if not rootless:
-        return Finding(OK, "hooks-dir", found, "", default)
-    return Finding(
-        NOTE,
-        "hooks-dir",
-        f"{found} if it is a release that does so for ordinary users; others read nothing, and say nothing",
-        f'to be sure, put hooks_dir = ["{default}"] under [engine] in ~/.config/containers/containers.conf',
-        default,
-    )
-
-
-def _hooks_dir(path: str, parse: Callable[[str], Mapping[str, Any]] | None) -> list[object] | None:
-    """Give what a containers.conf says about directories of hooks; None: nothing.
-
-    Raises:
-        UnreadableError: nobody can say.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise UnreadableError(error.strerror) from error
-    except UnicodeDecodeError as error:
-        raise UnreadableError("it is not UTF-8") from error
-    if parse is None:
-        if any("hooks_dir" in line for line in text.splitlines() if not line.lstrip().startswith("#")):
-            raise UnreadableError("it has hooks_dir, and this Python cannot read TOML (3.11 can)")
-        return None
-    try:
-        engine = parse(text).get("engine")
-    except ValueError as error:
-        raise UnreadableError(f"it is no TOML, and podman does not start with it: {error}") from error
-    value = engine.get("hooks_dir") if isinstance(engine, dict) else None
-    if value is not None and not isinstance(value, list):
-        raise UnreadableError("its hooks_dir is no list, and podman does not start with it") from ValueError()
-    return value
-
-
-def _of_ours_in(directory: str) -> list[str]:
-    try:
-        names = sorted(os.listdir(directory))
-    except OSError:
-        return []
-    paths = [os.path.join(directory, name) for name in names if name.endswith(".json")]
-    return [path for path in paths if (hook := _read_or_none(path)) and hook.is_meant_for_us]
-
-
 def _read_or_none(path: str) -> HookFile | None:
     try:
         return _read(path)
@@ -354,7 +227,7 @@ def _read(path: str) -> HookFile | None:
         UnreadableError: engines refuse it.
     """
     try:
-        with open(path, "rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             content = json.loads(file.read())
     except FileNotFoundError:
         raise
@@ -375,7 +248,7 @@ def _read(path: str) -> HookFile | None:
     _expect(timeout is None or isinstance(timeout, int), "its hook.timeout is no number")
     _expect(_are_strings(stages), "its stages are no list of strings")
     unknown = [stage for stage in stages if stage not in _STAGES]
-    _expect(not unknown, f"there is no stage {_listed(unknown)}")
+    _expect(not unknown, f"there is no stage {listed(unknown)}")
     _expect(isinstance(when, dict), "its when is no object")
     annotations, commands = when.get("annotations") or {}, when.get("commands") or []
     _expect(
@@ -422,7 +295,3 @@ def _expect(condition: bool, otherwise: str) -> None:
 
 def _are_strings(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(words)

@@ -1,7 +1,4 @@
-"""This host, as far as archives depend on it: the program's file, Python, kernel, tools and directories.
-
-Nothing is written, not even for a try.
-"""
+"""This host, as far as archives depend on it: the program's file, Python, kernel and tools."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ import zipfile
 from dataclasses import dataclass
 
 from archive_overlay import __version__, compress
-from archive_overlay.commands import human_size
+from archive_overlay.commands.access import judge_writers, may
 from archive_overlay.commands.findings import NOTE, OK, PROBLEM, WARNING, Finding
 from archive_overlay.errors import ArchiveError
 
@@ -39,7 +36,6 @@ _ON_PARAMETERS = {
     ),
 }
 _FIRST_FOR_USERS = (5, 11)  # the first kernel on which ordinary users mount overlays
-_PERMISSIONS = 0o7777
 
 
 @dataclass(frozen=True)
@@ -100,32 +96,12 @@ def judge_program(host: Host) -> list[Finding]:
     except OSError as error:
         reason = f"cannot look at {path}: {error.strerror}"
         return [Finding(PROBLEM, "program", reason, "install it anew", path)]
-    findings = [found] if (found := judge_writers("program", path, host)) else []
+    findings = [found] if (found := judge_writers("program", path, user=host.user)) else []
     if not may(path, os.X_OK):
         findings.append(Finding(PROBLEM, "program", f"{path} is not executable", f"chmod 0755 {path}", path))
     return findings or [
         Finding(OK, "program", f"{path} is version {__version__}, mode {mode:04o}", "", path),
     ]
-
-
-def judge_writers(topic: str, path: str, host: Host) -> Finding | None:
-    """Say who else may change a file that decides what the engine runs; None: nobody."""
-    for each in (path, os.path.dirname(os.path.realpath(path))):
-        try:
-            status = os.stat(each)
-        except OSError:
-            continue  # said elsewhere
-        who = advice = ""
-        if status.st_uid not in (0, host.user, os.geteuid()):
-            who, advice = f"user {_user_name(status.st_uid)}", f"chown root {each}"
-        elif status.st_mode & stat.S_IWOTH and not (
-            stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
-        ):
-            who, advice = "everybody", f"chmod o-w {each}"
-        if who:
-            found = f"{who} may write to {each}, and so choose what runs with the rights of the engine"
-            return Finding(WARNING, topic, found, advice, each)
-    return None
 
 
 def judge_python(host: Host) -> list[Finding]:
@@ -282,91 +258,6 @@ def judge_syslog(host: Host, *, wanted: bool) -> Finding:
     return Finding(NOTE, "log", f"--syslog would say nothing to anybody: {reason}", "", path)
 
 
-def judge_log_file(path: str) -> Finding:
-    """Say whether the hook can write its log; if it cannot, it goes on without."""
-    advice = "the hook goes on without it; name a file that can be written"
-    if not os.path.isabs(path):
-        found = f"--log-file {path} is relative, but a hook runs in any directory"
-        return Finding(WARNING, "log", found, "name it by an absolute path", path)
-    directory = os.path.dirname(path)
-    if os.path.isdir(path):
-        return Finding(WARNING, "log", f"--log-file {path} is a directory", advice, path)
-    if os.path.exists(path):
-        reason = "" if may(path, os.W_OK) else f"{path} cannot be written"
-    else:
-        reason = _why_not_in(directory)
-    if reason:
-        return Finding(WARNING, "log", f"--log-file: {reason}", advice, path)
-    return Finding(OK, "log", f"messages are appended to {path}", "", path)
-
-
-def judge_directory(path: str, option: str, *, made: bool) -> Finding:
-    """Say whether the hook can write into a directory.
-
-    Args:
-        path: of the directory.
-        option: that names it.
-        made: whether the hook makes it if it is not there.
-    """
-    if made and not os.path.lexists(path):
-        above = os.path.dirname(path)
-        while not os.path.lexists(above):
-            above = os.path.dirname(above)
-        if reason := _why_not_in(above):
-            found = f"{option} {path} does not exist, and cannot be made: {reason}"
-            return Finding(PROBLEM, "destination", found, f"mkdir -p {path}", path)
-        return Finding(OK, "destination", f"{option} {path} is made when it is needed", "", path)
-    if reason := _why_not_in(path):
-        advice = f"mkdir -p {path}" if not os.path.lexists(path) else "name a directory that can be written"
-        return Finding(PROBLEM, "destination", f"{option}: {reason}", advice, path)
-    status, room = os.stat(path), os.statvfs(path)
-    free = f"{human_size(room.f_bavail * room.f_frsize)} free"
-    if status.st_mode & stat.S_IWOTH:
-        mode = stat.S_IMODE(status.st_mode) & _PERMISSIONS
-        return Finding(
-            WARNING,
-            "destination",
-            f"{option} {path} can be written by everybody (mode {mode:04o}), {free}",
-            f"chmod o-w {path}",
-            path,
-        )
-    return Finding(OK, "destination", f"{option} {path} can be written, {free}", "", path)
-
-
-def may(path: str, access: int) -> bool:
-    """Say whether this process may do something with a file, by its effective user."""
-    return os.access(path, access, effective_ids=os.access in os.supports_effective_ids)
-
-
-def is_same_file(path: str, other: str) -> bool:
-    """Say whether two files are one, or have the same content."""
-    try:
-        one, two = os.stat(path), os.stat(other)
-        if (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino):
-            return True
-        if one.st_size != two.st_size or not stat.S_ISREG(one.st_mode) or not stat.S_ISREG(two.st_mode):
-            return False
-        with open(path, "rb") as first, open(other, "rb") as second:
-            return first.read() == second.read()
-    except OSError:
-        return False
-
-
-def _why_not_in(directory: str) -> str:
-    """Say why nothing can be made in a directory; "" if it can."""
-    try:
-        status = os.stat(directory)
-    except OSError as error:
-        return f"{directory}: {error.strerror}"
-    if not stat.S_ISDIR(status.st_mode):
-        return f"{directory} is no directory"
-    if os.statvfs(directory).f_flag & os.ST_RDONLY:
-        return f"{directory} is on a file system that is mounted read-only"
-    if not may(directory, os.W_OK | os.X_OK):
-        return f"{directory} cannot be written by {_user_name(os.geteuid())}"
-    return ""
-
-
 def _lists_overlay(path: str) -> bool:
     try:
         with open(path, encoding="ascii", errors="replace") as file:
@@ -451,10 +342,3 @@ def _with_drop_ins(path: str) -> list[str]:
     except OSError:
         names = []
     return [path, *(os.path.join(f"{path}.d", name) for name in names)]
-
-
-def _user_name(user: int) -> str:
-    try:
-        return pwd.getpwuid(user).pw_name
-    except KeyError:
-        return str(user)

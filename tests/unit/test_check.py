@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from archive_overlay import compress
-from archive_overlay.commands import check, hook_files, host
+from archive_overlay.commands import access, check, hooks_dirs, host
 from archive_overlay.commands.findings import Finding
 
 TOP = Path(__file__).resolve().parents[2]
@@ -70,7 +70,7 @@ class Site:
     def check(self, *more: Path) -> list[Finding]:
         """Check the host, with these directories of hooks after its own one."""
         read = (str(self.hooks), *map(str, more))
-        findings, hooks = check.check(self.host, hook_files.Directories(read, ()))
+        findings, hooks = check.check(self.host, hooks_dirs.Directories(read, ()))
         self.found_hooks = [hook.path for hook in hooks]
         return findings
 
@@ -279,6 +279,11 @@ def test_arguments_that_the_program_understands(site: Site, arguments: list[str]
     assert statuses(site.about("hook")) == ["ok"]
 
 
+def test_a_configuration_that_is_a_pipe(site: Site) -> None:
+    os.mkfifo(site.hooks / "pipe.json")
+    assert "pipe.json is refused" in stops(site.about("hook"))[0]
+
+
 def test_a_program_that_is_not_there_is_passed_over(site: Site) -> None:
     site.hook(path=str(site.directory / "missing"))
 
@@ -371,15 +376,15 @@ def test_a_configuration_that_everybody_may_change(site: Site) -> None:
 
 def directories(
     site: Site, *, given: tuple[str, ...] = (), rootless: bool = False, toml: bool = True
-) -> hook_files.Directories:
+) -> hooks_dirs.Directories:
     names = [site.conf, site.directory / "50.conf", site.directory / "60.conf"]
-    return hook_files.find_directories(
+    return hooks_dirs.find_directories(
         given,
         configurations=[str(path) for path in names],
         default="/default",
         override=str(site.directory / "override"),
         rootless=rootless,
-        parse=check._toml_parser() if toml else None,
+        parse=hooks_dirs.toml_parser() if toml else None,
     )
 
 
@@ -680,7 +685,7 @@ def test_a_log_file(site: Site, name: str, status: str) -> None:
 
 
 def test_a_log_file_that_is_somewhere_else_each_time(site: Site) -> None:
-    assert host.judge_log_file("log").status == "warning"
+    assert access.judge_log_file("log").status == "warning"
 
 
 # Policy and directories
