@@ -16,6 +16,7 @@ import pytest
 from archive_overlay import compress
 from archive_overlay.commands import access, check, hooks_dirs, host
 from archive_overlay.commands.findings import Finding
+from tests.support import tools
 
 TOP = Path(__file__).resolve().parents[2]
 PREFIX = r"^com\.launchplatform\.oci-hooks\.archive-overlay\.[^.]+\."
@@ -237,6 +238,11 @@ def test_stages_without_poststop(site: Site) -> None:
 
     site.hook(stages=[])
     assert "runs at no stage" in stops(site.about("hook"))[0]
+
+
+def test_a_fault_is_said_once(site: Site) -> None:
+    site.hook(stages=["prestart"])
+    assert statuses(site.about("hook")) == ["problem"]
 
 
 def test_stages_besides_poststop(site: Site) -> None:
@@ -511,6 +517,17 @@ def test_a_program_that_everybody_may_change(site: Site) -> None:
 def test_a_directory_in_which_everybody_may_replace_the_program(site: Site, mode: int, status: str) -> None:
     site.directory.chmod(mode)
     assert only(site.about("program")).status == status
+
+
+def test_a_program_that_is_somebody_else_s(site: Site) -> None:
+    tools.need_root()
+    os.chown(site.program, 61_234, 0)
+    finding = only(site.about("program"))
+    assert (finding.status, finding.advice) == ("warning", f"chown root {site.program}")
+
+    # Who checks what that user's engine runs finds nothing wrong with it.
+    site.host = replace(site.host, user=61_234)
+    assert only(site.about("program")).status == "ok"
 
 
 def test_a_program_that_is_not_installed(site: Site) -> None:
