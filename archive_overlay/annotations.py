@@ -164,26 +164,27 @@ def parse_request(name: str, keys: Mapping[str, object], context: Context, log: 
     for key, value in keys.items():
         if not isinstance(value, str):
             raise ArchiveError(f"{key} must be a string")
-        texts[key] = value
-    method = _method(texts.get("method") or "copy")
+        if value:  # what is empty is not there: templates leave it so
+            texts[key] = value
+    method = _method(texts.get("method", "copy"))
     values = {"{id}": context.id, "{name}": name, "{timestamp}": context.timestamp}
     for key in _METHOD_KEYS:
         if key in texts and key not in method.keys:
             log.warning(f"archive {name}: {key} is ignored, because it means nothing to method {method.name}")
             del texts[key]
-    compression = _compression(texts.get("compression") or method.compression)
+    compression = _compression(texts.get("compression", method.compression))
     return ArchiveRequest(
         name=name,
         mount_point=normal_destination(texts["mount-point"]),
         archive_to=_path(texts["archive-to"], "archive-to", values),
-        success=_path(texts["success"], "success", values) if texts.get("success") else None,
+        success=_path(texts["success"], "success", values) if "success" in texts else None,
         method=method,
-        if_exists=_if_exists(texts.get("if-exists") or "", method),
+        if_exists=_if_exists(texts.get("if-exists", ""), method),
         owner=_owner(texts["tar-content-owner"], name, log) if "tar-content-owner" in texts else None,
         compression=compression,
-        level=_level(texts.get("compression-level") or "", compression),
-        whiteouts=_whiteouts(texts.get("whiteouts") or "overlay"),
-        parent=texts.get("parent") or "",
+        level=_level(texts.get("compression-level", ""), compression),
+        whiteouts=_whiteouts(texts.get("whiteouts", "overlay")),
+        parent=texts.get("parent", ""),
     )
 
 

@@ -237,7 +237,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         title="commands",
         dest="command",
         metavar="COMMAND",
-        description="For people, who look at what was saved:",
+        description="For people, who look at what was saved, or at what is set up:",
     )
 
     def add(name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -310,6 +310,27 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="do not wait until the directory is on disk",
     )
+
+    command = add(
+        "check",
+        "say whether this host is set up",
+        "Say whether this host is set up, one line for each finding: ok, note, warning, or problem, which stops\n"
+        "archives. Nothing is written. Run it as root, or rootless as the user whose containers it is about.",
+        "  archive_overlay check\n"
+        "  archive_overlay check --json\n"
+        "  archive_overlay check --hooks-dir /etc/containers/oci/hooks.d",
+    )
+    command.add_argument(
+        "--hooks-dir",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help=(
+            "look for hook configurations in this directory; of several, later ones go before (default: those that"
+            " podman reads, as containers.conf says)"
+        ),
+    )
+    command.add_argument("--json", action="store_true", help="write JSON, for programs")
 
 
 def _add_form(command: argparse.ArgumentParser) -> None:

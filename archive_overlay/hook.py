@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from archive_overlay.annotations import ArchiveRequest
+    from archive_overlay.append import LayoutDestination
     from archive_overlay.cli import Settings
     from archive_overlay.flush import Flush
-    from archive_overlay.image_layout import LayoutDestination
     from archive_overlay.log import Log
     from archive_overlay.overlay.changes import Change
     from archive_overlay.overlay.locate import OverlayMount
@@ -246,10 +246,10 @@ class _Work:
 
     def _judge_destination(self, request: ArchiveRequest, upper: str) -> Destination | LayoutDestination:
         if request.method.makes == "layout":
-            from archive_overlay import image_layout
+            from archive_overlay import append
 
-            return image_layout.judge_destination(
-                request.archive_to, parent=request.parent, upper=upper, places=self._places
+            return append.judge_destination(
+                request.archive_to, parent=request.parent, upper=upper, places=self._places, log=self._log
             )
         destination = publish.judge_destination(
             request.archive_to,

@@ -26,8 +26,8 @@ class Marker:
         places: where it may be.
 
     Raises:
-        ArchiveError: something that is no file is there, the archive is, it is in the upperdir, or that
-            is no place for it.
+        ArchiveError: something that is no file is there, it is the archive or in it, it is in the upperdir,
+            or that is no place for it.
     """
 
     def __init__(self, success: str, *, archive_to: str, upper: str, places: Places) -> None:
@@ -36,6 +36,12 @@ class Marker:
         if path == archive_to or archive_to.startswith(path + "/"):
             raise ArchiveError(
                 f"success {path} is where the archive goes", hint="give the marker a path of its own"
+            )
+        # In there the container chooses what has the marker's name, and where links on the way to it lead.
+        if path.startswith(archive_to + "/") or _leads_through(archive_to, os.path.dirname(success)):
+            raise ArchiveError(
+                f"success {success} is in the archive {archive_to}",
+                hint="give the marker a path outside of it",
             )
         keep_apart("success", path, upper)
         try:
@@ -83,6 +89,14 @@ class Marker:
                 os.close(fd)
         except OSError as error:
             fail(f"the archive is complete, but its success marker {self._path} cannot be created", error)
+
+
+def _leads_through(place: str, path: str) -> bool:
+    while path != "/":
+        if os.path.realpath(path) == place:
+            return True
+        path = os.path.dirname(path)
+    return False
 
 
 def _create(name: str, directory: int, flush: Flush) -> None:

@@ -7,7 +7,9 @@ not lead it elsewhere.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
 from archive_overlay.errors import ArchiveError, fail
 
@@ -15,8 +17,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from archive_overlay.flush import Flush
 
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_SHARED = stat.S_ISVTX | stat.S_IWOTH  # a directory like /tmp
+_MOST_LINKS = 40  # as the kernel has it, path_resolution(7)
 
 
 class Places:
@@ -30,7 +35,7 @@ class Places:
         self._allowed = tuple(os.path.realpath(directory) for directory in allowed)
 
     def resolve(self, path: str, label: str) -> str:
-        """Resolve symbolic links, but only those that the kernel follows for this process as well.
+        """Resolve symbolic links, but not those that others put into a directory that everybody may write to.
 
         Args:
             path: absolute; its end need not exist.
@@ -40,12 +45,10 @@ class Places:
             ArchiveError: the path leads nowhere, or to a place that is not allowed.
         """
         try:
-            os.stat(path)  # fails where fs.protected_symlinks forbids following
-        except FileNotFoundError:
-            pass
+            _expect_reachable(path)
+            resolved = _resolved(path)
         except OSError as error:
             fail(f"cannot look at {label} {path}", error)
-        resolved = os.path.realpath(path)
         if self._allowed and not self._base(resolved):
             where = f"{path}, which is {resolved}," if resolved != path else path
             raise ArchiveError(
@@ -108,6 +111,67 @@ class Places:
             return os.open(".", _DIRECTORY, dir_fd=fd)
         finally:
             os.close(fd)
+
+
+def _expect_reachable(path: str) -> None:
+    """Ask the kernel first, which knows more reasons not to go there than `_resolved`."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        pass
+
+
+def _resolved(path: str) -> str:
+    """Resolve symbolic links, each with the directory that it was found in at hand.
+
+    What does not exist is taken as it is. The kernel's own rule for links of others may be switched off,
+    and holds for a whole path at once: who exchanges a directory for a link after that is not stopped by it.
+
+    Source: proc(5), /proc/sys/fs/protected_symlinks.
+    """
+    found: list[str] = []
+    pending = path.split("/")[::-1]
+    links = 0
+    fd = os.open("/", _STEP)
+    try:
+        while pending:
+            name = pending.pop()
+            if name in ("", "."):
+                continue
+            try:
+                inner = os.open(name, _LOOK, dir_fd=fd)
+            except FileNotFoundError:
+                return os.path.normpath("/" + "/".join([*found, name, *pending[::-1]]))
+            status = os.fstat(inner)
+            if not stat.S_ISLNK(status.st_mode):
+                os.close(fd)
+                fd = inner
+                found = found[:-1] if name == ".." else [*found, name]
+                continue
+            try:
+                links += 1
+                _expect_trusted(status, os.fstat(fd))
+                target = os.readlink("", dir_fd=inner)
+            finally:
+                os.close(inner)
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            pending += target.split("/")[::-1]
+            if target.startswith("/"):
+                os.close(fd)
+                fd = -1
+                fd = os.open("/", _STEP)
+                found = []
+        return "/" + "/".join(found)
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _expect_trusted(link: os.stat_result, directory: os.stat_result) -> None:
+    shared = directory.st_mode & _SHARED == _SHARED
+    if shared and link.st_uid not in (os.geteuid(), directory.st_uid):
+        raise PermissionError(errno.EACCES, "a symbolic link of somebody else is in a directory like /tmp")
 
 
 def _enter(name: str, directory: int, flush: Flush | None) -> int:

@@ -14,8 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from archive_overlay.append import Layer
     from archive_overlay.flush import Flush
-    from archive_overlay.image_layout import Layer
     from archive_overlay.log import Log
     from archive_overlay.places import Places
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 import time
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# What no file name holds, and % itself. JSON can have halves of characters; some of them stand for bytes.
+_NOT_IN_NAMES = re.compile("[%/\0\ud800-\udc7f\udd00-\udfff]")
 _LONGEST_NAME = 200  # leaves room for a backup number and .json
 
 
@@ -179,7 +182,7 @@ def _private_directory(name: str, directory: int) -> int:
 
 def _file_name(text: str) -> str:
     """Make one file name of a container's id or an archive's name, which may hold anything."""
-    name = text.replace("%", "%25").replace("/", "%2F")
+    name = _NOT_IN_NAMES.sub(lambda match: f"%{ord(match[0]):02X}", text)
     if name in (".", ".."):
         name = name.replace(".", "%2E")
     return os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Callable
 
-_REF_NAME = "org.opencontainers.image.ref.name"
-_CREATED = "org.opencontainers.image.created"
 _NUMBERED = re.compile(r"(.*)@([1-9][0-9]{0,8})")
 # What `hook` writes into the history. Annotations of layers get lost on the way through an engine's
 # store; the history does not.
@@ -71,7 +69,7 @@ class Revision:
         self.digest = _text(descriptor, "digest")
         self.diff_id = diff_id if isinstance(diff_id, str) else ""
         self.size: int = descriptor["size"]
-        self.created = _text(known, _CREATED) or _text(history, "created")
+        self.created = _text(known, image_layout.CREATED) or _text(history, "created")
         self.created_by = _text(history, "created_by")
         self.comment = _text(history, "comment")
         self.container = _text(known, f"{PREFIX}container")
@@ -235,9 +233,8 @@ def _verify(reader: Reader, revision: Revision) -> None:
 
 def _tags(layout: int) -> list[str]:
     found = (each.get("annotations") for each in image_layout.read_index(layout)["manifests"])
-    return sorted(
-        _text(each, _REF_NAME) for each in found if isinstance(each, dict) and _text(each, _REF_NAME)
-    )
+    names = (_text(each, image_layout.REF_NAME) for each in found if isinstance(each, dict))
+    return sorted(name for name in names if name)
 
 
 def _revisions(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> list[Revision]:

@@ -1,4 +1,4 @@
-"""What a person runs, at a shell: `archive_overlay log`, `diff` and `extract`.
+"""What a person runs, at a shell: `archive_overlay log`, `diff`, `extract` and `check`.
 
 Nothing of it is imported when the program runs as a hook.
 """
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     class Command(Protocol):
         """What each command's room has."""
 
-        def run(self, options: argparse.Namespace, log: Log) -> None:
+        def run(self, options: argparse.Namespace, log: Log) -> int | None:
             """Do it.
+
+            Returns:
+                The exit status; None for 0.
 
             Raises:
                 ArchiveError: it cannot be done.
@@ -44,19 +47,18 @@ def run(options: argparse.Namespace) -> int:
         options: the command line, as `cli.build_parser` reads it.
 
     Returns:
-        The exit status: 0, or 1 if the command could not be done. If nobody reads the output any more,
-        128 plus the number of SIGPIPE.
+        The exit status: the command's own (0 for most), or 1 if it could not be done. If nobody reads the
+        output any more, 128 plus the number of SIGPIPE.
     """
     log = Log("info", [_Messages()])
     try:
         command: Command = __import__(f"{__name__}.{options.command}", fromlist=["run"])
-        command.run(options, log)
+        return command.run(options, log) or 0
     except ArchiveError as error:
         log.error(str(error))
         return 1
     except BrokenPipeError:
         return 128 + signal.SIGPIPE
-    return 0
 
 
 class Output:

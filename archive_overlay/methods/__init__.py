@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Protocol
 
+    from archive_overlay.append import Layer
     from archive_overlay.flush import Flush
-    from archive_overlay.image_layout import Layer
     from archive_overlay.log import Log
     from archive_overlay.overlay.changes import Change
     from archive_overlay.overlay.locate import OverlayMount

@@ -9,8 +9,8 @@ import hashlib
 import os
 
 from archive_overlay import compress
+from archive_overlay.append import LAYER_TYPES, Layer
 from archive_overlay.errors import fail
-from archive_overlay.image_layout import LAYER_TYPES, Layer
 from archive_overlay.staging import ARCHIVE
 from archive_overlay.tarball import TarWriter
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from archive_overlay.annotations import KEYS
 from tests.integration.conftest import Saver, expect_equal
 from tests.support import hooks, overlays, trees
 
@@ -392,7 +393,36 @@ def test_an_annotation_that_is_no_string(small: Saver, key: str, value: Any) -> 
     assert os.listdir(small.out) == []
 
 
-# What is ignored with a warning, as in 2.0.4.
+# What is ignored, with a warning as in 2.0.4 or without one.
+
+
+@pytest.mark.parametrize("method", ["copy", "move", "tar", "tar.gz", "oci"])
+def test_annotations_without_a_value_are_as_if_they_were_not_there(small: Saver) -> None:
+    optional = (key.replace("-", "_") for key in KEYS if key not in ("mount-point", "archive-to", "method"))
+
+    result = small.run(**dict.fromkeys(optional, ""))  # type: ignore[arg-type]
+
+    assert result.status == 0, result.stderr
+    assert [line.level for line in result.lines()] == ["info"]
+    assert small.archive.exists()
+    assert not small.success.exists()
+
+
+def test_a_method_without_a_value_is_copy(any_saver: Saver) -> None:
+    any_saver.overlay.change(lambda root: (root / "made").write_text("by a container"))
+
+    assert any_saver.run(method="").status == 0
+    assert (any_saver.archive / "made").read_text() == "by a container"
+
+
+@pytest.mark.parametrize("key", ["mount_point", "archive_to"])
+def test_a_required_annotation_without_a_value_is_missing(small: Saver, key: str) -> None:
+    result = small.run(**{key: ""})  # type: ignore[arg-type]
+
+    assert result.status == 0
+    (warning,) = result.messages("warning")
+    assert warning == f"archive data is ignored: it has no {key.replace('_', '-')} annotation"
+    assert os.listdir(small.out) == []
 
 
 @pytest.mark.parametrize(

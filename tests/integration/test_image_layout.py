@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.conftest import Saver, expect_equal
 from tests.integration.test_oci import contents, stop
-from tests.support import hooks, image_layouts, overlays, tools, trees
+from tests.support import hooks, image_layouts, overlays, trees
 
 if TYPE_CHECKING:
     from typing import Callable
@@ -338,13 +338,12 @@ def test_the_damage_of_another_tag_is_another_matter(small: Saver) -> None:
 # Many hooks at once
 
 
-def start(saver: Saver, name: str, *wrapper: str | Path, **keys: Any) -> subprocess.Popen[str]:
+def start(saver: Saver, name: str, **keys: Any) -> subprocess.Popen[str]:
     """Start a hook that is not waited for.
 
     Args:
         saver: whose overlay is saved.
         name: of the bundle; no two hooks share one.
-        wrapper: the beginning of the command line.
         keys: see `Saver.asks`.
     """
     bundle = hooks.Bundle(
@@ -353,7 +352,7 @@ def start(saver: Saver, name: str, *wrapper: str | Path, **keys: Any) -> subproc
         annotations=saver.asks(success=None, **keys),
     )
     return subprocess.Popen(
-        [*wrapper, *hooks.command(), "--bundle", bundle.directory],
+        [*hooks.command(), "--bundle", bundle.directory],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -376,19 +375,18 @@ def start_behind_another(saver: Saver, meanwhile: Callable[[], object], **keys: 
         keys: see `Saver.asks`.
 
     Returns:
-        The hook's exit status, and what it said.
+        The hook's exit status, and what it said after it had said that it waits.
     """
-    tools.need("strace")
-    calls = saver.directory / "calls"
-    os.mkfifo(calls)
     lock = os.open(saver.archive, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    strace = ("strace", "-f", "-qq", "-e", "trace=flock", "-o", calls)
-    with start(saver, "waiting", *strace, **keys) as hook, open(calls) as log:
-        assert any("EAGAIN" in line for line in log)
+    with start(saver, "waiting", **keys) as hook:
+        assert hook.stderr
+        (waits,) = hooks.parse_log(hook.stderr.readline())
+        assert waits.level == "info"
+        assert "waiting for another program, which holds the lock" in waits.message
+        assert str(saver.archive) in waits.message
         meanwhile()
         os.close(lock)
-        log.read()
         said = hook.communicate()[1]
         return hook.returncode, said
 
@@ -424,7 +422,8 @@ def test_a_hook_waits_for_whoever_has_the_lock_and_looks_again(small: Saver) -> 
         small, lambda: image_layouts.put(small.archive, "other"), archive_to=f"{small.archive}:main"
     )
 
-    assert status == 0, said
+    (saved,) = hooks.parse_log(said)
+    assert (status, "saved" in saved.message) == (0, True)
     assert len(image_layouts.read(small.archive, "main").layers) == 2
     assert image_layouts.read(small.archive, "other").layers == []
 

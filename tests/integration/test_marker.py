@@ -188,6 +188,42 @@ def test_a_marker_in_the_archive_s_place_is_refused(small: Saver) -> None:
     assert os.listdir(small.out) == []
 
 
+@pytest.mark.parametrize("method", ["copy", "tar.gz", "move", "oci"])
+@pytest.mark.parametrize("name", ["done", "made", "blobs/sha256/done"])
+def test_a_marker_in_the_archive_is_refused(small: Saver, name: str) -> None:
+    result = small.run(success=small.archive / name)
+
+    assert result.status == 1
+    assert f"success {small.archive / name} is in the archive {small.archive}" in result.only_error()
+    assert os.listdir(small.out) == []
+
+
+@pytest.mark.parametrize("method", ["copy"])
+def test_no_link_in_an_older_archive_leads_a_marker_away(any_saver: Saver) -> None:
+    saver = any_saver
+    victim = saver.directory / "victim"
+    victim.mkdir()
+    (victim / "done").write_text("precious")
+    saver.overlay.change(lambda root: (root / "way").symlink_to(victim))
+    assert saver.run().status == 0
+
+    result = saver.run(success=saver.archive / "way" / "done")
+
+    assert result.status == 1
+    assert "is in the archive" in result.only_error()
+    assert (victim / "done").read_text() == "precious"
+
+
+def test_a_marker_in_the_archive_by_way_of_a_symlink_is_refused(small: Saver) -> None:
+    (small.directory / "link").symlink_to(small.archive)
+
+    result = small.run(success=small.directory / "link" / "done")
+
+    assert result.status == 1
+    assert "is in the archive" in result.only_error()
+    assert os.listdir(small.out) == []
+
+
 def test_a_marker_in_the_upperdir_is_refused(small: Saver) -> None:
     result = small.run(success=small.overlay.upper / "success")
 

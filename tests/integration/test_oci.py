@@ -38,6 +38,11 @@ def change(saver: Saver, name: str, text: str = "by a container") -> None:
     saver.overlay.change(lambda root: (root / name).write_text(text))
 
 
+def delete_all(root: Path) -> None:
+    for path in root.iterdir():
+        path.unlink()
+
+
 def contents(layout: Path) -> trees.View:
     """Give all that is in a layout. Its own time is left out: staging comes and goes in it."""
     seen = trees.view(layout)
@@ -604,6 +609,27 @@ def test_a_branch_goes_on_by_itself(small: Saver) -> None:
 
     assert len(image_layouts.read(small.archive, "branch").layers) == 3
     assert len(image_layouts.read(small.archive, "main").layers) == 1
+
+
+@pytest.mark.parametrize("something_changed", [True, False])
+def test_a_branch_with_a_parent_is_begun_anew_whatever_it_was(small: Saver, something_changed: bool) -> None:
+    stop(small, archive_to=f"{small.archive}:main")
+    for name in ("first", "second"):
+        change(small, name)
+        stop(small, archive_to=f"{small.archive}:branch")
+    before = image_layouts.read(small.archive, "branch")
+    if not something_changed:
+        small.overlay.change(delete_all)
+
+    stop(small, archive_to=f"{small.archive}:branch", parent="main")
+
+    main, branch = (image_layouts.read(small.archive, tag) for tag in ("main", "branch"))
+    assert len(before.digests) == 2
+    assert branch.digests[:1] == main.digests
+    assert len(branch.digests) == 1 + something_changed
+    # What the branch was is there for whoever knows its digest, but no tag names it.
+    assert image_layouts.blob(small.archive, before.descriptor).exists()
+    assert image_layouts.tags(small.archive) == ["main", "branch"]
 
 
 def test_each_stop_can_be_a_branch_with_the_time_in_its_name(small: Saver) -> None:

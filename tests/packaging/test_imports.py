@@ -60,6 +60,8 @@ OURS = {
     "tar": TAR,
     "tar.gz": TAR,
     "tar.zst": TAR,
+    "oci": TAR - {"archive_overlay.methods.tar"}
+    | {"archive_overlay.append", "archive_overlay.image_layout", "archive_overlay.methods.oci"},
 }
 # Of the standard library, what the modules above import themselves. What that imports in turn depends
 # on the version of Python.
@@ -72,6 +74,7 @@ THEIRS = {
     "tar": COMPRESSION,
     "tar.gz": COMPRESSION,
     "tar.zst": COMPRESSION | {"subprocess"},
+    "oci": COMPRESSION | {"hashlib"},
 }
 
 OPTIONS = "-IBSXutf8"

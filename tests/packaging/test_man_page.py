@@ -66,7 +66,17 @@ def test_the_page_fits_80_columns(rendered: str) -> None:
 def test_the_page_has_the_sections_that_a_reader_looks_for(rendered: str) -> None:
     sections = [line for line in rendered.splitlines()[1:-1] if line and not line.startswith(" ")]
     assert sections == [
-        *("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "COMMANDS", "ANNOTATIONS", "METHODS", "EXAMPLES"),
+        *(
+            "NAME",
+            "SYNOPSIS",
+            "DESCRIPTION",
+            "OPTIONS",
+            "COMMANDS",
+            "ANNOTATIONS",
+            "METHODS",
+            "EXAMPLES",
+            "CHECKING A HOST",
+        ),
         *("EXIT STATUS", "FILES", "SECURITY", "SEE ALSO"),
     ]
 

@@ -171,12 +171,12 @@ class Engine:
         return self.machine.run(
             *("podman", "--runtime", self.runtime, *arguments),
             user=USER if self.rootless else 0,
-            environment=self._environment,
+            environment=self.environment,
             check=check,
         )
 
     @property
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         return {
             "HOME": self.home,
             "XDG_RUNTIME_DIR": f"{self.home}/run",
@@ -241,7 +241,7 @@ class Engine:
         """
         if self.rootless:
             return self.podman("unshare", *command).stdout
-        return self.machine.run(*command, environment=self._environment).stdout
+        return self.machine.run(*command, environment=self.environment).stdout
 
     def inside(self, container: str, function: Callable[[Path], T]) -> T:
         """Run a function in a process that sees what a running container sees, with all privileges there.
@@ -292,6 +292,20 @@ class _OfContainer(overlays.Namespace):
             os.setgid(0)
             os.setuid(0)
         os.umask(0o022)
+
+
+def wait_until(condition: Callable[[], bool], complaint: str) -> None:
+    """Wait for what another process does.
+
+    Args:
+        condition: what has to come true.
+        complaint: what fails the test if it does not.
+    """
+    deadline = time.monotonic() + _TIMEOUT
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(complaint)
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager

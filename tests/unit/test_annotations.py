@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from archive_overlay.annotations import PREFIX, ArchiveRequest, Context, group_by_name, parse_request
+from archive_overlay.annotations import KEYS, PREFIX, ArchiveRequest, Context, group_by_name, parse_request
 from archive_overlay.errors import ArchiveError
 from archive_overlay.log import Log
+from archive_overlay.methods import METHODS
 
 CONTEXT = Context(id="c0ffee", timestamp="20261121T205533Z")
 
@@ -91,13 +92,36 @@ def test_an_owner_is_a_uid_or_a_uid_and_a_gid(log: Log, value: str, owner: tuple
 
 @pytest.mark.parametrize(
     "value",
-    ["", "root", "-1", "1:-1", "1:2:3", "1:", ":1", "0x10", "1.5", " 1", "²", "٣", "4294967295", "9" * 5000],
+    ["root", "-1", "1:-1", "1:2:3", "1:", ":1", "0x10", "1.5", " 1", "²", "٣", "4294967295", "9" * 5000],
 )
 def test_an_invalid_owner_is_ignored_with_a_warning(log: Log, kept: Kept, value: str) -> None:
     assert request(log, method="tar.gz", tar_content_owner=value).owner is None
     ((level, message),) = kept.lines
     assert level == "warning"
     assert "tar-content-owner" in message
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("mount-point", "archive-to")])
+def test_an_empty_value_is_none(log: Log, kept: Kept, key: str, method: str) -> None:
+    values = {"method": method} if key != "method" else {}
+    without = request(log, **values)
+    made = request(log, **values, **{key.replace("-", "_"): ""})
+    assert {name: getattr(made, name) for name in made.__slots__} == {
+        name: getattr(without, name) for name in without.__slots__
+    }
+    assert kept.lines == []
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("tar-content-owner", "parent")])
+def test_a_space_is_a_value(log: Log, key: str) -> None:
+    method = "oci" if key == "compression" else "tar.gz"
+    values: dict[str, object] = {"method": method, key.replace("-", "_"): " "}
+    if key == "mount-point":
+        assert request(log, **values).mount_point == "/ "
+        return
+    with pytest.raises(ArchiveError, match="' '"):
+        request(log, **values)
 
 
 @pytest.mark.parametrize(

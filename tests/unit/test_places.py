@@ -90,3 +90,53 @@ def test_an_allowed_directory_itself_can_be_opened(allowed: Path) -> None:
 def test_one_of_several_directories_is_enough(allowed: Path, tmp_path: Path) -> None:
     places = Places((str(tmp_path / "other"), str(allowed)))
     assert places.resolve(f"{allowed}/x", "archive-to") == f"{allowed}/x"
+
+
+@pytest.mark.parametrize(
+    ("links", "path", "resolved"),
+    [
+        ({}, "a/./b//c/", "a/b/c"),
+        ({}, "directory/../x", "x"),
+        ({"l": "directory"}, "l/x", "directory/x"),
+        ({"l": "directory/inner/.."}, "l/x", "directory/x"),
+        ({"l": "nowhere/../x"}, "l", "x"),
+        ({"l": "nowhere/y"}, "l/z", "nowhere/y/z"),
+        ({"directory/l": "../m", "m": "./directory/inner"}, "directory/l/x", "directory/inner/x"),
+        ({"l": "l2", "l2": "l3", "l3": "directory"}, "l/../x", "x"),
+    ],
+)
+def test_links_lead_where_the_system_says(
+    tmp_path: Path, links: dict[str, str], path: str, resolved: str
+) -> None:
+    (tmp_path / "directory" / "inner").mkdir(parents=True)
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+
+    found = Places().resolve(f"{tmp_path}/{path}", "archive-to")
+
+    assert found == f"{tmp_path}/{resolved}" == os.path.realpath(f"{tmp_path}/{path}")
+
+
+def test_an_absolute_link_begins_at_the_top(tmp_path: Path) -> None:
+    (tmp_path / "l").symlink_to(f"{tmp_path}/../{tmp_path.name}/x")
+    assert Places().resolve(f"{tmp_path}/l", "archive-to") == f"{tmp_path}/x"
+    assert Places().resolve("/", "archive-to") == "/"
+
+
+def test_links_in_a_circle_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "l").symlink_to("l")
+    with pytest.raises(ArchiveError, match="Too many levels"):
+        Places().resolve(f"{tmp_path}/l/x", "archive-to")
+
+
+def test_resolving_keeps_no_file_descriptor(tmp_path: Path) -> None:
+    (tmp_path / "l").symlink_to("/")
+    (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to("circle")
+    before = os.listdir("/proc/self/fd")
+    for name in ("l/nowhere", "file", "l"):
+        Places().resolve(f"{tmp_path}/{name}", "archive-to")
+    for name in ("file/x", "circle"):
+        with pytest.raises(ArchiveError):
+            Places().resolve(f"{tmp_path}/{name}", "archive-to")
+    assert os.listdir("/proc/self/fd") == before

@@ -1,0 +1,38 @@
+"""What `archive_overlay check` finds: one finding, one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+OK = "ok"
+NOTE = "note"  # good to know, and nothing is wrong
+WARNING = "warning"  # archives are made, but not all of them, or not as somebody may expect
+PROBLEM = "problem"  # stops archives
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about this host.
+
+    Attributes:
+        status: one of those above.
+        topic: what it is about, one word of a few.
+        found: what there is.
+        advice: what to do; "" where there is nothing to do.
+        path: the file or directory that it is about, if it is about one.
+    """
+
+    status: str
+    topic: str
+    found: str
+    advice: str = ""
+    path: str | None = None
+
+
+def listed(words: Sequence[str]) -> str:
+    """Give words as a sentence has them."""
+    return " and ".join(words)

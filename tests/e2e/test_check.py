@@ -1,0 +1,119 @@
+"""What `archive_overlay check` says of a host, and what podman does there: archives are made or not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support import engines, hooks
+from tests.support.engines import HERE, IMAGE, TOP, Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+USR = "/usr/share/containers/oci/hooks.d"
+ETC = "/etc/containers/oci/hooks.d"
+PROGRAM = f"{HERE}/bin/archive_overlay"
+NAME = "archive_overlay.json"
+
+
+def configuration(**fields: Any) -> str:
+    """Give the packaged configuration with some fields, or those of `hook`, changed."""
+    content = json.loads((TOP / "hooks.d/archive_overlay.json.in").read_text())
+    content["hook"]["path"] = PROGRAM
+    for key, value in fields.items():
+        (content["hook"] if key in ("path", "args") else content)[key] = value
+    return json.dumps(content)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Hook configurations, and what becomes of archives.
+
+    Attributes:
+        files: their content by path.
+        archived: whether archives are made.
+        told: whether podman is told to read both directories.
+    """
+
+    files: dict[str, str]
+    archived: bool
+    told: bool = False
+
+
+PACKAGED = {f"{USR}/{NAME}": configuration()}
+CASES = {
+    "packaged": Case(PACKAGED, True),
+    "nothing": Case({}, False),
+    "only in /etc": Case({f"{ETC}/{NAME}": configuration()}, False),
+    "only in /etc, told": Case({f"{ETC}/{NAME}": configuration()}, True, told=True),
+    "broken": Case({f"{USR}/{NAME}": "{"}, False),
+    "another one broken": Case({**PACKAGED, f"{USR}/other.json": "{"}, False),
+    "another version": Case({**PACKAGED, f"{USR}/other.json": configuration(version="9")}, False),
+    "another one without its program": Case({**PACKAGED, f"{USR}/o.json": configuration(path="/no")}, True),
+    "an old one": Case({**PACKAGED, f"{USR}/o.json": '{"hook": "/bin/true", "stages": ["poststop"]}'}, True),
+    "no such program": Case({f"{USR}/{NAME}": configuration(path="/no/archive_overlay")}, False),
+    "not executable": Case({f"{USR}/{NAME}": configuration(path=f"{HERE}/archive_overlay.txt")}, False),
+    "wrong option": Case({f"{USR}/{NAME}": configuration(args=["archive_overlay", "--wrong"])}, False),
+    "no arguments": Case({f"{USR}/{NAME}": configuration(args=[])}, True),
+    "other stage": Case({f"{USR}/{NAME}": configuration(stages=["createRuntime"])}, False),
+    "no such stage": Case({f"{USR}/{NAME}": configuration(stages=["stopped"])}, False),
+    "no condition": Case({f"{USR}/{NAME}": configuration(when={})}, False),
+    "never": Case({f"{USR}/{NAME}": configuration(when={"always": False})}, False),
+    "not with volumes": Case({f"{USR}/{NAME}": configuration(when={"hasBindMounts": False})}, False),
+    "always": Case({f"{USR}/{NAME}": configuration(when={"always": True})}, True),
+    "taken away by /etc": Case(
+        {**PACKAGED, f"{ETC}/{NAME}": configuration(when={"always": False})}, False, told=True
+    ),
+    "not taken away by /etc": Case({**PACKAGED, f"{ETC}/{NAME}": configuration(path="/no")}, True, told=True),
+    "told, nothing in /etc": Case(PACKAGED, True, told=True),
+}
+
+
+@pytest.fixture(scope="module")
+def bare(executable: Path) -> Iterator[engines.Machine]:
+    """Set a machine up with the program, and with no hook configuration at all."""
+    with engines.bare_machine() as machine:
+        machine.run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/usr/share/containers")
+        machine.run("mkdir", "-p", f"{HERE}/bin")
+        shutil.copy(executable, machine.outside(PROGRAM))
+        shutil.copy(executable, machine.outside(f"{HERE}/archive_overlay.txt"))
+        machine.outside(f"{HERE}/archive_overlay.txt").chmod(0o644)
+        for rootless in (False, True):
+            engines.prepare_store(Engine(machine, rootless, "native", "crun"), hooks_dir=None)
+        yield machine
+
+
+@pytest.mark.parametrize("rootless", [False, True], ids=["rootful", "rootless"])
+@pytest.mark.parametrize("name", CASES)
+def test_check_says_what_podman_does(bare: engines.Machine, name: str, rootless: bool) -> None:
+    case = CASES[name]
+    engine = Engine(bare, rootless, "native", "crun")
+    for directory in (USR, ETC):
+        bare.run("rm", "-rf", directory)
+        bare.run("mkdir", "-p", directory)
+    for path, content in case.files.items():
+        bare.outside(path).write_text(content)
+    told = [word for directory in (USR, ETC) for word in ("--hooks-dir", directory)] if case.told else []
+
+    checked = bare.run(
+        PROGRAM, "check", "--json", *told, user=engines.USER if rootless else 0, check=False
+    ).stdout
+    number = list(CASES).index(name)
+    archives = engine.new_directory(f"archives-{number}")
+    engine.run(
+        f"check-{number}",
+        f"--mount=type=image,source={IMAGE},destination=/data,rw=true",
+        command="echo made >/data/made",
+        annotations=hooks.annotations("data", mount_point="/data", archive_to=f"{archives}/data"),
+        podman_options=tuple(told),
+        check=False,
+    )
+
+    assert bare.outside(f"{archives}/data/made").exists() == case.archived
+    assert json.loads(checked)["ready"] == case.archived, checked

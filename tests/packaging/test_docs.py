@@ -1,0 +1,65 @@
+"""What the documents say of the project itself: tests that are named exist, and every module has its line."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.packaging.conftest import TOP
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAGES = [TOP / "README.md", TOP / "CHANGELOG.md", *sorted((TOP / "docs").glob("*.md"))]
+SECURITY = TOP / "docs" / "security.md"
+
+TEST = re.compile(r"(tests/[\w/]+\.py)::(\w+)")
+LINK = re.compile(r"\]\(([^)#:]+)\)")
+BULLET = re.compile(r"^- (.*\n(?:  .*\n)*)", re.MULTILINE)
+
+
+@cache
+def defined_in(file: Path) -> frozenset[str]:
+    """Give the names of the tests in a file; none if there is no such file."""
+    if not file.is_file():
+        return frozenset()
+    tree = ast.parse(file.read_text())
+    return frozenset(each.name for each in tree.body if isinstance(each, ast.FunctionDef))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    named = TEST.findall(page.read_text())
+    assert [f"{file}::{name}" for file, name in named if name not in defined_in(TOP / file)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text()
+    named = [*re.findall(r"\btests/[\w/]+\.py\b", text), *re.findall(r"\btools/\w+\.(?:py|sh)\b", text)]
+    assert [name for name in named if not (TOP / name).is_file()] == []
+    assert [link for link in LINK.findall(text) if not (page.parent / link).exists()] == []
+
+
+def test_every_claim_of_what_nobody_can_do_names_its_test() -> None:
+    text = SECURITY.read_text()
+    lists = re.findall(r"hey cannot\n\n((?:- .*\n(?:  .*\n)*)+)|It cannot\n\n((?:- .*\n(?:  .*\n)*)+)", text)
+    claims = [claim for found in lists for part in found for claim in BULLET.findall(part)]
+    assert len(claims) > 20
+    assert [claim for claim in claims if not TEST.search(claim)] == []
+
+
+def test_the_design_has_a_line_for_every_module() -> None:
+    text = (TOP / "docs" / "design.md").read_text()
+    rooms = text[text.index("## The rooms") : text.index("## Words")]
+    listed = set(re.findall(r"^ +(\w+\.py)\b", rooms, re.MULTILINE))
+    package = TOP / "archive_overlay"
+    modules = {path.name for path in package.rglob("*.py") if path.parent.name != "commands"}
+    commands = {path.name for path in (package / "commands").glob("*.py")} - {"__init__.py"}
+    assert modules - listed == set()
+    assert [name for name in sorted(commands) if name not in rooms] == []
+    assert listed - modules - commands == set()
