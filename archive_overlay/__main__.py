@@ -2,6 +2,6 @@
 
 import sys
 
-from archive_overlay.cli import main
+from archive_overlay.cli import run
 
-sys.exit(main())
+sys.exit(run())

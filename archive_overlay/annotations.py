@@ -6,7 +6,6 @@ The keys and their meaning are those of 2.0.4, and `if-exists`.
 from __future__ import annotations
 
 import os
-import re
 
 from archive_overlay import methods
 from archive_overlay.errors import ArchiveError
@@ -37,7 +36,6 @@ _METHOD_KEYS = ("tar-content-owner", "compression", "compression-level", "whiteo
 
 # The largest id that chown(2) takes: one more means "leave it as it is".
 _LARGEST_ID = 2**32 - 2
-_PLACEHOLDER = re.compile(r"\{(?:id|name|timestamp)\}")
 
 
 class Context:
@@ -238,8 +236,8 @@ def _whiteouts(value: str) -> str:
 
 
 def _path(text: str, key: str, values: Mapping[str, str]) -> str:
-    value = _PLACEHOLDER.sub(lambda match: values[match[0]], text)
-    if any("/" in values[match] or values[match] in ("", ".", "..") for match in _PLACEHOLDER.findall(text)):
+    value, used = _filled_in(text, values)
+    if any("/" in word or word in ("", ".", "..") for word in used):
         raise ArchiveError(f"{key} {text!r} has a placeholder for something that cannot be a file's name")
     try:
         usable = "\0" not in value and bool(os.fsencode(value))
@@ -252,6 +250,21 @@ def _path(text: str, key: str, values: Mapping[str, str]) -> str:
             f"{key} {value!r} is a relative path", hint="give an absolute path in the runtime namespace"
         )
     return os.path.normpath("/" + value.lstrip("/"))
+
+
+def _filled_in(text: str, values: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Put values in the places of placeholders, and give those that were used; other braces stay."""
+    begin, *parts = text.split("{")
+    filled, used = [begin], []
+    for part in parts:
+        placeholder, brace, rest = part.partition("}")
+        word = values.get(f"{{{placeholder}{brace}")
+        if word is None:
+            filled += "{", part
+        else:
+            filled += word, rest
+            used.append(word)
+    return "".join(filled), used
 
 
 def _owner(value: str, name: str, log: Log) -> tuple[int, int] | None:

@@ -6,11 +6,11 @@ imports little, and nothing happens at import time.
 
 from __future__ import annotations
 
+import gc
 import os
-import signal
 import sys
 
-from archive_overlay import __version__, log
+from archive_overlay import __version__, log, signals
 from archive_overlay.errors import Interrupted
 
 TYPE_CHECKING = False
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 DEFAULT_MOUNT_PROGRAM = "/usr/bin/fuse-overlayfs"
 DEFAULT_LOG_LEVEL = "info"
 _MOST_JOBS = 1024
+# Of --help. Else argparse would ask the environment, by way of shutil, which takes 2 ms to import.
+_WIDTH = 78
 
 
 class Settings:
@@ -98,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _raise_on_signals()
     try:
         if settings.command:
+            gc.enable()
             from archive_overlay import commands
 
             return commands.run(settings.command)
@@ -110,12 +113,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + interruption.number
 
 
+def run() -> int:
+    """Run the program as a process of its own, and end it at once.
+
+    Returns:
+        See `main`. Only what could not be written to standard output or error comes back from here.
+    """
+    # Nothing here makes cycles, so looking for them is time lost, and so is taking the interpreter down.
+    gc.disable()
+    status = main()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        return status  # the interpreter complains
+    os._exit(status)
+
+
 def parse(arguments: Sequence[str]) -> Settings:
     """Turn a command line into settings, or end the program with a usage message and status 2."""
     if not arguments:
         return Settings()  # argparse costs 6 ms, and most hooks have no arguments
-    parser = build_parser()
-    options, unknown = parser.parse_known_args(arguments)
+    parser = _build_hook_parser()
+    # The commands double the time that this takes, so a hook does not build them.
+    if not arguments[0].startswith("-") or "-h" in arguments or "--help" in arguments:
+        _add_commands(parser)
+        options, unknown = parser.parse_known_args(arguments)
+    else:
+        parser.set_defaults(command="")
+        parser.format_usage = lambda: build_parser().format_usage()  # type: ignore[method-assign]
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:  # perhaps a command
+            parser = build_parser()
+            options, unknown = parser.parse_known_args(arguments)
     if unknown:
         options.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     if options.command:
@@ -137,8 +167,18 @@ def parse(arguments: Sequence[str]) -> Settings:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser that reads the command line and from which the man page is made."""
+    """Build the parser of the whole command line, from which the man page and the completions are made."""
+    parser = _build_hook_parser()
+    _add_commands(parser)
+    return parser
+
+
+def _build_hook_parser() -> argparse.ArgumentParser:
     import argparse
+
+    # It would look for translations of its messages where the environment says.
+    argparse._ = str  # type: ignore[attr-defined]
+    argparse.ngettext = _numbered  # type: ignore[attr-defined]
 
     parser = argparse.ArgumentParser(
         prog="archive_overlay",
@@ -148,6 +188,7 @@ def build_parser() -> argparse.ArgumentParser:
             " container say which mounts are saved, where, and how."
         ),
         allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=_WIDTH),
     )
     parser.add_argument(
         "--log-level",
@@ -225,7 +266,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-v", "--version", action="version", version=f"archive_overlay version {__version__}")
     parser.set_defaults(refuse=parser.error)
-    _add_commands(parser)
     return parser
 
 
@@ -246,7 +286,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
             help=summary,
             description=description,
             epilog=f"examples:\n{examples}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=_WIDTH),
             allow_abbrev=False,
             add_help=False,
         )
@@ -379,14 +419,16 @@ def _wrong(reason: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(reason)
 
 
+def _numbered(one: str, many: str, number: int) -> str:
+    return one if number == 1 else many
+
+
 def _raise_on_signals() -> None:
     def interrupt(number: int, frame: object) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_IGN)  # what is being cleaned up is cleaned up to its end
+        signals.ignore_end()  # what is being cleaned up is cleaned up to its end
         raise Interrupted(number)
 
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, interrupt)
+    signals.on_end(interrupt)
 
 
 def _open_log(settings: Settings) -> log.Log:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import signal
 import stat
+
+from archive_overlay import signals
 
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
@@ -72,7 +73,7 @@ def end_with_parent() -> None:
     Raises:
         OSError: the kernel cannot do this.
     """
-    if _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0):
+    if _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signals.KILL, 0, 0, 0):
         _raise()
 
 

@@ -6,13 +6,10 @@ Source: proc(5), "/proc/pid/mountinfo".
 from __future__ import annotations
 
 import os
-import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 class MountedFilesystem:
@@ -102,5 +99,14 @@ def read_all() -> Iterator[MountTable]:
 
 def _decoded(field: bytes) -> str:
     if b"\\" in field:
-        field = _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field)
+        begin, *escaped = field.split(b"\\")
+        field = begin + b"".join([_unescaped(part) for part in escaped])
     return os.fsdecode(field)
+
+
+def _unescaped(part: bytes) -> bytes:
+    """Give what a backslash and these bytes stand for; not every file system escapes its own options."""
+    digits = part[:3]
+    if len(digits) < 3 or digits[0] not in b"0123" or digits.strip(b"01234567"):
+        return b"\\" + part
+    return bytes([int(digits, 8)]) + part[3:]

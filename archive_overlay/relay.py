@@ -14,10 +14,9 @@ import _socket  # of which the module socket needs 5 ms to make what is not used
 import errno
 import marshal
 import os
-import signal
 import sys
 
-from archive_overlay import kernel
+from archive_overlay import kernel, signals
 from archive_overlay.errors import ArchiveError, internal_error
 from archive_overlay.overlay.attributes import NO_ATTRIBUTES
 from archive_overlay.overlay.changes import FILE, KINDS, Change
@@ -41,7 +40,6 @@ _LENGTH = 8  # bytes of a message's length, which comes before it
 _END = bytes(_LENGTH)
 _INT = 4
 _MARSHAL = 2  # later formats look for objects that occur twice, which takes longer
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # What the writing process answers, and what it then says: nothing, the result, an error's message and hint.
 _WRITTEN, _DONE, _FAILED = b"w", b"d", b"f"
 
@@ -181,19 +179,17 @@ class _Writer:
 
     def start(self, write: Write) -> bool:
         """Start it, and say whether that could be done: the number of processes may be limited."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until it is known what to end
         try:
-            self._socket, other = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-            reader = os.getpid()
-            self._pid = os.fork()
-            if not self._pid:
-                self._socket.close()
-                _be_the_writer(other, write, reader)
-            other.close()
+            with signals.HeldOff():  # until it is known what to end
+                self._socket, other = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+                reader = os.getpid()
+                self._pid = os.fork()
+                if not self._pid:
+                    self._socket.close()
+                    _be_the_writer(other, write, reader)
+                other.close()
         except OSError:
             return False
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return True
 
     def send(self, batch: _Batch) -> None:
@@ -232,15 +228,12 @@ class _Writer:
 
     def end(self) -> None:
         """End it, whatever it does."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
+        with signals.HeldOff():
             if self._pid:
-                os.kill(self._pid, signal.SIGKILL)
+                os.kill(self._pid, signals.KILL)
                 os.waitpid(self._pid, 0)
                 self._pid = 0
                 self._socket.close()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _answer(self) -> tuple[Any] | None:
         """Wait for one answer, and give the result if it is that."""

@@ -21,12 +21,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
-import signal
 import stat
 import zlib
 
-from archive_overlay import kernel, tree
+from archive_overlay import kernel, signals, tree
 from archive_overlay.errors import fail
 
 TYPE_CHECKING = False
@@ -46,7 +44,6 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SUFFIX = ".archive_overlay-"
 _RANDOM_BYTES = 6
 _NAME_MAX = 255
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Staging:
@@ -86,13 +83,10 @@ class Staging:
     def __enter__(self) -> Staging:  # noqa: PYI034, Self is not in Python 3.9
         try:
             # A signal comes before there is a staging directory, or after it is known what to remove.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-            try:
+            with signals.HeldOff():
                 self.parent = self._places.make(self._parent_path, self._flush)
                 self._remove_debris()
                 self._make()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         except OSError as error:
             self._leave()
             fail(f"cannot write into {self._parent_path}, where the archive is made", error)
@@ -107,11 +101,8 @@ class Staging:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
+        with signals.HeldOff():
             self._leave()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def keep_times(self) -> None:
         """Let the directory that staging is in have the times that it has now, when staging is gone."""
@@ -185,9 +176,14 @@ class Staging:
             os.rmdir(entry, dir_fd=directory)
 
     def _backups(self) -> list[tuple[int, str]]:
-        pattern = re.compile(re.escape(self.name) + r"\.~([0-9]+)~")
-        matches = (pattern.fullmatch(name) for name in os.listdir(self.parent))
-        return [(int(match[1]), match[0]) for match in matches if match]
+        """Give the numbers and names of the destination's backups."""
+        begin = f"{self.name}.~"
+        found = []
+        for name in os.listdir(self.parent):
+            number = name[len(begin) : -1]
+            if name == f"{begin}{number}~" and number.isascii() and number.isdigit():
+                found.append((int(number), name))
+        return found
 
     def _give_back(self) -> None:
         if self._taken is None:

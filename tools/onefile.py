@@ -24,8 +24,8 @@ import sys
 if sys.version_info < (3, 9):
     sys.exit("archive_overlay needs Python 3.9 or later; this is %s" % sys.version.split()[0])
 sys.path.insert(0, __loader__.archive + "/site-packages")
-from archive_overlay.cli import main
-sys.exit(main())
+from archive_overlay.cli import run
+sys.exit(run())
 """
 
 # The dates that a zip entry can hold, in seconds since 1970.

@@ -6,7 +6,6 @@ Source: the kernel's Documentation/filesystems/overlayfs.rst; for fuse-overlayfs
 from __future__ import annotations
 
 import os
-import re
 
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.metadata import SELINUX_LABEL
@@ -39,8 +38,7 @@ class Marks:
         self.owner: tuple[int, int, int] | None = None
 
 
-# The mode is octal, and may have the type in front; what comes after it is for later versions.
-_OWNER = re.compile(rb"\s*([0-9]+):([0-9]+):([0-7]+)(?![0-9])")
+_MOST_DIGITS = 10  # of 32 bits
 NO_ATTRIBUTES: dict[str, bytes] = {}
 NO_MARKS = Marks()
 
@@ -105,10 +103,15 @@ def read_attributes(
 
 def _owner(value: bytes) -> tuple[int, int, int] | None:
     """Read "uid:gid:mode", as fuse-overlayfs 1.10 does; None: it could not."""
-    match = _OWNER.match(value)
-    if not match:
+    uid, _, rest = value.lstrip().partition(b":")
+    gid, _, rest = rest.partition(b":")
+    # The mode is octal, and what comes after it is for later versions.
+    mode = rest[: len(rest) - len(rest.lstrip(b"0123456789"))]
+    if not uid.isdigit() or not gid.isdigit() or not mode or mode.strip(b"01234567"):
         return None
-    return int(match[1]), int(match[2]), int(match[3], 8) & 0o7777
+    if max(len(uid), len(gid), len(mode)) > _MOST_DIGITS:
+        return None
+    return int(uid), int(gid), int(mode, 8) & 0o7777
 
 
 def _names_elsewhere(nlink: bytes) -> bool:

@@ -1,0 +1,41 @@
+"""The signals that ask the program to end, and holding them off for a moment.
+
+The module `signal` turns the numbers into enumerations, for which it needs 2 ms; its other half, written
+in C, does all that is needed here.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Callable
+
+TERMINATE: int = _signal.SIGTERM
+INTERRUPT: int = _signal.SIGINT
+KILL: int = _signal.SIGKILL
+_ENDING = (TERMINATE, INTERRUPT)
+
+
+def on_end(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Have a function called when the program is asked to end."""
+    for number in _ENDING:
+        _signal.signal(number, handler)
+
+
+def ignore_end() -> None:
+    """Go on when the program is asked to end."""
+    for number in _ENDING:
+        _signal.signal(number, _signal.SIG_IGN)
+
+
+class HeldOff:
+    """A context in which the program is not asked to end: that comes afterwards."""
+
+    def __enter__(self) -> None:
+        self._before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ENDING)
+
+    def __exit__(self, *exception: object) -> None:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self._before)
