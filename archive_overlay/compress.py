@@ -83,11 +83,11 @@ class FileSink:
     """
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
 
     def write(self, data: bytes | bytearray) -> None:
         """Write bytes to the last one; OSError: they cannot be written."""
-        write_all(self._fd, data)
+        write_all(self.fd, data)
 
 
 def open_writer(sink: Sink, *, compression: str, level: int, jobs: int) -> Writer:
@@ -165,7 +165,7 @@ class ZstdWriter:
 
 
 class ZstdProgram:
-    """One zstd frame, by the zstd program. What it makes is passed on by a thread.
+    """One zstd frame, by the zstd program. It writes a file itself; to another sink a thread passes it on.
 
     Args:
         sink: where the compressed bytes go.
@@ -181,7 +181,7 @@ class ZstdProgram:
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
             [ZSTD_PROGRAM, "--quiet", "--stdout", f"-{level}", f"-T{jobs}"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=sink.fd if isinstance(sink, FileSink) else subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={},
             bufsize=0,
@@ -189,7 +189,8 @@ class ZstdProgram:
         assert self._process.stdin is not None
         self._input = self._process.stdin
         self._passing_on = threading.Thread(target=self._pass_on, daemon=True)
-        self._passing_on.start()
+        if self._process.stdout:
+            self._passing_on.start()
 
     def write(self, data: bytes | bytearray) -> None:
         """See `Writer`."""
@@ -202,7 +203,7 @@ class ZstdProgram:
     def finish(self) -> None:
         """See `Writer`."""
         self._input.close()
-        self._passing_on.join()
+        self._wait_for_output()
         assert self._process.stderr is not None
         said = os.fsdecode(self._process.stderr.read()).strip()
         status = self._process.wait()
@@ -216,10 +217,14 @@ class ZstdProgram:
         if self._process.returncode is None:
             self._process.kill()
             self._process.wait()
-        self._passing_on.join()
+        self._wait_for_output()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream:
                 stream.close()
+
+    def _wait_for_output(self) -> None:
+        if self._process.stdout:
+            self._passing_on.join()
 
     def _pass_on(self) -> None:
         assert self._process.stdout is not None

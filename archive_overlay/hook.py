@@ -10,7 +10,7 @@ from archive_overlay.errors import ArchiveError, HookError, Interrupted, interna
 from archive_overlay.flush import Never, ToDisk
 from archive_overlay.marker import Marker
 from archive_overlay.metadata import is_twin
-from archive_overlay.overlay.changes import DIRECTORY, FILE, WHITEOUT, changes
+from archive_overlay.overlay.changes import DIRECTORY, WHITEOUT, changes
 from archive_overlay.overlay.locate import find_overlay
 from archive_overlay.places import Places
 
@@ -290,12 +290,13 @@ class _Tally:
         for change in stream:
             if trace:
                 self._log.trace(f"{change.path or '.'}: {change.kind}")
-            if change.kind is WHITEOUT:
+            if change.fd >= 0:  # nearly all
+                self.entries += 1
+                self.bytes += change.size
+            elif change.kind is WHITEOUT:
                 self.deletions += 1
             elif change.name or change.kind is not DIRECTORY:
                 self.entries += 1
-                if change.kind is FILE and change.link_to is None:
-                    self.bytes += change.size
             yield change
 
     def __str__(self) -> str:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     Write = Callable[[Iterator[Change]], Any]
 
 # What is sent at once. A change set that is no larger is not worth a process.
-_MOST_CHANGES = 256
-_MOST_BYTES = 64 * 1024
+_MOST_CHANGES = 128
+_MOST_BYTES = 32 * 1024
 # The largest file that is sent with its contents.
 _SMALL = 32 * 1024
 # How many messages may be under way: this bounds the memory that they take.
@@ -107,42 +107,35 @@ class _Batch:
 
     def add(self, change: Change) -> None:
         data = None
+        plain = False
         if change.fd >= 0:
+            plain = not change.attributes
             if change.sparse or change.size > _SMALL:
                 self.fd = change.fd
                 self.full = True
             else:
                 data = change.contents()
                 self._bytes += change.size
-        self.entries.append(_packed(change, data))
+        fields = (
+            change.directory,
+            change.name,
+            change.mode,
+            change.uid,
+            change.gid,
+            change.atime_ns,
+            change.mtime_ns,
+            change.size,
+            change.sparse,
+            data,
+        )
+        self.entries.append(fields if plain else (*fields, *_rest(change)))
         if self._bytes >= _MOST_BYTES or len(self.entries) >= _MOST_CHANGES:
             self.full = True
 
 
-def _packed(change: Change, data: bytes | None) -> tuple[Any, ...]:
-    fields = (
-        change.directory,
-        change.name,
-        change.mode,
-        change.uid,
-        change.gid,
-        change.atime_ns,
-        change.mtime_ns,
-        change.size,
-        change.sparse,
-        data,
-    )
-    if change.kind is FILE and change.link_to is None and not change.attributes:
-        return fields  # nearly all
-    return (
-        *fields,
-        change.kind,
-        change.attributes,
-        change.link_to,
-        change.target,
-        change.rdev,
-        change.opaque,
-    )
+def _rest(change: Change) -> tuple[Any, ...]:
+    """Give what is sent of a change if it is anything but a file without attributes."""
+    return change.kind, change.attributes, change.link_to, change.target, change.rdev, change.opaque
 
 
 def _unpacked(fields: tuple[Any, ...], fd: int) -> Change:

@@ -203,20 +203,29 @@ class TarWriter:
 
     def _add_data(self, change: Change, size: int) -> None:
         """Add the next bytes of a file."""
+        large = size >= _GATHERED
+        if large:
+            self._flush()
         left = size
         while left:
             data = os.read(change.fd, min(left, _GATHERED))
             if not data:
                 raise change.changed()
             left -= len(data)
+            if large:
+                self._write(data)
+                continue
             self._gathered += data
             if len(self._gathered) >= _GATHERED:
                 self._flush()
 
     def _flush(self) -> None:
-        self._output.write(self._gathered)
-        self._length += len(self._gathered)
+        self._write(self._gathered)
         self._gathered.clear()
+
+    def _write(self, data: bytes | bytearray) -> None:
+        self._output.write(data)
+        self._length += len(data)
 
     def _headers(
         self,

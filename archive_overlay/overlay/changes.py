@@ -179,6 +179,7 @@ class _Level:
         "directories",
         "lower",
         "names",
+        "no_files",
         "node",
         "opaque",
         "others",
@@ -196,6 +197,7 @@ class _Level:
         self.others: set[str] = set()  # neither directories nor files
         self.lower: set[str] = set()  # not in the upperdir
         self.whiteouts: dict[str, str] = {}  # deleted name: the entry that says so
+        self.no_files: set[str] = set()  # what is in one of these four
 
 
 class _Reader:
@@ -234,7 +236,10 @@ class _Reader:
                     continue
                 name = level.names.pop()
                 path = level.prefix + name
-                if name in level.whiteouts:
+                if name not in level.no_files:  # first, because nearly all are files
+                    yield self._upper_file(level, name, path)
+                    self._close_file()
+                elif name in level.whiteouts:
                     if not (level.opaque or level.complete):
                         yield self._whiteout(level, name)
                 elif name in level.directories:
@@ -245,14 +250,11 @@ class _Reader:
                     # An opaque directory needs no whiteouts, and those in it would show up in listings.
                     if not (change.kind is WHITEOUT and (level.opaque or level.complete)):
                         yield change
-                elif name in level.lower:
+                else:
                     below = self._from_below(level, name)
                     if below is not None:
                         yield below
                         self._close_file()
-                else:
-                    yield self._upper_file(level, name)
-                    self._close_file()
         except OSError as error:
             fail(f"cannot read {self._shown(path)}", error)
 
@@ -287,6 +289,7 @@ class _Reader:
             level.lower = self._lowers.names(self._lowers.below(node)).difference(level.names)
             level.names.extend(level.lower)
         level.names.sort(reverse=True)
+        level.no_files = level.directories.union(level.others, level.lower, level.whiteouts)
         if self._deletions_first and (level.others or level.whiteouts):
             level.names.sort(key=lambda name: self._is_deletion(level, name))
         self._levels.append(level)
@@ -315,10 +318,9 @@ class _Reader:
         status = os.lstat(name, dir_fd=self._descent.fd)
         return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
-    def _upper_file(self, level: _Level, name: str) -> Change:
+    def _upper_file(self, level: _Level, name: str, path: str) -> Change:
         fd = self._file = tree.open_unseen(name, _READ, self._descent.fd)
         status = os.fstat(fd)
-        path = level.prefix + name
         if not stat.S_ISREG(status.st_mode):
             raise ArchiveError(f"{self._shown(path)} was replaced while it was read")
         if status.st_nlink > 1:
@@ -326,6 +328,8 @@ class _Reader:
             if link_to is not None:
                 return Change(FILE, level.prefix, name, status, NO_ATTRIBUTES, link_to=link_to)
         attributes, marks = self._attributes(fd, path)
+        if marks is NO_MARKS and not self._dialect.owner_attribute:
+            return Change(FILE, level.prefix, name, status, attributes, fd=fd)
         if marks.metacopy:
             data = self._lowers.data_of_metacopy(level.node, name, marks.redirect)
             self._close_file()
@@ -399,6 +403,7 @@ class _Reader:
         level.complete = True
         level.lower = self._lowers.names(places)
         level.names = sorted(level.lower, reverse=True)
+        level.no_files = level.lower
         self._levels.append(level)
         self._only_below += 1
         return Change(DIRECTORY, parent.prefix, name, places[0].status, attributes)
