@@ -31,6 +31,7 @@ def main() -> None:
         "SHIV_ROOT": str(place / "shiv"),
     }
     try:
+        machine.find_memory(place, options.scale)
         with Starter(place, environment) as starter:
             make = Contenders(options.program.resolve(), place)
             about = machine.description(make.interpreter)
