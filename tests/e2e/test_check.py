@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,16 +90,21 @@ def bare(executable: Path) -> Iterator[engines.Machine]:
         yield machine
 
 
+def lay_out(machine: engines.Machine, files: dict[str, str]) -> None:
+    """Have these hook configurations on a machine, and no others."""
+    for directory in (USR, ETC):
+        machine.run("rm", "-rf", directory)
+        machine.run("mkdir", "-p", directory)
+    for path, content in files.items():
+        machine.outside(path).write_text(content)
+
+
 @pytest.mark.parametrize("rootless", [False, True], ids=["rootful", "rootless"])
 @pytest.mark.parametrize("name", CASES)
 def test_check_says_what_podman_does(bare: engines.Machine, name: str, rootless: bool) -> None:
     case = CASES[name]
     engine = Engine(bare, rootless, "native", "crun")
-    for directory in (USR, ETC):
-        bare.run("rm", "-rf", directory)
-        bare.run("mkdir", "-p", directory)
-    for path, content in case.files.items():
-        bare.outside(path).write_text(content)
+    lay_out(bare, case.files)
     told = [word for directory in (USR, ETC) for word in ("--hooks-dir", directory)] if case.told else []
 
     checked = bare.run(
@@ -117,3 +123,46 @@ def test_check_says_what_podman_does(bare: engines.Machine, name: str, rootless:
 
     assert bare.outside(f"{archives}/data/made").exists() == case.archived
     assert json.loads(checked)["ready"] == case.archived, checked
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/security.md", "docs/engines.md", "man/sections.in"])
+def test_a_policy_in_etc_is_one_once_containers_conf_names_the_directory(
+    bare: engines.Machine, page: str
+) -> None:
+    (line,) = set(re.findall(rf'hooks_dir = \["{USR}",\s+"{ETC}"\]', (TOP / page).read_text()))
+    engine = Engine(bare, rootless=False, store="native", runtime="crun")
+    strict = configuration(args=["archive_overlay", "--allow-archive-to=/srv"])
+    lay_out(bare, {**PACKAGED, f"{ETC}/{NAME}": strict})
+    own = bare.outside(f"{engine.home}/containers.conf")
+    common = bare.outside("/etc/containers/containers.conf")
+    before = own.read_text()
+
+    def policies() -> list[str]:
+        found = json.loads(bare.run(PROGRAM, "check", "--json", check=False).stdout)["findings"]
+        return [each["found"] for each in found if each["topic"] == "policy"]
+
+    def is_archived(name: str) -> bool:
+        archives = engine.new_directory(name)
+        engine.run(
+            name,
+            f"--mount=type=image,source={IMAGE},destination=/data,rw=true",
+            command="echo made >/data/made",
+            annotations=hooks.annotations("data", mount_point="/data", archive_to=f"{archives}/data"),
+            check=False,
+        )
+        return bare.outside(f"{archives}/data/made").exists()
+
+    name = page.replace("/", "-").replace(".", "-").lower()
+    try:
+        assert is_archived(f"{name}-before")
+        assert "archives may be in /srv, and nowhere else" not in policies()
+
+        # podman is told of one file by its environment here, and `check` reads the one that people have.
+        own.write_text(before.replace("[engine]\n", f"[engine]\n{line}\n"))
+        common.write_text(f"[engine]\n{line}\n")
+
+        assert not is_archived(f"{name}-after")
+        assert "archives may be in /srv, and nowhere else" in policies()
+    finally:
+        own.write_text(before)
+        common.unlink(missing_ok=True)
