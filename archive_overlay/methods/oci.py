@@ -11,6 +11,7 @@ import os
 from archive_overlay import compress
 from archive_overlay.append import LAYER_TYPES, Layer
 from archive_overlay.errors import fail
+from archive_overlay.relay import write_beside
 from archive_overlay.staging import ARCHIVE
 from archive_overlay.tarball import TarWriter
 
@@ -36,6 +37,20 @@ def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
 
 def write(changes: Iterator[Change], target: Target, log: Log) -> Layer:
     """Write the changes as a layer. See `methods.Writer`."""
+    digest, size, diff_id, entries = write_beside(
+        changes, lambda stream: _write(stream, target, log), jobs=target.jobs
+    )
+    return Layer(
+        media_type=LAYER_TYPES[target.compression],
+        digest=digest,
+        size=size,
+        diff_id=diff_id,
+        empty=entries == 1,
+    )
+
+
+def _write(changes: Iterator[Change], target: Target, log: Log) -> tuple[str, int, str, int]:
+    """Write the layer, and give its digest, its size in bytes, its diff ID and the number of changes."""
     change = None
     entries = 0
     try:
@@ -64,13 +79,7 @@ def write(changes: Iterator[Change], target: Target, log: Log) -> Layer:
     except OSError as error:
         path = change.path if change else ""
         fail(f"cannot write {path or '.'} into {target.staging.path}", error)
-    return Layer(
-        media_type=LAYER_TYPES[target.compression],
-        digest=blob.name,
-        size=blob.size,
-        diff_id=tar.name,
-        empty=entries == 1,
-    )
+    return blob.name, blob.size, tar.name, entries
 
 
 class _Digest:

@@ -41,8 +41,11 @@ COPY = {
     "archive_overlay.overlay.locate",
     "archive_overlay.overlay.lowers",
     "archive_overlay.places",
+    "archive_overlay.processors",
     "archive_overlay.publish",
+    "archive_overlay.relay",
     "archive_overlay.runtime",
+    "archive_overlay.signals",
     "archive_overlay.sparse",
     "archive_overlay.staging",
     "archive_overlay.tree",
@@ -50,7 +53,6 @@ COPY = {
 TAR = COPY - {"archive_overlay.methods.copy"} | {
     "archive_overlay.compress",
     "archive_overlay.methods.tar",
-    "archive_overlay.processors",
     "archive_overlay.tarball",
     "archive_overlay.ustar",
 }
@@ -64,17 +66,28 @@ OURS = {
     | {"archive_overlay.append", "archive_overlay.image_layout", "archive_overlay.methods.oci"},
 }
 # Of the standard library, what the modules above import themselves. What that imports in turn depends
-# on the version of Python.
-STANDARD_LIBRARY = {"__future__", "ctypes", "errno", "fcntl", "json", "os", "re", "signal", "stat", "sys"}
-STANDARD_LIBRARY |= {"time", "zlib"}
-COMPRESSION = STANDARD_LIBRARY | {"collections", "queue", "threading"}
+# on the version of Python. Of json and signal it is the halves that are written in C.
+STANDARD_LIBRARY = {
+    "__future__",
+    "_json",
+    "_signal",
+    "_socket",
+    "ctypes",
+    "errno",
+    "fcntl",
+    "gc",
+    "marshal",
+    "os",
+}
+STANDARD_LIBRARY |= {"stat", "sys", "time", "zlib"}
+COMPRESSION = STANDARD_LIBRARY | {"collections", "functools", "queue", "threading"}
 THEIRS = {
     "copy": STANDARD_LIBRARY,
     "move": STANDARD_LIBRARY,
     "tar": COMPRESSION,
     "tar.gz": COMPRESSION,
     "tar.zst": COMPRESSION | {"subprocess"},
-    "oci": COMPRESSION | {"hashlib"},
+    "oci": COMPRESSION | {"hashlib", "json", "re"},
 }
 
 OPTIONS = "-IBSXutf8"
