@@ -128,7 +128,16 @@ class Place:
         spare_upper: a copy of the upperdir.
     """
 
-    def __init__(self, executable: Path, directory: Path, namespace: overlays.Namespace) -> None:
+    def __init__(
+        self,
+        executable: Path,
+        directory: Path,
+        namespace: overlays.Namespace,
+        change: Callable[[Path], object] = change,
+        jobs: int = 1,
+    ) -> None:
+        # Runs of two processes do not go the same way each time; test_two_processes.py is about them.
+        self._jobs = ("--jobs", str(jobs))
         self.overlay = overlays.Overlay(overlays.NATIVE, directory, namespace)
         self.overlay.layer(below)
         self.overlay.change(change)
@@ -164,9 +173,8 @@ class Place:
             },
         )
         bundle = hooks.Bundle(self.scratch / "bundle", mounts=[self.overlay.spec_mount()], annotations=asked)
-        # Runs of two processes do not go the same way each time; test_two_processes.py is about them.
-        one = ("--jobs", "1", *arguments)
-        return faults.Hook(self._executable, bundle, self.overlay.directory, self.scratch, one)
+        arguments = (*self._jobs, *arguments)
+        return faults.Hook(self._executable, bundle, self.overlay.directory, self.scratch, arguments)
 
     def run(self, hook: faults.Hook, *arguments: str) -> hooks.Result:
         """Run the hook with nothing in its way."""
@@ -394,6 +402,13 @@ class Places:
 @pytest.fixture(scope="session")
 def places(executable: Path) -> Iterator[Places]:
     """Give places on a file system in memory, where there is one that can hold upperdirs."""
+    yield from make_places(executable)
+
+
+def make_places(
+    executable: Path, change: Callable[[Path], object] = change, jobs: int = 1
+) -> Iterator[Places]:
+    """Make places, and remove them afterwards. See `Place`."""
     tools.need_root()
     tools.need("strace", "setfacl", "unshare")
     candidates = [Path("/dev/shm"), Path(tempfile.gettempdir()), Path("/var/tmp")]
@@ -404,7 +419,7 @@ def places(executable: Path) -> Iterator[Places]:
     made = []
     for _ in range(os.cpu_count() or 1):
         directory = Path(tempfile.mkdtemp(prefix="archive_overlay-crash-", dir=usable[0]))
-        made.append(Place(executable, directory, namespace))
+        made.append(Place(executable, directory, namespace, change, jobs))
     places = Places(made)
     yield places
     places.close()

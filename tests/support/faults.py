@@ -254,6 +254,33 @@ def fail(hook: Hook, call: Call, *more: str) -> Outcome:
     return outcome
 
 
+def strike(hook: Hook, call: str, number: int, what: str) -> Outcome:
+    """Run the hook, and do something to a call that only one of its processes makes.
+
+    Args:
+        hook: what is run.
+        call: name of the system call.
+        number: the first, second, ... one of a process.
+        what: as strace's option inject has it: "signal=KILL" or "error=EIO".
+
+    Raises:
+        DidNotStrikeError: there was no such call.
+    """
+    outcome, log = _started(hook, ("-e", f"trace={call}", "-e", f"inject={call}:{what}:when={number}"))
+    name = what.partition("=")[2]
+    if not any(_INJECTED in line or f"SIG{name}" in line for line in log):
+        raise DidNotStrikeError(f"{what} did not come at {call} number {number}\n{_last(log)}")
+    tried[name] = tried.get(name, 0) + 1
+    return outcome
+
+
+def count(hook: Hook, call: str) -> int:
+    """Run the hook, and count how often its processes make a system call."""
+    outcome, log = _started(hook, ("-e", f"trace={call}"))
+    assert outcome.status == 0, outcome.stderr
+    return sum(f"{call}(" in line for line in log)
+
+
 def _started(hook: Hook, options: tuple[str, ...]) -> tuple[Outcome, list[str]]:
     """Run the hook under strace from its beginning."""
     log = hook.scratch / "strace"
