@@ -177,11 +177,13 @@ class Saver:
         self.overlay.inside(lambda: extract(self.archive, directory))
         return directory
 
-    def expect_the_same(self, *, mounts: Sequence[Mapping[str, Any]] | None = None) -> hooks.Result:
+    def expect_the_same(
+        self, *arguments: str, mounts: Sequence[Mapping[str, Any]] | None = None
+    ) -> hooks.Result:
         """Save, restack on the same lower layers, and compare with what the container left.
 
         Args:
-            mounts: see `run`.
+            arguments, mounts: see `run`.
 
         Returns:
             What the hook said.
@@ -189,7 +191,7 @@ class Saver:
         # What is moved away has to be looked at before. What a program serves is looked at afterwards,
         # for that ends the program, and the hook would not find the upperdir.
         left = self._left() if self.method == "move" and not self.overlay.flavour.program else None
-        result = self.run(mounts=mounts)
+        result = self.run(*arguments, mounts=mounts)
         assert result.status == 0, result.stderr
         assert self.success.read_bytes() == b""
         assert os.listdir(self.out) == ["archive"], "debris beside the archive"
