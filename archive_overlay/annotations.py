@@ -53,6 +53,13 @@ class Context:
         self.timestamp = timestamp
 
 
+class Contradiction(dict[str, object]):
+    """The values of one key that both its forms have, and that are not the same, by annotation.
+
+    It is what the notes of a rescue show as the value.
+    """
+
+
 class ArchiveRequest:
     """One archive that the container's annotations ask for.
 
@@ -116,28 +123,33 @@ class ArchiveRequest:
 def group_by_name(annotations: Mapping[str, object], log: Log) -> Iterator[tuple[str, dict[str, object]]]:
     """Gather the annotations that are ours by archive name.
 
-    What names no archive or no key of ours, and half a pair, is ignored with a warning, as in 2.0.4.
+    Kubernetes allows no more than 63 characters after a slash, and counts all of them where there is none: so a
+    slash may stand in place of the dot before the key. What names no archive or no key of ours, and half a
+    pair, is ignored with a warning, as in 2.0.4.
 
     Args:
         annotations: all annotations of the container.
         log: takes the warnings.
 
     Yields:
-        An archive's name, and its keys and values; `mount-point` and `archive-to` are there.
+        An archive's name, and its keys and values; `mount-point` and `archive-to` are there. A value may be a
+        `Contradiction`.
     """
     archives: dict[str, dict[str, object]] = {}
     for annotation, value in annotations.items():
         if not annotation.startswith(PREFIX):
             continue
-        name, dot, key = annotation[len(PREFIX) :].partition(".")
-        if not name or not dot or "." in key:
+        name, key = _split(annotation[len(PREFIX) :])
+        if not name or not key or "." in key:
             log.warning(
-                f"annotation {annotation} is ignored: it must be {PREFIX}NAME.KEY, with no dot in NAME"
+                f"annotation {annotation} is ignored: it must be {PREFIX}NAME.KEY or {PREFIX}NAME/KEY, with no dot"
+                " in NAME"
             )
         elif key not in KEYS:
             log.warning(f"annotation {annotation} is ignored: there is no key {key}, only {', '.join(KEYS)}")
         else:
-            archives.setdefault(name, {})[key] = value
+            keys = archives.setdefault(name, {})
+            keys[key] = _both(name, key, keys[key], annotation, value) if key in keys else value
     for name, keys in archives.items():
         missing = [key for key in ("mount-point", "archive-to") if keys.get(key, "") == ""]
         if missing:
@@ -160,6 +172,9 @@ def parse_request(name: str, keys: Mapping[str, object], context: Context, log: 
     """
     texts: dict[str, str] = {}
     for key, value in keys.items():
+        if isinstance(value, Contradiction):
+            said = " and ".join(f"{annotation} says {text!r}" for annotation, text in value.items())
+            raise ArchiveError(f"{key} is not clear: {said}", hint="leave one of them out")
         if not isinstance(value, str):
             raise ArchiveError(f"{key} must be a string")
         if value:  # what is empty is not there: templates leave it so
@@ -184,6 +199,24 @@ def parse_request(name: str, keys: Mapping[str, object], context: Context, log: 
         whiteouts=_whiteouts(texts.get("whiteouts", "overlay")),
         parent=texts.get("parent", ""),
     )
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Give the name and the key of an annotation without the prefix; "" for both: it has none."""
+    name, dot, key = text.partition(".")
+    if not dot:
+        name, _, key = text.rpartition("/")
+    return name, key
+
+
+def _both(name: str, key: str, before: object, annotation: str, value: object) -> object:
+    """Give what two annotations say that mean the same, the one with a dot and the one with a slash."""
+    if value in (before, ""):
+        return before
+    if before == "":
+        return value
+    dotted, slashed = f"{PREFIX}{name}.{key}", f"{PREFIX}{name}/{key}"
+    return Contradiction({slashed if annotation == dotted else dotted: before, annotation: value})
 
 
 def _method(value: str) -> Method:

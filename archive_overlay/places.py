@@ -22,6 +22,9 @@ _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SHARED = stat.S_ISVTX | stat.S_IWOTH  # a directory like /tmp
 _MOST_LINKS = 40  # as the kernel has it, path_resolution(7)
+# What is in there is the kernel's. Its links lead to files of processes, whatever their text says: /proc/self/exe
+# is the interpreter.
+_OF_THE_KERNEL = ("proc", "sys")
 
 
 class Places:
@@ -44,17 +47,7 @@ class Places:
         Raises:
             ArchiveError: the path leads nowhere, or to a place that is not allowed.
         """
-        try:
-            _expect_reachable(path)
-            resolved = _resolved(path)
-        except OSError as error:
-            fail(f"cannot look at {label} {path}", error)
-        if self._allowed and not self._base(resolved):
-            where = f"{path}, which is {resolved}," if resolved != path else path
-            raise ArchiveError(
-                f"{label} {where} is not allowed", hint=f"it must be in {' or '.join(self._allowed)}"
-            )
-        return resolved
+        return self._judged(path, _look(path, path, label), label)
 
     def resolve_parent(self, path: str, label: str) -> str:
         """Resolve the symbolic links on the way to an entry, but not the entry itself.
@@ -63,14 +56,7 @@ class Places:
             ArchiveError: see `resolve`.
         """
         directory, name = os.path.split(path)
-        if not self._allowed:
-            return os.path.join(self.resolve(directory, label), name)
-        resolved = os.path.join(os.path.realpath(directory), name)
-        if not self._base(resolved):
-            raise ArchiveError(
-                f"{label} {path} is not allowed", hint=f"it must be in {' or '.join(self._allowed)}"
-            )
-        return resolved
+        return self._judged(path, os.path.join(_look(directory, path, label), name), label)
 
     def open(self, path: str) -> int:
         """Open a directory.
@@ -95,6 +81,14 @@ class Places:
         """
         return self._walk(path, flush)
 
+    def _judged(self, path: str, resolved: str, label: str) -> str:
+        if self._allowed and not self._base(resolved):
+            where = f"{path}, which is {resolved}," if resolved != path else path
+            raise ArchiveError(
+                f"{label} {where} is not allowed", hint=f"it must be in {' or '.join(self._allowed)}"
+            )
+        return resolved
+
     def _base(self, path: str) -> str:
         return next((base for base in self._allowed if path.startswith(base.rstrip("/") + "/")), "")
 
@@ -113,8 +107,22 @@ class Places:
             os.close(fd)
 
 
+def _look(path: str, whole: str, label: str) -> str:
+    """Resolve a path, which is all or a part of what an annotation says.
+
+    Raises:
+        ArchiveError: it leads nowhere, or through what is the kernel's.
+    """
+    try:
+        resolved = _resolved(path)
+        _expect_reachable(path)
+    except OSError as error:
+        fail(f"cannot look at {label} {whole}", error)
+    return resolved
+
+
 def _expect_reachable(path: str) -> None:
-    """Ask the kernel first, which knows more reasons not to go there than `_resolved`."""
+    """Ask the kernel too, which knows more reasons not to go there than `_resolved`."""
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -138,6 +146,8 @@ def _resolved(path: str) -> str:
             name = pending.pop()
             if name in ("", "."):
                 continue
+            if name in _OF_THE_KERNEL and not found:
+                raise PermissionError(errno.EACCES, f"it leads through /{name}, where no archive can be")
             try:
                 inner = os.open(name, _LOOK, dir_fd=fd)
             except FileNotFoundError:

@@ -174,9 +174,22 @@ def judge_when(hook: HookFile) -> tuple[str, list[Finding]]:
     keys: list[str] = []
     for pattern, value in (when.get("annotations") or {}).items():
         compiled = _compiled(pattern)
-        matching = [
-            key for key in KEYS if compiled is None or compiled.search(f"{PREFIX}{_SAMPLE}.{key}") is not None
-        ]
+        dotted, slashed = (
+            [key for key in KEYS if compiled is None or compiled.search(f"{PREFIX}{_SAMPLE}{separator}{key}")]
+            for separator in "./"
+        )
+        matching = [key for key in KEYS if key in dotted or key in slashed]
+        for form, only in ((".", set(dotted) - set(slashed)), ("/", set(slashed) - set(dotted))):
+            if only:
+                findings.append(
+                    Finding(
+                        NOTE,
+                        "hook",
+                        f'{hook.path} has "{pattern}", which annotations match only if they are of the form NAME{form}KEY',
+                        "to have both, take over the conditions of the packaged configuration",
+                        hook.path,
+                    )
+                )
         if not matching:
             findings.append(
                 Finding(

@@ -66,9 +66,14 @@ BinaryName = "{HOME}/runc"
 def asks(name: str) -> dict[str, str]:
     """Ask, for all containers of a pod, for the changes of their root file systems."""
     directory = f"{ARCHIVES}/{name}"
-    return hooks.annotations(
-        "root", mount_point="/", archive_to=f"{directory}/{{id}}", success=f"{directory}/{{id}}.success"
-    )
+    return {
+        f"{hooks.PREFIX}.root/{key}": value
+        for key, value in (
+            ("mount-point", "/"),
+            ("archive-to", f"{directory}/{{id}}"),
+            ("success", f"{directory}/{{id}}.success"),
+        )
+    }
 
 
 def archives(node: cri.Runtime, name: str) -> set[str]:

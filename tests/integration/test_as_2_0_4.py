@@ -267,6 +267,9 @@ def test_the_hook_configuration_is_of_version_1_for_poststop(configuration: dict
         (("data.mount-point",), False),
         (("data.archive-to",), False),
         (("data.success", "data.method"), False),
+        (("data/mount-point", "data/archive-to"), True),  # since 3.0.0
+        (("data.mount-point", "data/archive-to"), True),
+        (("data/mount-point",), False),
     ],
 )
 def test_the_hook_configuration_wants_both_annotations(

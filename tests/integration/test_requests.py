@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,38 @@ def test_an_archive_is_not_replaced_by_another_one_of_the_same_stop(saver: Saver
     assert result.status == 1
     assert "of this very stop" in result.only_error()
     assert saver.archive.read_bytes()[257:262] == b"ustar"
+
+
+def with_a_slash(annotations: dict[str, str]) -> dict[str, str]:
+    """Write annotations as Kubernetes wants them: NAME/KEY."""
+    return {"/".join(annotation.rsplit(".", 1)): value for annotation, value in annotations.items()}
+
+
+def test_annotations_with_a_slash_ask_for_an_archive(saver: Saver) -> None:
+    asked = with_a_slash(also(saver, "pod", method="tar.gz", compression_level=1, tar_content_owner="7:8"))
+
+    result = saver.run(also=asked)
+
+    assert result.status == 0, result.stderr
+    with tarfile.open(saver.out / "pod") as tar:
+        assert {(member.name, member.uid, member.gid) for member in tar} == {(".", 7, 8), ("./made", 7, 8)}
+
+
+def test_annotations_that_contradict_each_other_ask_for_nothing(saver: Saver, scratch: Path) -> None:
+    rescued = scratch / "rescued"
+    asked = also(saver, "unclear") | with_a_slash(also(saver, "unclear", archive_to=saver.out / "elsewhere"))
+
+    result = saver.run("--rescue-dir", rescued, also=asked)
+
+    assert result.status == 1
+    assert "archive unclear: archive-to is not clear" in result.only_error()
+    assert os.listdir(saver.out) == ["archive"]
+    assert os.listdir(rescued / "c1" / "unclear") == ["made"]
+    note = json.loads((rescued / "c1" / "unclear.json").read_text())
+    assert note["annotations"] == {
+        "mount-point": "/data",
+        "archive-to": {
+            f"{hooks.PREFIX}.unclear.archive-to": str(saver.out / "unclear"),
+            f"{hooks.PREFIX}.unclear/archive-to": str(saver.out / "elsewhere"),
+        },
+    }

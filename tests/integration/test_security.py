@@ -212,6 +212,27 @@ def test_a_path_where_nothing_can_be_made_is_refused_in_one_line(
     assert os.listdir(small.overlay.upper) == ["made"]
 
 
+@pytest.mark.parametrize("method", ALL_METHODS)
+@pytest.mark.parametrize("way", ["/proc/self/cwd", "link"])
+@pytest.mark.parametrize("key", ["archive_to", "success"])
+def test_no_path_leads_through_links_of_proc(
+    small: Saver, scratch: Path, method: str, way: str, key: str
+) -> None:
+    (scratch / "link").symlink_to("/proc/self/cwd")
+    path = f"{scratch / way}/found"
+    small.success.touch()
+    paths = {"archive_to": str(small.archive), "success": str(small.success), key: path}
+
+    result = small.run(method=method, archive_to=paths["archive_to"], success=paths["success"])
+
+    assert result.status == 1
+    assert f"{path}: it leads through /proc, where no archive can be" in result.only_error()
+    assert os.listdir(small.out) == []
+    assert small.success.exists(), "something was touched before it was judged"
+    # By way of the link it would have been made in the working directory.
+    assert os.listdir(scratch / "bundle") == ["config.json"]
+
+
 SPECIAL: dict[str, Callable[[Path], object]] = {
     "fifo": os.mkfifo,
     "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),

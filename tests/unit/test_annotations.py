@@ -61,6 +61,11 @@ def test_a_pair_is_a_request_with_the_defaults_of_2_0_4(log: Log, kept: Kept) ->
         ("data", "must be"),
         ("data.more.mount-point", "no dot in NAME"),
         (".mount-point", "must be"),
+        ("/mount-point", "must be"),
+        ("data.", "must be"),
+        ("data/", "must be"),
+        ("data/colour", "no key colour"),
+        ("data.more/mount-point", "no key more/mount-point"),
         ("data.colour", "no key colour"),
     ],
 )
@@ -71,6 +76,57 @@ def test_what_is_no_key_is_ignored_with_a_warning(log: Log, kept: Kept, annotati
     assert level == "warning"
     assert annotation in message
     assert said in message
+
+
+@pytest.mark.parametrize("separator", [".", "/"])
+@pytest.mark.parametrize("other", [".", "/"])
+def test_a_slash_in_place_of_the_dot_before_the_key_means_the_same(
+    log: Log, kept: Kept, separator: str, other: str
+) -> None:
+    annotations = {
+        f"{PREFIX}data{separator}mount-point": "/data",
+        f"{PREFIX}data{other}archive-to": "/srv/data",
+        f"{PREFIX}da/ta{separator}mount-point": "/other",
+        f"{PREFIX}da/ta{other}archive-to": "/srv/other",
+    }
+
+    assert list(group_by_name(annotations, log)) == [
+        ("data", {"mount-point": "/data", "archive-to": "/srv/data"}),
+        ("da/ta", {"mount-point": "/other", "archive-to": "/srv/other"}),
+    ]
+    assert kept.lines == []
+
+
+@pytest.mark.parametrize(("one", "other"), [("/a", "/a"), ("", "/a"), ("/a", "")])
+@pytest.mark.parametrize("separators", ["./", "/."])
+def test_both_forms_of_a_key_may_say_the_same(
+    log: Log, kept: Kept, separators: str, one: str, other: str
+) -> None:
+    annotations = {f"{PREFIX}data.{key}": value for key, value in keys().items()} | {
+        f"{PREFIX}data{separator}success": value for separator, value in zip(separators, (one, other))
+    }
+
+    ((name, values),) = group_by_name(annotations, log)
+
+    assert parse_request(name, values, CONTEXT, log).success == "/a"
+    assert kept.lines == []
+
+
+@pytest.mark.parametrize("key", ["mount-point", "archive-to", "method"])
+@pytest.mark.parametrize("separators", ["./", "/."])
+def test_both_forms_of_a_key_may_not_say_different_things(log: Log, separators: str, key: str) -> None:
+    annotations = {f"{PREFIX}data.{other}": value for other, value in keys().items() if other != key} | {
+        f"{PREFIX}data{separator}{key}": value for separator, value in zip(separators, ("/a", "/b"))
+    }
+
+    ((name, values),) = group_by_name(annotations, log)
+
+    with pytest.raises(ArchiveError) as caught:
+        parse_request(name, values, CONTEXT, log)
+    first, second = (f"{PREFIX}data{separator}{key}" for separator in separators)
+    assert str(caught.value) == (
+        f"{key} is not clear: {first} says '/a' and {second} says '/b'; leave one of them out"
+    )
 
 
 @pytest.mark.parametrize("present", ["mount-point", "archive-to"])

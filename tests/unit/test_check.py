@@ -19,7 +19,7 @@ from archive_overlay.commands.findings import Finding
 from tests.support import tools
 
 TOP = Path(__file__).resolve().parents[2]
-PREFIX = r"^com\.launchplatform\.oci-hooks\.archive-overlay\.[^.]+\."
+PREFIX = r"^com\.launchplatform\.oci-hooks\.archive-overlay\.[^.]+[./]"
 ANNOTATIONS = {f"{PREFIX}mount-point$": ".*", f"{PREFIX}archive-to$": ".*"}
 UNREAD = "no containers.conf"
 
@@ -220,6 +220,19 @@ def test_the_containers_that_a_hook_runs_for(site: Site, when: object, whom: str
 
     assert finding.status == "ok"
     assert whom in finding.found
+
+
+@pytest.mark.parametrize("separator", [".", "/"])
+def test_conditions_that_only_one_form_of_an_annotation_meets(site: Site, separator: str) -> None:
+    # What 2.0.4 installed knows no slash.
+    pattern = PREFIX.replace("[./]", f"[{separator}]") + "archive-to$"
+    site.hook(when={"annotations": {**ANNOTATIONS, pattern: ".*"}})
+
+    note, runs = site.about("hook")
+
+    assert (note.status, runs.status) == ("note", "ok")
+    assert f"NAME{separator}KEY" in note.found
+    assert pattern in note.found
 
 
 def test_an_annotation_that_this_program_does_not_have(site: Site) -> None:

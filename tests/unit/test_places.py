@@ -70,6 +70,28 @@ def test_a_link_may_lead_in_and_an_allowed_directory_may_be_one(allowed: Path) -
     assert places.resolve(f"{allowed.parent}/in/x", "archive-to") == str(allowed / "x")
 
 
+@pytest.mark.parametrize(
+    "path", ["/proc", "/proc/self/exe", "/proc/self/cwd/x", "/proc/none/x", "/sys/kernel/x", "/dev/fd/0"]
+)
+@pytest.mark.parametrize("restricted", [False, True])
+def test_what_leads_through_files_of_the_kernel_is_refused(
+    allowed: Path, path: str, restricted: bool
+) -> None:
+    places = Places((str(allowed),) if restricted else ())
+    (allowed / "link").symlink_to(path)
+    for asked in (path, str(allowed / "link"), f"{allowed}/link/x"):
+        with pytest.raises(ArchiveError, match=r"it leads through /(proc|sys), where no archive can be"):
+            places.resolve(asked, "archive-to")
+    with pytest.raises(ArchiveError, match=r"cannot look at success .*/link/x: it leads through"):
+        places.resolve_parent(f"{allowed}/link/x", "success")
+
+
+def test_names_like_those_of_the_kernel_s_are_names_elsewhere(allowed: Path) -> None:
+    path = f"{allowed}/proc/sys/x"
+    assert Places().resolve(path, "archive-to") == path
+    assert Places().resolve_parent(path, "success") == path
+
+
 def test_a_component_that_becomes_a_link_after_it_was_judged_leads_nowhere(allowed: Path) -> None:
     (allowed / "a").mkdir()
     places = Places((str(allowed),))
