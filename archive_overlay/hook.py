@@ -10,7 +10,8 @@ from archive_overlay.errors import ArchiveError, HookError, Interrupted, interna
 from archive_overlay.flush import Never, ToDisk
 from archive_overlay.marker import Marker
 from archive_overlay.metadata import is_twin
-from archive_overlay.overlay.changes import DIRECTORY, WHITEOUT, changes
+from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
+from archive_overlay.overlay.changes import changes
 from archive_overlay.overlay.locate import find_overlay
 from archive_overlay.places import Places
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from archive_overlay.cli import Settings
     from archive_overlay.flush import Flush
     from archive_overlay.log import Log
-    from archive_overlay.overlay.changes import Change
+    from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.locate import OverlayMount
     from archive_overlay.publish import Destination
     from archive_overlay.rescue import Rescue

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from archive_overlay.overlay.changes import Change
+    from archive_overlay.overlay.change import Change
 
 # The host's label for a file, not the container's doing.
 SELINUX_LABEL = "security.selinux"

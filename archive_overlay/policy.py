@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 
 from archive_overlay.errors import ArchiveError
-from archive_overlay.overlay.changes import WHITEOUT
+from archive_overlay.overlay.change import WHITEOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from archive_overlay.overlay.changes import Change
+    from archive_overlay.overlay.change import Change
 
 _SET_ID_BITS = 0o6000
 _CAPABILITY = "security.capability"

@@ -17,9 +17,9 @@ import os
 import sys
 
 from archive_overlay import kernel, signals
-from archive_overlay.errors import ArchiveError, internal_error
+from archive_overlay.errors import ArchiveError, fail, internal_error
 from archive_overlay.overlay.attributes import NO_ATTRIBUTES
-from archive_overlay.overlay.changes import FILE, KINDS, Change
+from archive_overlay.overlay.change import FILE, KINDS, Change
 from archive_overlay.processors import processors
 
 TYPE_CHECKING = False
@@ -202,6 +202,8 @@ class _Writer:
             self._socket.sendall(message)
         except ConnectionError:
             self.result()  # it says why there is none
+        except OSError as error:
+            fail("cannot send changes to the process that writes the archive", error)
         self._under_way += 1
         batch.clear()
 
@@ -223,8 +225,11 @@ class _Writer:
         """End it, whatever it does."""
         with signals.HeldOff():
             if self._pid:
-                os.kill(self._pid, signals.KILL)
-                os.waitpid(self._pid, 0)
+                try:
+                    os.kill(self._pid, signals.KILL)
+                    os.waitpid(self._pid, 0)
+                except (ProcessLookupError, ChildProcessError):
+                    pass  # who started the hook may have it ignore what becomes of its children
                 self._pid = 0
                 self._socket.close()
 

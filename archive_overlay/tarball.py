@@ -9,7 +9,7 @@ import os
 
 from archive_overlay import sparse, ustar
 from archive_overlay.errors import ArchiveError
-from archive_overlay.overlay.changes import (
+from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
     DIRECTORY,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.compress import Writer
     from archive_overlay.log import Log
-    from archive_overlay.overlay.changes import Change
+    from archive_overlay.overlay.change import Change
 
 _RECORD = 20 * ustar.BLOCK
 # Headers and small files are gathered up to this size before they go on.

@@ -13,6 +13,15 @@ from archive_overlay.decompress import Reader
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.log import Log, escape
 from archive_overlay.overlay import changes, dialect
+from archive_overlay.overlay.change import (
+    BLOCK_DEVICE,
+    CHARACTER_DEVICE,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    SYMLINK,
+    WHITEOUT,
+)
 from archive_overlay.overlay.locate import OverlayMount
 from archive_overlay.revisions import is_layout, open_revision
 from archive_overlay.tree import Descent
@@ -40,12 +49,12 @@ _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 _TYPES = {
-    ustar.REGULAR: changes.FILE,
-    ustar.SYMLINK: changes.SYMLINK,
-    ustar.CHARACTER_DEVICE: changes.CHARACTER_DEVICE,
-    ustar.BLOCK_DEVICE: changes.BLOCK_DEVICE,
-    ustar.DIRECTORY: changes.DIRECTORY,
-    ustar.FIFO: changes.FIFO,
+    ustar.REGULAR: FILE,
+    ustar.SYMLINK: SYMLINK,
+    ustar.CHARACTER_DEVICE: CHARACTER_DEVICE,
+    ustar.BLOCK_DEVICE: BLOCK_DEVICE,
+    ustar.DIRECTORY: DIRECTORY,
+    ustar.FIFO: FIFO,
 }
 _OPAQUE_ATTRIBUTES = {
     "trusted": ("trusted.overlay.opaque",),
@@ -151,7 +160,7 @@ def _object(line: Line) -> dict[str, Any]:
         known.update(type=line.kind, mode=f"{line.mode:04o}", uid=line.uid, gid=line.gid)
     if line.size is not None:
         known["size"] = line.size
-    if line.kind is changes.SYMLINK and not line.link_to:
+    if line.kind is SYMLINK and not line.link_to:
         known["target"] = line.target
     if line.link_to:
         known["link_to"] = line.link_to
@@ -160,11 +169,11 @@ def _object(line: Line) -> dict[str, Any]:
 
 def _text(line: Line, *, terminal: bool, human: bool) -> str:
     path = escape(line.path)
-    if line.kind is changes.DIRECTORY:
+    if line.kind is DIRECTORY:
         path += "/"
     elif line.link_to:
         path += f" => {escape(line.link_to)}"
-    elif line.kind is changes.SYMLINK:
+    elif line.kind is SYMLINK:
         path += f" -> {escape(line.target)}"
     size = "-"
     if line.size is not None:
@@ -239,7 +248,7 @@ def _of_tar(tar: TarReader, marks: str | None) -> list[Line]:
         if line:
             line.letter = _OPAQUE
         else:
-            lines.append(Line(_OPAQUE, path, kind=changes.DIRECTORY))
+            lines.append(Line(_OPAQUE, path, kind=DIRECTORY))
     top = directories.get(".")
     if top is not None and "." not in opaque:
         lines[top] = None  # it is in every change set
@@ -248,12 +257,12 @@ def _of_tar(tar: TarReader, marks: str | None) -> list[Line]:
 
 def _line_of_entry(entry: Entry, path: str) -> Line:
     linked = entry.type == ustar.HARD_LINK
-    kind = changes.FILE if linked else _TYPES[entry.type]
+    kind = FILE if linked else _TYPES[entry.type]
     return Line(
         _ADDED,
         path,
         kind=kind,
-        size=entry.size if kind is changes.FILE and not linked else None,
+        size=entry.size if kind is FILE and not linked else None,
         target=entry.link if entry.type == ustar.SYMLINK else "",
         link_to="/".join(split_path(entry.link)) if linked else "",
         mode=entry.mode,
@@ -268,14 +277,14 @@ def _of_directory(path: str, marks: str | None) -> Iterator[Line]:
     stream = changes.changes(overlay, Log("panic", []))
     try:
         for change in stream:
-            if change.kind is changes.WHITEOUT:
+            if change.kind is WHITEOUT:
                 yield Line(_DELETED, change.path)
             elif change.name or change.opaque:
                 yield Line(
                     _OPAQUE if change.opaque else _ADDED,
                     change.path or ".",
                     kind=change.kind,
-                    size=change.size if change.kind is changes.FILE and change.link_to is None else None,
+                    size=change.size if change.kind is FILE and change.link_to is None else None,
                     target=change.target,
                     link_to=change.link_to or "",
                     mode=change.mode,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from archive_overlay.append import Layer
     from archive_overlay.flush import Flush
     from archive_overlay.log import Log
-    from archive_overlay.overlay.changes import Change
+    from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.locate import OverlayMount
     from archive_overlay.staging import Staging
 

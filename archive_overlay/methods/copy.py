@@ -7,7 +7,7 @@ import stat
 
 from archive_overlay import metadata, sparse
 from archive_overlay.errors import fail
-from archive_overlay.overlay.changes import (
+from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
     DIRECTORY,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.log import Log
     from archive_overlay.methods import Target
-    from archive_overlay.overlay.changes import Change
+    from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.locate import OverlayMount
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

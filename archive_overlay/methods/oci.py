@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from archive_overlay.compress import Sink, Writer
     from archive_overlay.log import Log
     from archive_overlay.methods import Target
-    from archive_overlay.overlay.changes import Change
+    from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.locate import OverlayMount
 
 

@@ -122,7 +122,8 @@ def test_a_file_larger_than_the_memory_is_saved(any_saver: Saver, method: str) -
 @pytest.mark.parametrize("method", ["copy"])
 def test_programs_that_are_set_user_id_are_out_of_reach_until_they_have_their_owner(saver: Saver) -> None:
     def change(root: Path) -> None:
-        (root / "program").write_text("#!/bin/sh\n")
+        # Small files are read before there is a copy.
+        (root / "program").write_text("#!/bin/sh\n" * 20_000)
         os.chown(root / "program", OF_ANOTHER_USER, OF_ANOTHER_USER)
         (root / "program").chmod(0o6755)
 

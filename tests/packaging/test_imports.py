@@ -36,6 +36,7 @@ COPY = {
     "archive_overlay.mountinfo",
     "archive_overlay.overlay",
     "archive_overlay.overlay.attributes",
+    "archive_overlay.overlay.change",
     "archive_overlay.overlay.changes",
     "archive_overlay.overlay.dialect",
     "archive_overlay.overlay.locate",

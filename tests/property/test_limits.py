@@ -269,9 +269,11 @@ def run_and_change(saver: Saver, *, stop_at: str, path: Path, change: Callable[[
         while "stopped by SIGSTOP" not in log.read_text():
             assert running.poll() is None, "it did not stop"
             time.sleep(0.001)
-        change()
         pid = next(line.split()[0] for line in log.read_text().splitlines() if "stopped by SIGSTOP" in line)
-        os.kill(int(pid), signal.SIGCONT)
+        try:
+            change()
+        finally:
+            os.kill(int(pid), signal.SIGCONT)
         stderr = running.stderr.read().decode()
     return hooks.Result(running.returncode, "", stderr)
 
