@@ -86,10 +86,9 @@ class Rescue:
             try:
                 self._describe(f"{name}.json", parent, overlay, archive, asked, reason)
                 os.fsync(parent)
-            except OSError as error:
-                self._log.warning(
-                    f"cannot write {kept}.json, which is to say why there is {kept}: {error.strerror}"
-                )
+            except (OSError, RecursionError) as error:
+                why = error.strerror if isinstance(error, OSError) else "an annotation is nested too deeply"
+                self._log.warning(f"cannot write {kept}.json, which is to say why there is {kept}: {why}")
         except OSError as error:
             fail(f"cannot keep {overlay.upper} in {self._directory}", error)
         finally:

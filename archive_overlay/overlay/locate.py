@@ -1,6 +1,7 @@
 """From a mount of the spec to the overlay behind it.
 
-Source: OCI runtime specification, config.md, "Mounts"; proc(5); the mounts that engines were seen to make.
+Source: OCI runtime specification, config.md, "Mounts"; proc(5); the mounts that engines were seen to make. For what
+an engine leaves when it has unmounted a root file system, drivers/overlay/overlay.go of containers/storage.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 # Mount options with which an upperdir does not say all by itself. (nfs_export needs index.)
 _REFERRING = ("metacopy", "redirect_dir", "index")
+
+# The longest list of lower layers that is read. The driver allows 500 of 29 characters each.
+_LONGEST_LIST = 1 << 16
 
 
 class OverlayMount:
@@ -70,7 +74,7 @@ def find_overlay(spec: Spec, mount_point: str, *, mount_program: str) -> Overlay
     if mounts:
         overlay = _of_mount(mounts[-1], mount_program)
     elif mount_point == "/" and spec.root:
-        root = _mounted_at(spec.root, mount_program)
+        root = _mounted_at(spec.root, mount_program) or _left_at(spec.root)
         if root is None:
             raise ArchiveError(
                 f"the container's root file system {spec.root} is no overlay",
@@ -236,6 +240,98 @@ def _mounted_at(path: str, mount_program: str) -> OverlayMount | None:
     if served:
         return from_options(served, dialect.FUSE_OVERLAYFS, f"the mount at {path}")
     return None
+
+
+def _left_at(root: str) -> OverlayMount | None:
+    """Find the overlay of a root file system that the engine has unmounted, from what is beside its mount point.
+
+    CRI-O unmounts before it runs poststop hooks. In the directory of a layer the engine has the mount point
+    `merged`, the upperdir `diff` and the list `lower`; a container writes below `diff` alone.
+
+    Returns:
+        None: this is no such place, or something is mounted there.
+
+    Raises:
+        ArchiveError: it is one, but does not say all that has to be known.
+    """
+    layer, name = os.path.split(root)
+    if name != "merged" or not os.path.lexists(f"{layer}/diff"):
+        return None
+    store = os.path.dirname(layer)
+    try:
+        used = os.path.lexists(root) and (os.path.islink(root) or os.listdir(root))
+        if used or mountinfo.read().at(root):
+            return None
+        if _text_of(f"{store}/.has-mount-program").strip() == "true":
+            raise ValueError("it was served by a mount program, whose options nobody knows any more")
+        lowers = _older(layer)
+        for entry in _text_of(f"{layer}/lower", needed=True).split(":"):
+            lowers += _lower_layer(store, entry)
+        upper = _directory(f"{layer}/diff")
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            whole = file.read().split() == ["0", "0", "4294967295"]
+    except (OSError, ValueError) as error:
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise ArchiveError(
+            f"the container's root file system {root} is not mounted any more, and what it was made of is"
+            f" not to be found: {reason}"
+        ) from error
+    # The driver mounts with userxattr when it is rootless. In a user namespace there is nothing else: trusted
+    # attributes can be neither set nor read.
+    return OverlayMount(
+        upper=upper, lowers=tuple(lowers), dialect=dialect.NATIVE if whole else dialect.NATIVE_USERXATTR
+    )
+
+
+def _lower_layer(store: str, entry: str) -> list[str]:
+    """Give the directories of an entry l/ID in a list of lower layers, topmost first.
+
+    Raises:
+        OSError, ValueError: the entry is none, or the layer is not there as a directory.
+    """
+    directory, _, name = entry.partition("/")
+    if directory != "l" or not (name.isascii() and name.isalnum()):
+        raise ValueError(f"{entry[:80]!r} names no lower layer")
+    link = os.readlink(f"{store}/{entry}")
+    parts = link.split("/")
+    if len(parts) != 3 or parts[0] != ".." or parts[1] in ("", ".", "..") or parts[2] != "diff":
+        raise ValueError(f"{store}/{entry} leads to {link}, which is no layer")
+    layer = f"{store}/{parts[1]}"
+    if os.path.lexists(f"{layer}/composefs-data"):
+        raise ValueError(f"the lower layer {layer} is an image of composefs, which is not mounted any more")
+    return [_directory(f"{layer}/diff"), *_older(layer)]
+
+
+def _older(layer: str) -> list[str]:
+    """Give what a layer was before its owners were mapped to others: diff1 and so on, below its diff."""
+    found: list[str] = []
+    while os.path.lexists(f"{layer}/diff{len(found) + 1}"):
+        found.append(_directory(f"{layer}/diff{len(found) + 1}"))
+    return found
+
+
+def _directory(path: str) -> str:
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        raise ValueError(f"{path} is no directory")
+    return path
+
+
+def _text_of(path: str, *, needed: bool = False) -> str:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if needed:
+            raise
+        return ""
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError(f"{path} is no file")
+        text = os.read(fd, _LONGEST_LIST + 1)
+    finally:
+        os.close(fd)
+    if len(text) > _LONGEST_LIST:
+        raise ValueError(f"{path} is longer than any list of layers")
+    return os.fsdecode(text)
 
 
 def _with_absolute_paths(overlay: OverlayMount, mount_point: str) -> OverlayMount:

@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from archive_overlay.log import Log, StreamSink
+from archive_overlay.overlay.dialect import NATIVE
+from archive_overlay.overlay.locate import OverlayMount
+from archive_overlay.rescue import Rescue
 from tests.crash.conftest import CASES, Place, Places, changed
 from tests.support import faults, hooks, overlays, trees
 
@@ -279,6 +283,22 @@ def test_what_cannot_be_described_is_kept_all_the_same(rescued: Rescued) -> None
     assert f"its changes are kept in {rescued.kept}" in outcome.stderr
     assert "data.json" in outcome.stderr.splitlines()[0]
     assert rescued.whole() == [rescued.kept]
+
+
+def test_what_is_nested_too_deeply_to_be_described_is_kept_all_the_same(
+    rescued: Rescued, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nested: list[object] = []
+    for _ in range(10_000):
+        nested = [nested]
+    overlay = OverlayMount(upper=str(rescued.place.overlay.upper), lowers=(), dialect=NATIVE)
+    rescue = Rescue(str(rescued.directory), "c1", Log("info", [StreamSink(2, terminal=False)]))
+
+    kept = rescue.keep(overlay, "data", asked={"success": nested}, reason="it must be a string", hurry=False)
+
+    assert kept == str(rescued.kept)
+    assert rescued.whole() == [rescued.kept]
+    assert "data.json, which is to say why" in capfd.readouterr().err
 
 
 def test_whatever_call_fails_the_log_says_where_the_changes_are(places: Places) -> None:

@@ -26,6 +26,8 @@ NODE = ("/run/containers/", "/var/lib/")
 
 FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv", "/dev/termination-log")
 
+LINK = "l/4VYXKQ2M3J5C7E6HABCDEFGHIJ"
+
 CHANGES = """
     rm /tree/deleted
     echo made > /tree/made
@@ -78,18 +80,30 @@ class Pod:
             self.machine.run("mkdir", "-p", parent)
             if mount["destination"] in FILES:
                 self.machine.run("touch", source)
-        for name, mount_point, lower in (
-            ("root", self.root, IMAGE_ROOT),
-            ("data", self.source("/data"), f"{IMAGE_ROOT}/tree"),
+        for layers, mount_point, lower in (
+            (posixpath.dirname(self.root), self.root, self._store_the_image()),
+            (f"{self.node}/srv/data", self.source("/data"), f"{IMAGE_ROOT}/tree"),
         ):
-            # The layout of the overlay driver of containers/storage.
-            layers = posixpath.dirname(self.root) if name == "root" else f"{self.node}/srv/{name}"
             upper, work = f"{layers}/diff", f"{layers}/work"
             self.machine.run("mkdir", "-p", upper, work, mount_point)
             options = f"lowerdir={lower},upperdir={upper},workdir={work}"
             self.machine.run("mount", "-t", "overlay", "-o", options, "overlay", mount_point)
         options = f"lowerdir={IMAGE_ROOT}/tree:{IMAGE_ROOT}/etc"
         self.machine.run("mount", "-t", "overlay", "-o", options, "overlay", self.source("/model"))
+
+    def _store_the_image(self) -> str:
+        """Have the image as a layer below that of the container, as the overlay driver of containers/storage does.
+
+        Returns:
+            The lower layer that the container is mounted on.
+        """
+        layer = posixpath.dirname(self.root)
+        store = posixpath.dirname(layer)
+        self.machine.run("mkdir", "-p", layer, f"{store}/l", f"{store}/{'5' * 64}")
+        self.machine.run("cp", "-a", IMAGE_ROOT, f"{store}/{'5' * 64}/diff")
+        self.machine.run("ln", "-s", f"../{'5' * 64}/diff", f"{store}/{LINK}")
+        self.machine.outside(f"{layer}/lower").write_text(LINK)
+        return f"{store}/{LINK}"
 
     @property
     def root(self) -> str:
@@ -181,14 +195,26 @@ def test_the_root_file_system_is_saved_while_it_is_mounted(pod: Pod) -> None:
     pod.expect_the_root()
 
 
-def test_the_root_file_system_is_not_found_once_crio_has_unmounted_it(pod: Pod) -> None:
+def test_the_root_file_system_is_saved_once_crio_has_unmounted_it(pod: Pod) -> None:
     pod.machine.run("umount", pod.root)
+    pod.machine.run("rmdir", pod.root)
+
+    pod.remove()
+
+    assert pod.saved() == {"data", "data.success", "root", "root.success"}
+    pod.expect_the_root()
+    pod.expect_the_volume()
+
+
+def test_without_the_engine_s_list_of_layers_the_root_file_system_is_not_found(pod: Pod) -> None:
+    pod.machine.run("umount", pod.root)
+    pod.machine.run("rm", f"{posixpath.dirname(pod.root)}/lower")
 
     pod.remove()
 
     assert pod.saved() == {"data", "data.success"}
     pod.expect_the_volume()
-    assert any(f"the container's root file system {pod.root} is no overlay" in said for said in pod.said())
+    assert any(f"root file system {pod.root} is not mounted any more" in said for said in pod.said())
 
 
 def test_an_image_volume_cannot_be_archived_for_it_is_read_only(pod: Pod) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.archives import Entry, read_directory, read_tar
 from tests.support import hooks
-from tests.support.engines import FIRST_SUBORDINATE, FUSE_OVERLAYFS, IMAGE, Engine
+from tests.support.engines import FIRST_SUBORDINATE, FUSE_OVERLAYFS, HOOK, IMAGE, Engine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -235,3 +235,23 @@ def test_success_markers_are_empty_and_no_staging_is_left(saved: Saved) -> None:
     assert {path.name for path in saved.outside("").iterdir()} == names | markers
     for marker in markers:
         assert saved.outside(marker).read_bytes() == b""
+
+
+def test_the_root_file_system_can_be_saved_by_hand_after_podman_has_unmounted_it(saved: Saved) -> None:
+    engine = saved.engine
+    bundle, archives = (
+        engine.new_directory(f"{name}-by-hand-{engine.runtime}") for name in ("bundle", "archives")
+    )
+    annotations = hooks.annotations("root", mount_point="/", archive_to=f"{archives}/root", method="tar.gz")
+    spec = {"root": engine.spec(f"matrix-{engine.runtime}")["root"], "annotations": annotations}
+    engine.machine.outside(f"{bundle}/config.json").write_text(json.dumps(spec))
+    log = f"{bundle}/log"
+    command = f"{HOOK} --log-file={log} --bundle={bundle} || true"
+
+    engine.as_container_root("sh", "-c", command)
+
+    if engine.store == "fuse":
+        assert "served by a mount program" in engine.machine.outside(log).read_text()
+        assert not engine.machine.outside(f"{archives}/root").exists()
+    else:
+        assert read_tar(engine.machine.outside(f"{archives}/root")) == saved.root

@@ -49,6 +49,24 @@ def test_no_archive_goes_anywhere_else(small: Saver, tmp_path: Path) -> None:
     assert not small.success.exists()
 
 
+@pytest.mark.parametrize("method", [*METHODS, "oci"], indirect=True)
+def test_a_directory_that_is_allowed_is_never_made(small: Saver) -> None:
+    allowed = small.out / "allowed"
+
+    result = small.run("--allow-archive-to", allowed, archive_to=allowed / "archive", success=None)
+
+    assert result.status == 1
+    assert f"{allowed}" in result.only_error()
+    assert "No such file or directory" in result.only_error()
+    assert os.listdir(small.out) == []
+
+    allowed.mkdir()
+    result = small.run("--allow-archive-to", allowed, archive_to=allowed / "made" / "archive", success=None)
+
+    assert result.status == 0, result.stderr
+    assert os.listdir(allowed / "made") == ["archive"]
+
+
 def test_no_marker_goes_anywhere_else(small: Saver) -> None:
     result = small.run("--allow-archive-to", small.out)
 

@@ -1,0 +1,64 @@
+"""What the hook does when a part of it has a fault that nobody knows."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from archive_overlay import hook, rescue
+from archive_overlay.annotations import PREFIX
+from archive_overlay.cli import Settings
+from archive_overlay.log import Log
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+class Kept:
+    """A log sink that keeps the errors it is given."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def write(self, level: str, message: str) -> None:
+        if level == "error":
+            self.errors.append(message)
+
+
+def test_a_fault_of_a_rescue_costs_the_other_failures_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts, annotations = [], {}
+    for name in ("first", "second"):
+        upper = tmp_path / name / "upper"
+        upper.mkdir(parents=True)
+        (upper / "made").touch()
+        options = [f"lowerdir={tmp_path}", f"upperdir={upper}", f"workdir={tmp_path / name / 'work'}"]
+        mounts.append({"destination": f"/{name}", "type": "overlay", "source": "overlay", "options": options})
+        annotations[f"{PREFIX}{name}.mount-point"] = f"/{name}"
+        annotations[f"{PREFIX}{name}.archive-to"] = "relative"
+    (tmp_path / "config.json").write_text(json.dumps({"mounts": mounts, "annotations": annotations}))
+    keep = rescue.Rescue.keep
+
+    def keep_but_the_first(self: rescue.Rescue, overlay: Any, archive: str, **more: Any) -> str:
+        if archive == "first":
+            raise ZeroDivisionError("nobody knows")
+        return keep(self, overlay, archive, **more)
+
+    monkeypatch.setattr(rescue.Rescue, "keep", keep_but_the_first)
+    kept = Kept()
+
+    status = hook.run(
+        Settings(bundle=str(tmp_path), rescue_dir=str(tmp_path / "rescue")), Log("info", [kept])
+    )
+
+    assert status == 1
+    first, second = kept.errors
+    assert "archive first: archive-to 'relative' is a relative path" in first
+    assert f"its changes are in {tmp_path}/first/upper until the engine deletes them" in first
+    assert "internal error: ZeroDivisionError: nobody knows at " in first
+    rescued = tmp_path / "rescue" / tmp_path.name / "second"
+    assert second.endswith(f"its changes are kept in {rescued}")
+    assert (rescued / "made").exists()
