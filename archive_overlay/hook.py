@@ -176,7 +176,7 @@ class _Work:
         except ArchiveError as error:
             return f"{where}, and could not be kept: {error}"
         except Exception as error:  # a fault of this program must not cost other failures their rescue
-            return f"{where}, or are in {self._settings.rescue_dir} already: {_internal(error)}"
+            return f"{where}, or are in {self._settings.rescue_dir} already: {internal_error(error)}"
         self._gone[overlay.upper] = kept
         return f"; its changes are kept in {kept}"
 

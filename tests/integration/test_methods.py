@@ -375,8 +375,10 @@ def test_zstd_is_started_with_an_empty_environment_and_no_file_of_the_hook_s(sma
     for line in seen.read_text().splitlines():
         if not line.startswith(("pipe:", "PWD=", "_=", "SHLVL=", "OLDPWD=")):
             left.add(line)
-    # The shell holds its script open, and has the list redirected to a file.
-    assert left <= {str(small.directory / "zstd"), str(seen), ZSTD}
+    # It writes the archive itself. The shell holds its script open, and has the list redirected to a file.
+    archives = {path for path in left if path.endswith("/archive")}
+    assert left - archives <= {str(small.directory / "zstd"), str(seen), ZSTD}
+    assert len(archives) == 1
 
 
 @pytest.mark.parametrize("method", ["tar", "tar.gz", "tar.zst", "move"])

@@ -255,9 +255,10 @@ def run_and_change(saver: Saver, *, stop_at: str, path: Path, change: Callable[[
     )
     log = saver.directory / "strace"
     log.touch()
+    # strace counts the calls of each process: with two there could be two stops.
     strace: list[str | Path] = ["strace", "-f", "-o", log, "-P", path]
     with subprocess.Popen(
-        [*strace, "-e", f"inject={stop_at}:signal=STOP:when=1", *hooks.command()],
+        [*strace, "-e", f"inject={stop_at}:signal=STOP:when=1", *hooks.command(), "--jobs=1"],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={},
