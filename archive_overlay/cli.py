@@ -95,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal's number after SIGTERM or SIGINT. A wrong command line ends the program with status 2.
     """
     _keep_standard_descriptors()
+    signals.hear_of_children()
     os.umask(0o022)  # what archives and parents are made with does not depend on the runtime's
     settings = parse(sys.argv[1:] if arguments is None else arguments)
     _raise_on_signals()

@@ -19,6 +19,7 @@ import zlib
 from collections import deque
 from functools import cache
 
+from archive_overlay import kernel
 from archive_overlay.errors import ArchiveError
 from archive_overlay.processors import processors
 
@@ -191,6 +192,9 @@ class ZstdProgram:
             stderr=subprocess.PIPE,
             env={},
             bufsize=0,
+            # What it has not compressed yet could keep it busy, and the file open, long after this process was
+            # killed.
+            preexec_fn=kernel.end_with_parent,
         )
         assert self._process.stdin is not None
         self._input = self._process.stdin

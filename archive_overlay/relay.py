@@ -225,11 +225,8 @@ class _Writer:
         """End it, whatever it does."""
         with signals.HeldOff():
             if self._pid:
-                try:
-                    os.kill(self._pid, signals.KILL)
-                    os.waitpid(self._pid, 0)
-                except (ProcessLookupError, ChildProcessError):
-                    pass  # who started the hook may have it ignore what becomes of its children
+                os.kill(self._pid, signals.KILL)
+                os.waitpid(self._pid, 0)
                 self._pid = 0
                 self._socket.close()
 
@@ -290,7 +287,11 @@ def _received(reader: _socket.socket) -> Iterator[Change]:
 
 def _receive(other: _socket.socket, size: int) -> bytes:
     """Give so many bytes; fewer if the other process has ended."""
+    received = b""
     try:
-        return other.recv(size, _socket.MSG_WAITALL)
+        # A process that is stopped or frozen for a while gets what was there at that moment (signal(7)).
+        while len(received) < size and (more := other.recv(size - len(received), _socket.MSG_WAITALL)):
+            received += more
     except ConnectionError:
-        return b""
+        pass
+    return received

@@ -25,6 +25,15 @@ def on_end(handler: Callable[[int, FrameType | None], None]) -> None:
         _signal.signal(number, handler)
 
 
+def hear_of_children() -> None:
+    """Have the kernel say how a program that was started ended, even if whoever started this one did not want it.
+
+    Otherwise one that failed looks as if it had not (signal(7), sigaction(2): SIGCHLD that is ignored stays so
+    in execve, and then there is nothing to wait for).
+    """
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+
+
 def ignore_end() -> None:
     """Go on when the program is asked to end."""
     for number in _ENDING:

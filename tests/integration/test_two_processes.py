@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import overlays
+from tests.support import hooks, overlays
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,3 +131,32 @@ def test_what_the_writing_process_leaves_out_is_said(any_saver: Saver) -> None:
     result = any_saver.run(*TWO, method="tar.gz")
 
     assert result.messages("warning") == ["socket is left out: it is a socket, which a tar cannot hold"]
+
+
+def ignore_children() -> None:
+    """Have the kernel not say how children end, which a program that is started takes over."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+@every_method
+def test_a_full_disk_is_a_failure_also_where_nobody_is_told_of_children(any_saver: Saver) -> None:
+    any_saver.overlay.change(lambda root: (root / "made").write_bytes(random.Random(1).randbytes(100_000)))
+    disk = any_saver.directory / "disk"
+    disk.mkdir()
+
+    def run() -> hooks.Result:
+        overlays.mount_tmpfs(disk, "size=64k")
+        try:
+            # zstd writes all that there is at its end, so nothing but its status says that it could not.
+            return any_saver.run_here(
+                before=ignore_children,
+                archive_to=disk / "archive",
+            )
+        finally:
+            overlays.unmount(disk)
+
+    result = any_saver.overlay.inside(run)
+
+    assert result.status == 1
+    assert "No space left on device" in result.only_error()
+    assert not any_saver.success.exists()

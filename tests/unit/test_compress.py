@@ -6,12 +6,15 @@ import errno
 import gzip
 import os
 import random
+import select
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from archive_overlay.compress import FileSink, GzipWriter
+from archive_overlay.compress import ZSTD_PROGRAM, FileSink, GzipWriter, ZstdProgram
+from tests.support import tools
 
 BLOCK = 128 * 1024
 
@@ -79,3 +82,24 @@ def test_a_full_disk_is_an_error(jobs: int) -> None:
 def write_much(writer: GzipWriter) -> None:
     for _ in range(100):
         writer.write(os.urandom(BLOCK))
+
+
+def test_zstd_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    tools.need(ZSTD_PROGRAM)
+    told, tell = os.pipe()
+    pid = os.fork()
+    if not pid:
+        fd = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+        writer = ZstdProgram(FileSink(fd), level=3, jobs=1)
+        os.write(tell, b"%d" % writer._process.pid)
+        signal.pause()
+    number = int(os.read(told, 100))
+    zstd = os.pidfd_open(number)
+    # As long as its input has not ended, it has a reason to live on.
+    with open(f"/proc/{number}/fd/0", "wb"):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        ended, _, _ = select.select([zstd], [], [], 20)
+    for fd in (told, tell, zstd):
+        os.close(fd)
+    assert ended
