@@ -122,7 +122,11 @@ def run() -> int:
     """
     # Nothing here makes cycles, so looking for them is time lost, and so is taking the interpreter down.
     gc.disable()
-    status = main()
+    try:
+        status = main()
+        signals.ignore_end()
+    except Interrupted as interruption:  # when all was done, and before it is said
+        status = 128 + interruption.number
     try:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -43,6 +43,19 @@ class Interrupted(BaseException):
         return f"interrupted by signal {self.number}"
 
 
+def interruption(error: BaseException | None) -> Interrupted | None:
+    """Give the interruption that an error came in the way of, as it may while something is cleaned up.
+
+    Args:
+        error: what was raised.
+    """
+    while error:
+        if isinstance(error, Interrupted):
+            return error
+        error = error.__context__
+    return None
+
+
 def fail(action: str, error: OSError, *, hint: str = "") -> NoReturn:
     """Turn a system call's failure into an `ArchiveError`.
 

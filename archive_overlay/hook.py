@@ -6,7 +6,7 @@ import time
 
 from archive_overlay import methods, publish, runtime
 from archive_overlay.annotations import PREFIX, Context, group_by_name, parse_request
-from archive_overlay.errors import ArchiveError, HookError, Interrupted, internal_error
+from archive_overlay.errors import ArchiveError, HookError, Interrupted, internal_error, interruption
 from archive_overlay.flush import Never, ToDisk
 from archive_overlay.marker import Marker
 from archive_overlay.metadata import is_twin
@@ -126,20 +126,21 @@ class _Work:
             name, keys, request, writer = self._pending[0]
             try:
                 self._archive(request, writer)
-            except ArchiveError as error:
-                self._failures.append(_Failure(name, keys, str(error)))
             except Exception as error:  # a fault of this program must not cost the other archives
-                self._failures.append(_Failure(name, keys, internal_error(error)))
-            except Interrupted:
-                if self._safe == name:
-                    del self._pending[0]  # only cleaning up was left
-                raise
+                if end := interruption(error):
+                    raise end from error
+                reason = str(error) if isinstance(error, ArchiveError) else internal_error(error)
+                self._failures.append(_Failure(name, keys, reason))
             del self._pending[0]
 
     def give_up_all(self, reason: str) -> None:
         """Count all that is pending as failed, and be quick from now on."""
         self._interrupted = True
-        self._failures += [_Failure(name, keys, reason) for name, keys, _, _ in self._pending]
+        self._failures += [
+            _Failure(name, keys, reason)
+            for name, keys, _, _ in self._pending
+            if name != self._safe  # of which only cleaning up was left
+        ]
 
     def settle_failures(self) -> None:
         """Say what failed and where its changes are now; keep them if that was asked for.

@@ -38,8 +38,8 @@ class Descent:
         """
         here = os.fstat(self.fd)
         inner = open_unseen(name, _DIRECTORY, self.fd)
-        os.close(self.fd)
-        self.fd = inner
+        outer, self.fd = self.fd, inner  # a signal must not have one closed twice
+        os.close(outer)
         self._above.append((here.st_dev, here.st_ino))
 
     def leave(self) -> int:

@@ -312,9 +312,10 @@ class _Reader:
         return Change(DIRECTORY, parent.prefix, name, places[0].status, attributes)
 
     def _close_file(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        # Not there any more before it is closed: a signal in between must not have it closed twice.
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
 
     def _first_name(self, status: os.stat_result, path: str) -> str | None:
         """Give the path under which a file with several names came before; None: this is the first."""

@@ -1,19 +1,21 @@
-"""What the hook does when a part of it has a fault that nobody knows."""
+"""What the hook does when a part of it has a fault that nobody knows, or is interrupted where it is weak."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from archive_overlay import hook, rescue
 from archive_overlay.annotations import PREFIX
 from archive_overlay.cli import Settings
+from archive_overlay.errors import Interrupted
 from archive_overlay.log import Log
+from archive_overlay.methods import copy
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 class Kept:
@@ -62,3 +64,32 @@ def test_a_fault_of_a_rescue_costs_the_other_failures_nothing(
     rescued = tmp_path / "rescue" / tmp_path.name / "second"
     assert second.endswith(f"its changes are kept in {rescued}")
     assert (rescued / "made").exists()
+
+
+def test_an_error_that_an_interruption_led_to_is_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "upper").mkdir()
+    mount = {"destination": "/data", "type": "overlay", "options": [f"upperdir={tmp_path / 'upper'}"]}
+    annotations = {}
+    for name in ("first", "second"):
+        annotations[f"{PREFIX}{name}.mount-point"] = "/data"
+        annotations[f"{PREFIX}{name}.archive-to"] = str(tmp_path / name)
+    (tmp_path / "config.json").write_text(json.dumps({"mounts": [mount], "annotations": annotations}))
+
+    def write(*_: object) -> None:
+        try:
+            raise Interrupted(15)
+        finally:
+            raise OSError("what was closed just before is closed again")
+
+    monkeypatch.setattr(copy, "write", write)
+    kept = Kept()
+
+    with pytest.raises(Interrupted):
+        hook.run(Settings(bundle=str(tmp_path)), Log("info", [kept]))
+
+    assert [error.partition(";")[0] for error in kept.errors] == [
+        "archive first: interrupted by signal 15",
+        "archive second: interrupted by signal 15",
+    ]
