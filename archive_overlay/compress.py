@@ -306,16 +306,22 @@ class GzipWriter:
         self._window = data[-_WINDOW:]
         self._size += len(data)
         self._pending.append(block)
-        if self._jobs == 1 or (last and not self._threads):
+        if self._jobs > 1 and self._threads < self._jobs and not (last and not self._threads):
+            self._start_thread()
+        if not self._threads:
             block.compress()
             self._write_first()
             return
         self._queue.put(block)
-        if self._threads < self._jobs:
-            self._threads += 1
-            threading.Thread(target=_compress_all, args=(self._queue,), daemon=True).start()
         if len(self._pending) > 2 * self._jobs:
             self._write_first()
+
+    def _start_thread(self) -> None:
+        try:
+            threading.Thread(target=_compress_all, args=(self._queue,), daemon=True).start()
+            self._threads += 1
+        except RuntimeError:  # their number is limited (setrlimit(2), RLIMIT_NPROC; pids.max)
+            self._jobs = max(self._threads, 1)
 
     def _write_first(self) -> None:
         block = self._pending.popleft()

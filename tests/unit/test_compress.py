@@ -9,6 +9,7 @@ import random
 import select
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,27 @@ def test_a_full_disk_is_an_error(jobs: int) -> None:
     finally:
         os.close(fd)
     assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("possible", [0, 1])
+def test_as_many_threads_work_as_there_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, possible: int
+) -> None:
+    data = text(20 * BLOCK + 5)
+    expected = compressed(tmp_path / "out", data, jobs=1)
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def start_a_few(thread: threading.Thread) -> None:
+        if len(started) == possible:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_a_few)
+
+    assert compressed(tmp_path / "out", data, jobs=4) == expected
+    assert len(started) == possible
 
 
 def write_much(writer: GzipWriter) -> None:
