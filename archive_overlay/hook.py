@@ -146,10 +146,22 @@ class _Work:
         """Say what failed and where its changes are now; keep them if that was asked for.
 
         This comes last, because keeping an upperdir may rename it.
+
+        Raises:
+            Interrupted: a signal came meanwhile.
         """
+        interrupted = None
         for failure in self._failures:
-            where = self._settle(failure)
+            try:
+                where = self._settle(failure)
+            except Interrupted as interruption:
+                # From now on signals are ignored, and only what takes no time is done.
+                interrupted = interruption
+                self._interrupted = True
+                where = self._settle(failure)
             self.complain(f"archive {failure.name}: {failure.reason}{where}")
+        if interrupted:
+            raise interrupted
 
     def _settle(self, failure: _Failure) -> str:
         mount_point = failure.keys.get("mount-point")

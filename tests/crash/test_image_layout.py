@@ -25,7 +25,8 @@ class Place:
 
     Attributes:
         layout: where the layout is.
-        hook: what appends to it.
+        hook: what appends to it, as one process.
+        hook_of_two: the same as two processes.
     """
 
     def __init__(self, executable: Path, directory: Path, namespace: overlays.Namespace, old: bool) -> None:
@@ -46,7 +47,9 @@ class Place:
         scratch = directory / "scratch"
         scratch.mkdir()
         bundle = hooks.Bundle(scratch / "bundle", mounts=[self.overlay.spec_mount()], annotations=asked)
-        self.hook = faults.Hook(executable, bundle, directory, scratch)
+        # Runs of two processes do not go the same way each time.
+        self.hook = faults.Hook(executable, bundle, directory, scratch, ("--jobs", "1"))
+        self.hook_of_two = faults.Hook(executable, bundle, directory, scratch, ("--jobs", "2"))
 
     def lay_out(self) -> None:
         """Put the old revision into the layout, with its marker; or nothing."""
@@ -163,5 +166,36 @@ def test_a_signal_at_any_call_leaves_no_debris(place: Place) -> None:
         if outcome.status != 128 + signal.SIGTERM:
             wrong.append(f"it ended with {outcome}")
         complaints += [f"SIGTERM at {call}: {each}" for each in (*wrong, *place.run_again())]
+
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize(
+    ("call", "what", "status"),
+    [
+        ("sendmsg", "signal=KILL", 128 + signal.SIGKILL),
+        ("sendmsg", "signal=TERM", 128 + signal.SIGTERM),
+        ("recvmsg", "signal=KILL", 1),
+        ("recvmsg", "error=EIO", 1),
+    ],
+    ids=["reader-killed", "reader-asked-to-end", "writer-killed", "writer-fails"],
+)
+def test_whichever_of_two_processes_comes_to_grief_the_old_revision_stays(
+    place: Place, call: str, what: str, status: int
+) -> None:
+    place.lay_out()
+    calls = faults.count(place.hook_of_two, call)
+    assert calls > 1
+    complaints = []
+
+    for number in range(1, calls + 1):
+        place.lay_out()
+        outcome = faults.strike(place.hook_of_two, call, number, what)
+        wrong = [*place.judge(), *outcome.strange_lines()]
+        if outcome.status != status or place.layers() != place.old:
+            wrong.append(f"it ended with {outcome} and {place.layers()} layers")
+        if status != 128 + signal.SIGKILL and place.strangers():
+            wrong.append(f"debris: {place.strangers()}")
+        complaints += [f"{what} at {call} {number}: {each}" for each in (*wrong, *place.run_again())]
 
     assert not complaints, "\n".join(complaints)
