@@ -461,3 +461,22 @@ def test_a_kill_at_any_call_of_a_copy_leaves_the_upperdir(rescued: Rescued, othe
 
     assert tried > 40
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_signal_during_one_rescue_costs_no_other_failure_its_report(
+    rescued: Rescued, other_disk: Path
+) -> None:
+    there = elsewhere(rescued, other_disk)
+    hook = there.hook()
+    more = hooks.annotations("more", mount_point="/data", archive_to="relative")
+    asked = {**hook.bundle.spec["annotations"], **more}
+    mounts = [rescued.place.overlay.spec_mount()]
+    both = replace(hook, bundle=hooks.Bundle(hook.bundle.directory, mounts=mounts, annotations=asked))
+
+    outcome = rescued.place.overlay.inside(lambda: faults.strike(both, "fsetxattr", 1, "signal=TERM"))
+
+    assert outcome.status == 128 + signal.SIGTERM
+    errors = [line.message for line in hooks.parse_log(outcome.stderr) if line.level == "error"]
+    assert [error.partition(":")[0] for error in errors] == ["archive data", "archive more"]
+    assert all(str(rescued.place.overlay.upper) in error for error in errors)
+    assert trees.view(rescued.place.overlay.upper) == rescued.before
