@@ -154,9 +154,9 @@ class _Work:
         for failure in self._failures:
             try:
                 where = self._settle(failure)
-            except Interrupted as interruption:
+            except Interrupted as error:
                 # From now on signals are ignored, and only what takes no time is done.
-                interrupted = interruption
+                interrupted = error
                 self._interrupted = True
                 where = self._settle(failure)
             self.complain(f"archive {failure.name}: {failure.reason}{where}")
