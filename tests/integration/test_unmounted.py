@@ -13,7 +13,6 @@ from tests.integration.conftest import Saver, expect_equal
 from tests.support import overlays, trees
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from typing import Any, Callable
 
@@ -67,23 +66,13 @@ class Layer(Saver):
     def _top(root: Path) -> None:
         (root / "chmodded").write_text("chmodded of the top\n")
 
-    def run_here(
-        self,
-        *arguments: str | Path,
-        mounts: Sequence[Mapping[str, Any]] | None = None,
-        root: Path | None = None,
-        also: Mapping[str, str] | None = None,
-        before: Callable[[], None] | None = None,
-        **keys: object,
-    ) -> hooks.Result:
-        """Run the hook for the root file system."""
-        root = root or self.overlay.merged
+    def run_here(self, *arguments: str | Path, root: Path | None = None, **keys: Any) -> hooks.Result:
+        """Run the hook for the root file system, which no mount of the spec is."""
         if not self.keeps_mount_point:
             self.overlay.merged.rmdir()
         try:
-            return super().run_here(
-                *arguments, mounts=[], root=root, also=also, before=before, **{"mount_point": "/", **keys}
-            )
+            asked = {"mount_point": "/", **keys, "mounts": []}
+            return super().run_here(*arguments, root=root or self.overlay.merged, **asked)
         finally:
             self.overlay.merged.mkdir(exist_ok=True)
 
