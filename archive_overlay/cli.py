@@ -10,15 +10,16 @@ import gc
 import os
 import sys
 
-from archive_overlay import __version__, log, signals
+from archive_overlay import __version__, log
 from archive_overlay.errors import Interrupted
+from archive_overlay.system import signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from archive_overlay.policy import Policy
+    from archive_overlay.hook.policy import Policy
 
 DEFAULT_MOUNT_PROGRAM = "/usr/bin/fuse-overlayfs"
 DEFAULT_LOG_LEVEL = "info"
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return commands.run(settings.command)
         logger = _open_log(settings)
 
-        from archive_overlay import hook
+        from archive_overlay.hook import hook
 
         return hook.run(settings, logger)
     except Interrupted as interruption:
@@ -394,7 +395,7 @@ def _log_level(value: str) -> str:
 def _policy(options: argparse.Namespace) -> Policy | None:
     if options.setid and options.max_bytes is None and options.max_entries is None:
         return None
-    from archive_overlay.policy import Policy
+    from archive_overlay.hook.policy import Policy
 
     return Policy(setid=options.setid, max_bytes=options.max_bytes, max_entries=options.max_entries)
 

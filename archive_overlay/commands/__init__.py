@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import signal
 
-from archive_overlay.compress import write_all
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.log import Log, escape
+from archive_overlay.tar.compress import write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
             """
 
 
+# The rooms that are not called as their command is.
+_ROOMS = {"log": "revision_log", "check": "check.report"}
 _STDOUT = 1
 _STDERR = 2
 # Lines are gathered up to this size before they go on.
@@ -52,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
     """
     log = Log("info", [_Messages()])
     try:
-        command: Command = __import__(f"{__name__}.{options.command}", fromlist=["run"])
+        room = _ROOMS.get(options.command, options.command)
+        command: Command = __import__(f"{__name__}.{room}", fromlist=["run"])
         return command.run(options, log) or 0
     except ArchiveError as error:
         log.error(str(error))

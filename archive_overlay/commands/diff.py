@@ -7,12 +7,12 @@ import os
 import stat
 from contextlib import contextmanager
 
-from archive_overlay import ustar
 from archive_overlay.commands import Output, human_size
-from archive_overlay.decompress import Reader
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.history.revisions import is_layout, open_revision
+from archive_overlay.history.unpack import OPAQUE_MARK, split_path
 from archive_overlay.log import Log, escape
-from archive_overlay.overlay import changes, dialect
+from archive_overlay.overlay import dialect
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -23,10 +23,11 @@ from archive_overlay.overlay.change import (
     WHITEOUT,
 )
 from archive_overlay.overlay.locate import OverlayMount
-from archive_overlay.revisions import is_layout, open_revision
-from archive_overlay.tree import Descent
-from archive_overlay.unpack import OPAQUE_MARK, split_path
-from archive_overlay.untar import TarReader
+from archive_overlay.overlay.upper import read_changes
+from archive_overlay.system.tree import Descent
+from archive_overlay.tar import headers
+from archive_overlay.tar.decompress import Reader
+from archive_overlay.tar.reader import TarReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from archive_overlay.overlay.dialect import Dialect
-    from archive_overlay.untar import Entry
+    from archive_overlay.tar.reader import Entry
 
 _ADDED = "A"
 _DELETED = "D"
@@ -49,12 +50,12 @@ _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 _TYPES = {
-    ustar.REGULAR: FILE,
-    ustar.SYMLINK: SYMLINK,
-    ustar.CHARACTER_DEVICE: CHARACTER_DEVICE,
-    ustar.BLOCK_DEVICE: BLOCK_DEVICE,
-    ustar.DIRECTORY: DIRECTORY,
-    ustar.FIFO: FIFO,
+    headers.REGULAR: FILE,
+    headers.SYMLINK: SYMLINK,
+    headers.CHARACTER_DEVICE: CHARACTER_DEVICE,
+    headers.BLOCK_DEVICE: BLOCK_DEVICE,
+    headers.DIRECTORY: DIRECTORY,
+    headers.FIFO: FIFO,
 }
 _OPAQUE_ATTRIBUTES = {
     "trusted": ("trusted.overlay.opaque",),
@@ -230,15 +231,15 @@ def _of_tar(tar: TarReader, marks: str | None) -> list[Line]:
             directory = "/".join(parts[:-1])
             if name == OPAQUE_MARK:
                 opaque.add(directory or ".")
-            elif entry.type == ustar.REGULAR:
+            elif entry.type == headers.REGULAR:
                 parts[-1] = name[len(dialect.WHITEOUT_PREFIX) :]
                 lines.append(Line(_DELETED, "/".join(parts)))
             continue
         path = "/".join(parts) or "."
-        if entry.type == ustar.CHARACTER_DEVICE and entry.device == 0 and marks != "oci":
+        if entry.type == headers.CHARACTER_DEVICE and entry.device == 0 and marks != "oci":
             lines.append(Line(_DELETED, path))
             continue
-        if entry.type == ustar.DIRECTORY:
+        if entry.type == headers.DIRECTORY:
             directories[path] = len(lines)
             if any(entry.attributes.get(attribute) == b"y" for attribute in attributes):
                 opaque.add(path)
@@ -256,14 +257,14 @@ def _of_tar(tar: TarReader, marks: str | None) -> list[Line]:
 
 
 def _line_of_entry(entry: Entry, path: str) -> Line:
-    linked = entry.type == ustar.HARD_LINK
+    linked = entry.type == headers.HARD_LINK
     kind = FILE if linked else _TYPES[entry.type]
     return Line(
         _ADDED,
         path,
         kind=kind,
         size=entry.size if kind is FILE and not linked else None,
-        target=entry.link if entry.type == ustar.SYMLINK else "",
+        target=entry.link if entry.type == headers.SYMLINK else "",
         link_to="/".join(split_path(entry.link)) if linked else "",
         mode=entry.mode,
         uid=entry.uid,
@@ -274,7 +275,7 @@ def _line_of_entry(entry: Entry, path: str) -> Line:
 def _of_directory(path: str, marks: str | None) -> Iterator[Line]:
     """Give what an upperdir or an archive that is a directory holds."""
     overlay = OverlayMount(upper=path, lowers=(), dialect=_dialect(marks or _guess_marks(path)))
-    stream = changes.changes(overlay, Log("panic", []))
+    stream = read_changes(overlay, Log("panic", []))
     try:
         for change in stream:
             if change.kind is WHITEOUT:

@@ -7,21 +7,21 @@ import stat
 import time
 
 from archive_overlay.commands import human_size
+from archive_overlay.destination.paths import Paths
+from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.flush import Never, ToDisk
-from archive_overlay.places import Places
-from archive_overlay.revisions import open_revision
-from archive_overlay.staging import ARCHIVE, Staging
-from archive_overlay.unpack import Unpacker
+from archive_overlay.history.revisions import open_revision
+from archive_overlay.history.unpack import Unpacker
+from archive_overlay.system.flush import Never, ToDisk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from types import TracebackType
 
-    from archive_overlay.flush import Flush
+    from archive_overlay.history.revisions import Image, Revision
     from archive_overlay.log import Log
-    from archive_overlay.revisions import Image, Revision
+    from archive_overlay.system.flush import Flush
 
 _STDERR = 2
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -39,13 +39,13 @@ def run(options: argparse.Namespace, log: Log) -> None:
     Raises:
         ArchiveError: there is no such revision, it is damaged, or the directory cannot be made.
     """
-    places = Places()
-    directory = places.resolve(os.path.abspath(options.directory), "the directory")
+    paths = Paths()
+    directory = paths.resolve(os.path.abspath(options.directory), "the directory")
     _judge(directory)
     flush: Flush = ToDisk() if options.fsync else Never()
     parent, name = os.path.split(directory)
     image, last = open_revision(options.revision)
-    with image, Staging(parent, name, places=places, flush=flush, log=log) as staging:
+    with image, Staging(parent, name, paths=paths, flush=flush, log=log) as staging:
         missing = _unpack(image, image.revisions[: last.number], staging)
         try:
             flush.file_system(staging.directory)

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Protocol
 
-    from archive_overlay.append import Layer
-    from archive_overlay.flush import Flush
+    from archive_overlay.destination.staging import Staging
+    from archive_overlay.layout.add_layer import Layer
     from archive_overlay.log import Log
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.locate import OverlayMount
-    from archive_overlay.staging import Staging
+    from archive_overlay.system.flush import Flush
 
     class Writer(Protocol):
         """What each method's room has."""

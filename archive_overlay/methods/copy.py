@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat
 
-from archive_overlay import metadata, sparse
+from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import fail
+from archive_overlay.methods.writer_process import write_beside
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -17,9 +18,8 @@ from archive_overlay.overlay.change import (
     SYMLINK,
     WHITEOUT,
 )
-from archive_overlay.relay import write_beside
-from archive_overlay.staging import ARCHIVE
-from archive_overlay.tree import Descent, open_beneath
+from archive_overlay.system import metadata, sparse
+from archive_overlay.system.tree import Descent, open_beneath
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import os
 
-from archive_overlay import metadata
+from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.methods import copy
 from archive_overlay.overlay.locate import is_mounted
-from archive_overlay.staging import ARCHIVE
+from archive_overlay.system import metadata
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,22 +8,22 @@ from __future__ import annotations
 import hashlib
 import os
 
-from archive_overlay import compress
-from archive_overlay.append import LAYER_TYPES, Layer
+from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import fail
-from archive_overlay.relay import write_beside
-from archive_overlay.staging import ARCHIVE
-from archive_overlay.tarball import TarWriter
+from archive_overlay.layout.add_layer import LAYER_TYPES, Layer
+from archive_overlay.methods.tar_entries import TarWriter
+from archive_overlay.methods.writer_process import write_beside
+from archive_overlay.tar import compress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from archive_overlay.compress import Sink, Writer
     from archive_overlay.log import Log
     from archive_overlay.methods import Target
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.locate import OverlayMount
+    from archive_overlay.tar.compress import Sink, Writer
 
 
 def require(compression: str) -> None:

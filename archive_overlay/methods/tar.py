@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from archive_overlay import compress
+from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import fail
-from archive_overlay.relay import write_beside
-from archive_overlay.staging import ARCHIVE
-from archive_overlay.tarball import TarWriter
+from archive_overlay.methods.tar_entries import TarWriter
+from archive_overlay.methods.writer_process import write_beside
+from archive_overlay.tar import compress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.metadata import SELINUX_LABEL
 from archive_overlay.overlay.dialect import BOOKKEEPING, ENGINE_OWNER_ATTRIBUTE, IGNORED, REFUSED
+from archive_overlay.system.metadata import SELINUX_LABEL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

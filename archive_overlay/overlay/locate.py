@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import stat
 
-from archive_overlay import mountinfo
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.overlay import dialect
+from archive_overlay.system import mountinfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from archive_overlay.hook.runtime import Mount, Spec
     from archive_overlay.overlay.dialect import Dialect
-    from archive_overlay.runtime import Mount, Spec
 
 
 # Mount options with which an upperdir does not say all by itself. (nfs_export needs index.)

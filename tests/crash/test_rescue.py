@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from archive_overlay.hook.rescue import Rescue
 from archive_overlay.log import Log, StreamSink
 from archive_overlay.overlay.dialect import NATIVE
 from archive_overlay.overlay.locate import OverlayMount
-from archive_overlay.rescue import Rescue
 from tests.crash.conftest import CASES, Place, Places, changed
 from tests.support import faults, hooks, overlays, trees
 

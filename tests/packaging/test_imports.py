@@ -17,55 +17,17 @@ from tests.support import hooks, tools
 if TYPE_CHECKING:
     from pathlib import Path
 
-# A module that is new here is one that every container stop pays for: weigh what it costs against what
-# it gives, and say so in the commit that adds it.
-COPY = {
-    "archive_overlay",
-    "archive_overlay.annotations",
-    "archive_overlay.cli",
-    "archive_overlay.errors",
-    "archive_overlay.flush",
-    "archive_overlay.hook",
-    "archive_overlay.kernel",
-    "archive_overlay.log",
-    "archive_overlay.marker",
-    "archive_overlay.merge",
-    "archive_overlay.metadata",
-    "archive_overlay.methods",
-    "archive_overlay.methods.copy",
-    "archive_overlay.mountinfo",
-    "archive_overlay.overlay",
-    "archive_overlay.overlay.attributes",
-    "archive_overlay.overlay.change",
-    "archive_overlay.overlay.changes",
-    "archive_overlay.overlay.dialect",
-    "archive_overlay.overlay.locate",
-    "archive_overlay.overlay.lowers",
-    "archive_overlay.places",
-    "archive_overlay.processors",
-    "archive_overlay.publish",
-    "archive_overlay.relay",
-    "archive_overlay.runtime",
-    "archive_overlay.signals",
-    "archive_overlay.sparse",
-    "archive_overlay.staging",
-    "archive_overlay.tree",
+# Which rooms no start with a method imports from: what a person runs, and what other methods need.
+FOREIGN = {
+    "copy": {"commands", "history", "layout", "tar"},
+    "move": {"commands", "history", "layout", "tar"},
+    "tar": {"commands", "history", "layout"},
+    "tar.gz": {"commands", "history", "layout"},
+    "tar.zst": {"commands", "history", "layout"},
+    "oci": {"commands", "history"},
 }
-TAR = COPY - {"archive_overlay.methods.copy"} | {
-    "archive_overlay.compress",
-    "archive_overlay.methods.tar",
-    "archive_overlay.tarball",
-    "archive_overlay.ustar",
-}
-OURS = {
-    "copy": COPY,
-    "move": COPY | {"archive_overlay.methods.move"},
-    "tar": TAR,
-    "tar.gz": TAR,
-    "tar.zst": TAR,
-    "oci": TAR - {"archive_overlay.methods.tar"}
-    | {"archive_overlay.append", "archive_overlay.image_layout", "archive_overlay.methods.oci"},
-}
+# Every module more is one that every container stop pays for, about 0.15 ms each.
+MOST_MODULES = 48
 # Of the standard library, what the modules above import themselves. What that imports in turn depends
 # on the version of Python. Of json and signal it is the halves that are written in C.
 STANDARD_LIBRARY = {
@@ -134,7 +96,7 @@ def ours(modules: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("python", pythons.SUPPORTED, ids=str)
-@pytest.mark.parametrize("method", OURS)
+@pytest.mark.parametrize("method", FOREIGN)
 def test_a_start_imports_what_its_method_needs(
     executable: Path, tmp_path: Path, method: str, python: pythons.Python
 ) -> None:
@@ -146,8 +108,14 @@ def test_a_start_imports_what_its_method_needs(
     found = imported(python, executable, state(tmp_path, method))
 
     assert (tmp_path / "out" / "success").exists()
-    assert ours(found) == OURS[method]
+    assert {rooms(module) for module in ours(found)} & FOREIGN[method] == set()
+    assert len(ours(found)) <= MOST_MODULES
     assert without_attempts(found - ours(found)) == what_they_import(python, THEIRS[method], tmp_path)
+
+
+def rooms(module: str) -> str:
+    """Give the folder that a module of ours is in."""
+    return f"{module}..".split(".")[1]
 
 
 def what_they_import(python: pythons.Python, modules: set[str], directory: Path) -> set[str]:

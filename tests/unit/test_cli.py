@@ -8,8 +8,9 @@ from typing import NoReturn
 
 import pytest
 
-from archive_overlay import cli, signals
+from archive_overlay import cli
 from archive_overlay.errors import Interrupted
+from archive_overlay.system import signals
 
 
 def test_a_signal_at_the_very_end_gives_the_status_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

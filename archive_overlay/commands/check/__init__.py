@@ -1,0 +1,1 @@
+"""`archive_overlay check`: whether this host is set up."""

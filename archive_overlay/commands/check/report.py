@@ -1,0 +1,272 @@
+"""`archive_overlay check`: whether this host is set up, on one screen."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from contextlib import redirect_stderr, redirect_stdout
+
+from archive_overlay import __version__, cli
+from archive_overlay.commands import Output
+from archive_overlay.commands.check import access, hook_files, hooks_dirs, host
+from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding
+from archive_overlay.log import escape
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+    from typing import Any
+
+    from archive_overlay.commands.check.hook_files import HookFile
+    from archive_overlay.commands.check.hooks_dirs import Directories
+    from archive_overlay.commands.check.host import Host
+    from archive_overlay.log import Log
+
+_COLOURS = {OK: 32, NOTE: 36, WARNING: 33, PROBLEM: 31}
+_STATUS_WIDTH = max(map(len, _COLOURS))
+_TOPIC_WIDTH = len("fuse-overlayfs")
+
+
+def run(options: argparse.Namespace, log: Log) -> int:
+    """Write what was found to standard output.
+
+    Args:
+        options: `hooks_dir`, directories to look in; `json`.
+        log: takes nothing.
+
+    Returns:
+        0: nothing stops archives; 1: something does.
+    """
+    here = host.this_host()
+    directories = hooks_dirs.find_directories(
+        options.hooks_dir,
+        configurations=here.configurations,
+        rootless=here.rootless,
+        parse=hooks_dirs.toml_parser(),
+    )
+    findings, hooks = check(here, directories)
+    problems = sum(finding.status == PROBLEM for finding in findings)
+    output = Output()
+    if options.json:
+        output.line(json.dumps(_object(here, directories, hooks, findings), indent=2))
+    else:
+        for finding in findings:
+            output.line(_line(finding, terminal=output.terminal))
+        output.line(_summary(problems))
+    output.flush()
+    return 1 if problems else 0
+
+
+def check(here: Host, directories: Directories) -> tuple[list[Finding], list[HookFile]]:
+    """Look at a host.
+
+    Args:
+        here: it.
+        directories: where its engine looks for hook configurations.
+
+    Returns:
+        What was found, and the configurations that make the engine run this program.
+    """
+    findings = [*host.judge_program(here), *host.judge_python(here), *directories.findings]
+    files = hook_files.read_hook_files(directories.read)
+    findings += files.findings
+    hooks: list[HookFile] = []
+    failing = False
+    asked: list[tuple[HookFile, argparse.Namespace]] = []
+    for hook in files.in_force:
+        if not (hook.is_meant_for_us or (here.program and _is_this(hook, here))):
+            continue
+        found, arguments = _judge_hook(hook, here)
+        findings += found
+        if any(finding.status == PROBLEM for finding in found):
+            failing = True
+        elif _is_this(hook, here):
+            hooks.append(hook)
+        if arguments:
+            asked.append((hook, arguments))
+    if hooks or not failing:
+        findings += _judge_number(hooks, directories, any(finding.topic == "hook" for finding in findings))
+    for hook, arguments in asked:
+        findings += _judge_policy(hook, arguments, here)
+    findings += _judge_logs([arguments for _, arguments in asked], here)
+    programs = {arguments.mount_program for _, arguments in asked} or {cli.DEFAULT_MOUNT_PROGRAM}
+    served = [
+        host.judge_mount_program(path, asked=path != cli.DEFAULT_MOUNT_PROGRAM) for path in sorted(programs)
+    ]
+    findings += host.judge_kernel(here, fuse=any(finding.status == OK for finding in served))
+    findings += host.judge_overlay_defaults(here)
+    findings += served
+    findings.append(host.judge_zstd())
+    return findings, hooks
+
+
+def understood(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments of a hook as the hook itself does.
+
+    Raises:
+        ValueError: it does not run as a hook with them; says why.
+    """
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said), redirect_stdout(io.StringIO()):
+            settings = cli.parse(arguments)
+    except SystemExit as end:
+        if not end.code:
+            raise ValueError("they ask for the version or for help") from end
+        raise ValueError(said.getvalue().strip().rpartition("error: ")[2]) from end
+    if settings.command:
+        raise ValueError(f"{arguments[0]} is a command for people")
+    if settings.bundle:
+        raise ValueError("--bundle is for running by hand: it would always be the same container")
+    return cli.build_parser().parse_args(arguments)
+
+
+def _judge_hook(hook: HookFile, here: Host) -> tuple[list[Finding], argparse.Namespace | None]:
+    """Judge a configuration that is meant for this program.
+
+    Returns:
+        What was found, and what its arguments ask for; None: they are not understood.
+    """
+    whom, findings = hook_files.judge_when(hook)
+    arguments: argparse.Namespace | None = None
+
+    def found(status: str, what: str, advice: str) -> None:
+        findings.append(Finding(status, "hook", f"{hook.path} {what}", advice, hook.path))
+
+    if not os.path.isabs(hook.program):
+        found(PROBLEM, f"names {hook.program}, which is no absolute path", "name the program by one")
+    elif not os.path.isfile(hook.program) or not access.may(hook.program, os.X_OK):
+        found(PROBLEM, f"runs {hook.program}, which is no executable file", f"chmod 0755 {hook.program}")
+    elif not _is_this(hook, here):
+        advice = "install this one in its place, or correct hook.path"
+        if os.path.basename(hook.program).startswith("archive_overlay"):
+            advice += f"; or ask that one: {hook.program} check"
+        found(WARNING, f"runs {hook.program}, which is another file than {here.program}", advice)
+    try:
+        arguments = understood(hook.arguments)
+    except ValueError as error:
+        found(PROBLEM, f"has args with which the hook fails: {error}", "correct hook.args")
+    if stages := hook_files.judge_stages(hook):
+        findings.append(stages)
+    if hook.timeout is not None:
+        found(
+            WARNING,
+            f"has the engine kill the hook after {hook.timeout} s, whatever is not saved by then",
+            "leave hook.timeout out",
+        )
+    if writers := access.judge_writers("hook", hook.path, user=here.user):
+        findings.append(writers)
+    if all(finding.status in (OK, NOTE) for finding in findings):
+        found(OK, f"runs {hook.program} for {whom}", "")
+    return findings, arguments
+
+
+def _is_this(hook: HookFile, here: Host) -> bool:
+    return here.program is None or access.is_same_file(hook.program, here.program)
+
+
+def _judge_number(hooks: list[HookFile], directories: Directories, said_why: bool) -> list[Finding]:
+    if len(hooks) > 1:
+        paths = " and ".join(hook.path for hook in hooks)
+        found = f"{paths} both run it: it runs more than once for a container that both match"
+        return [Finding(WARNING, "hook", found, "remove all but one")]
+    if hooks:
+        return []
+    where = " and ".join(directories.read) or "any directory"
+    advice = "see above" if said_why else "make install puts archive_overlay.json there; or give --hooks-dir"
+    return [Finding(PROBLEM, "hook", f"no hook configuration in {where} runs this program", advice)]
+
+
+def _judge_policy(hook: HookFile, arguments: argparse.Namespace, here: Host) -> list[Finding]:
+    """Say what annotations may ask for, and judge the directories that this is about."""
+    allowed = arguments.allow_archive_to
+    findings = []
+    if allowed:
+        found = f"archives may be in {' and '.join(allowed)}, and nowhere else"
+        findings.append(Finding(OK, "policy", found, "", hook.path))
+    else:
+        findings.append(
+            Finding(
+                NOTE,
+                "policy",
+                "annotations are believed: whoever chooses a container's annotations chooses any path that"
+                f" {'you' if here.rootless else 'root'} can write",
+                "if others choose them, add --allow-archive-to=DIR to hook.args; see docs/security.md",
+                hook.path,
+            )
+        )
+    findings.append(Finding(OK, "policy", _limits(arguments), "", hook.path))
+    findings += [access.judge_directory(path, "--allow-archive-to", made=False) for path in allowed]
+    if arguments.rescue_dir:
+        findings.append(access.judge_directory(arguments.rescue_dir, "--rescue-dir", made=True))
+    return findings
+
+
+def _limits(arguments: argparse.Namespace) -> str:
+    limits = [
+        f"at most {limit} {what}"
+        for limit, what in ((arguments.max_bytes, "bytes"), (arguments.max_entries, "entries"))
+        if limit is not None
+    ]
+    words = [" and ".join(limits) + " an archive" if limits else "archives of any size"]
+    words.append(f"set-user-ID bits and capabilities {'kept' if arguments.setid else 'left out'}")
+    words.append(f"what fails is {f'kept in {arguments.rescue_dir}' if arguments.rescue_dir else 'not kept'}")
+    if not arguments.fsync:
+        words.append("nothing is flushed to disk")
+    return ", ".join(words)
+
+
+def _judge_logs(asked: list[argparse.Namespace], here: Host) -> list[Finding]:
+    syslog = any(arguments.syslog for arguments in asked)
+    files = sorted({arguments.log_file for arguments in asked if arguments.log_file})
+    findings = [access.judge_log_file(path) for path in files]
+    findings.append(host.judge_syslog(here, wanted=syslog))
+    if asked and not syslog and not files:
+        findings.append(
+            Finding(
+                NOTE,
+                "log",
+                "what the hook says is seen nowhere but at podman's --log-level=debug",
+                "to keep it, add --log-file=PATH or --syslog to hook.args",
+            )
+        )
+    return findings
+
+
+def _line(finding: Finding, *, terminal: bool) -> str:
+    status = finding.status.ljust(_STATUS_WIDTH)
+    if terminal:
+        status = f"\x1b[{_COLOURS[finding.status]}m{status}\x1b[0m"
+    advice = f"; {finding.advice}" if finding.advice else ""
+    return f"{status}  {finding.topic.ljust(_TOPIC_WIDTH)}  {escape(finding.found + advice)}"
+
+
+def _summary(problems: int) -> str:
+    if not problems:
+        return "Nothing here stops archives."
+    return f"{'1 problem stops' if problems == 1 else f'{problems} problems stop'} archives."
+
+
+def _object(
+    here: Host, directories: Directories, hooks: list[HookFile], findings: list[Finding]
+) -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "program": here.program,
+        "rootless": here.rootless,
+        "ready": all(finding.status != PROBLEM for finding in findings),
+        "hooks_dirs": list(directories.read),
+        "hooks": [hook.path for hook in hooks],
+        "findings": [
+            {
+                "status": finding.status,
+                "topic": finding.topic,
+                "path": finding.path,
+                "found": finding.found,
+                "advice": finding.advice or None,
+            }
+            for finding in findings
+        ],
+    }

@@ -1,0 +1,93 @@
+"""`archive_overlay log`: the revisions of an image, newest first."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from archive_overlay.commands import Output, human_size, shown
+from archive_overlay.history.revisions import open_image
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from archive_overlay.history.revisions import Revision
+    from archive_overlay.log import Log
+
+_HEADINGS = ("REVISION", "DIGEST", "WHEN", "CONTAINER", "MOUNT POINT", "ENTRIES", "DELETIONS", "SIZE", "BY")
+_NUMBERS = (0, 5, 6, 7)  # columns that are set to the right
+_DIGEST_LENGTH = 12  # as the container tools cut it
+_CONTAINER_ID = re.compile("[0-9a-f]{64}")
+_FRACTION = re.compile(r"\.\d+(?=Z|[+-])")
+_LONGEST_NOTE = 60
+
+
+def run(options: argparse.Namespace, log: Log) -> None:
+    """Write the revisions to standard output.
+
+    Args:
+        options: `layout`, LAYOUT or LAYOUT:TAG; `json`; `human`.
+        log: takes nothing.
+
+    Raises:
+        ArchiveError: there is no such image, or the layout is damaged.
+    """
+    with open_image(options.layout) as image:
+        revisions = image.revisions[::-1]
+    output = Output()
+    if options.json:
+        output.line(json.dumps([_object(revision) for revision in revisions], indent=2))
+    else:
+        rows = [_HEADINGS, *(_row(revision, human=options.human) for revision in revisions)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADINGS))]
+        for row in rows:
+            cells = [
+                text.rjust(width) if i in _NUMBERS else text.ljust(width)
+                for i, (text, width) in enumerate(zip(row, widths))
+            ]
+            output.line("  ".join(cells).rstrip())
+    output.flush()
+
+
+def _row(revision: Revision, *, human: bool) -> tuple[str, ...]:
+    container = revision.container
+    if _CONTAINER_ID.fullmatch(container):
+        container = container[:_DIGEST_LENGTH]
+    return (
+        str(revision.number),
+        revision.digest.partition(":")[2][:_DIGEST_LENGTH],
+        shown(_FRACTION.sub("", revision.created)),
+        shown(container),
+        shown(revision.mount_point),
+        "-" if revision.entries is None else str(revision.entries),
+        "-" if revision.deletions is None else str(revision.deletions),
+        human_size(revision.size) if human else str(revision.size),
+        _maker(revision),
+    )
+
+
+def _maker(revision: Revision) -> str:
+    """Say in a few words who made a revision, as far as that is known."""
+    if revision.container:
+        return shown(f"archive {revision.archive}")
+    text = shown(revision.created_by or revision.comment)
+    return text if len(text) <= _LONGEST_NOTE else text[: _LONGEST_NOTE - 3] + "..."
+
+
+def _object(revision: Revision) -> dict[str, Any]:
+    return {
+        "revision": revision.number,
+        "digest": revision.digest,
+        "diff_id": revision.diff_id or None,
+        "created": revision.created or None,
+        "container": revision.container or None,
+        "archive": revision.archive or None,
+        "mount_point": revision.mount_point or None,
+        "entries": revision.entries,
+        "deletions": revision.deletions,
+        "size": revision.size,
+        "created_by": revision.created_by or None,
+        "comment": revision.comment or None,
+    }

@@ -1,0 +1,1 @@
+"""Where an archive becomes visible: whole, durable, and only then with a marker."""

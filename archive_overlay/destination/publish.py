@@ -1,0 +1,288 @@
+"""Making archives visible at their final path: whole, durable, and only then with a marker."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from archive_overlay.destination import merge
+from archive_overlay.destination.staging import ARCHIVE, Staging
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.system import kernel, mountinfo
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from archive_overlay.destination.paths import Paths
+    from archive_overlay.layout.add_layer import Layer
+    from archive_overlay.log import Log
+    from archive_overlay.system.flush import Flush
+
+_TAKEN_HINT = "if-exists says to fail then"
+# How often the destination may turn out to be something else than a moment ago.
+_ATTEMPTS = 100
+
+
+class Destination:
+    """Where an archive is to be visible.
+
+    Attributes:
+        path: absolute; symbolic links are resolved.
+        makes: "directory" or "file": what is to be there.
+        if_exists: one of `methods.IF_EXISTS`.
+        mount_point: the path is one, so it cannot be renamed: its contents are merged into it.
+    """
+
+    __slots__ = ("_paths", "if_exists", "makes", "mount_point", "path")
+
+    def __init__(self, *, path: str, makes: str, if_exists: str, mount_point: bool, paths: Paths) -> None:
+        self._paths = paths
+        self.path = path
+        self.makes = makes
+        self.if_exists = if_exists
+        self.mount_point = mount_point
+
+    def stage(self, flush: Flush, log: Log) -> Staging:
+        """Give the place beside it (or inside it, if it is a mount point) to make the archive in."""
+        if self.mount_point:
+            return Staging(self.path, "", paths=self._paths, flush=flush, log=log)
+        parent, name = os.path.split(self.path)
+        return Staging(parent, name, paths=self._paths, flush=flush, log=log)
+
+    def publish(
+        self, staging: Staging, layer: Layer | None, facts: Mapping[str, str], comment: str, flush: Flush
+    ) -> str:
+        """Make the archive durable, and then visible as `if-exists` says.
+
+        Args:
+            staging: has the archive. What it replaced may be in there afterwards.
+            layer, facts, comment: are for image layouts.
+            flush: when something counts as written.
+
+        Returns:
+            What was done, for the summary: nothing to add.
+
+        Raises:
+            ArchiveError: that was not possible; the destination has what it had (with merge: each entry
+                the old one or the new one).
+        """
+        try:
+            _flush_archive(staging, self, flush)
+            _place(staging, self)
+            if self.if_exists == "merge" or self.mount_point:
+                flush.file_system(staging.parent)  # many directories may have new entries
+            else:
+                flush.file(staging.parent)
+        except OSError as error:
+            fail(f"cannot put the archive at {self.path}", error)
+        return ""
+
+
+def judge_destination(
+    archive_to: str, *, makes: str, if_exists: str, upper: str, paths: Paths
+) -> Destination:
+    """Refuse all that can be refused before anything is written.
+
+    Args:
+        archive_to: absolute path of the archive.
+        makes: "directory" or "file".
+        if_exists: one of `methods.IF_EXISTS`.
+        upper: the upperdir that is archived.
+        paths: where it may be.
+
+    Raises:
+        ArchiveError: the destination is of the wrong type, is taken, overlaps with the upperdir, or is not
+            allowed.
+    """
+    path = paths.resolve(archive_to, "archive-to")
+    if path == "/":
+        raise ArchiveError("archive-to is the root directory", hint="name something inside it")
+    keep_apart("archive-to", path, upper)
+    found = _status(path)
+    if found is None:
+        return Destination(path=path, makes=makes, if_exists=if_exists, mount_point=False, paths=paths)
+    is_directory = stat.S_ISDIR(found.st_mode)
+    empty = is_directory and not os.listdir(path)
+    if makes == "directory" and not is_directory:
+        raise ArchiveError(f"archive-to {path} is no directory, but the archive is to be one")
+    if makes == "file" and not stat.S_ISREG(found.st_mode) and not empty:
+        raise ArchiveError(f"archive-to {path} is no regular file, but the archive is to be one")
+    if if_exists == "fail" and not empty:
+        raise ArchiveError(f"archive-to {path} exists", hint=_TAKEN_HINT)
+    mount_point = is_directory and _is_mount_point(path, found)
+    replaces = makes == "file" or (not empty and if_exists != "merge")
+    if mount_point and replaces:
+        raise ArchiveError(
+            f"archive-to {path} is a mount point, which cannot be replaced", hint="name something inside it"
+        )
+    return Destination(path=path, makes=makes, if_exists=if_exists, mount_point=mount_point, paths=paths)
+
+
+def _flush_archive(staging: Staging, destination: Destination, flush: Flush) -> None:
+    if destination.makes == "directory":
+        flush.file_system(staging.directory)
+        return
+    fd = os.open(ARCHIVE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging.directory)
+    try:
+        flush.file(fd)
+    finally:
+        os.close(fd)
+
+
+def _place(staging: Staging, destination: Destination) -> None:
+    if destination.mount_point:
+        merge.merge(ARCHIVE, staging.directory, ".", staging.parent)
+        staging.keep_times()
+        return
+    # Another run may publish to the same destination at the same time: then look again.
+    for _ in range(_ATTEMPTS):
+        try:
+            _place_once(staging, destination)
+            return
+        except (FileExistsError, FileNotFoundError):
+            continue
+    raise ArchiveError(f"archive-to {destination.path} is being changed by others all the time")
+
+
+def _place_once(staging: Staging, destination: Destination) -> None:
+    found = _status(staging.name, staging.parent)
+    if found is not None and stat.S_ISDIR(found.st_mode) and _remove_if_empty(staging):
+        found = None
+    if found is None:
+        kernel.rename_new(ARCHIVE, staging.directory, staging.name, staging.parent)
+    elif stat.S_ISDIR(found.st_mode) != (destination.makes == "directory"):
+        raise ArchiveError(
+            f"archive-to {destination.path} has become something that is no {destination.makes}"
+        )
+    elif destination.if_exists == "fail":
+        raise ArchiveError(f"archive-to {destination.path} exists", hint=_TAKEN_HINT)
+    elif destination.if_exists == "merge":
+        merge.merge(ARCHIVE, staging.directory, staging.name, staging.parent)
+    elif destination.if_exists == "backup":
+        _back_up_and_place(staging, found)
+    elif destination.makes == "directory":
+        _exchange(staging)
+    else:
+        os.rename(ARCHIVE, staging.name, src_dir_fd=staging.directory, dst_dir_fd=staging.parent)
+
+
+def _back_up_and_place(staging: Staging, old: os.stat_result) -> None:
+    # The old archive is at the destination until it is under its backup name, in one step.
+    backup = staging.pass_by_backup_name()
+    try:
+        kernel.exchange(backup, staging.parent, staging.name, staging.parent)
+    except kernel.CannotExchangeError:
+        staging.recall()
+    except BaseException:
+        staging.recall()
+        raise
+    else:
+        staging.passed()
+        return
+    if stat.S_ISDIR(old.st_mode):
+        _set_aside_and_place(staging)
+    else:
+        staging.take_backup_name(lambda backup: _copy_name(staging, backup))
+        os.rename(ARCHIVE, staging.name, src_dir_fd=staging.directory, dst_dir_fd=staging.parent)
+
+
+def _copy_name(staging: Staging, backup: str) -> None:
+    try:
+        os.link(
+            staging.name,
+            backup,
+            src_dir_fd=staging.parent,
+            dst_dir_fd=staging.parent,
+            follow_symlinks=False,
+        )
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        # No hard links here: for a moment nothing is at the destination.
+        kernel.rename_new(staging.name, staging.parent, backup, staging.parent)
+
+
+def _exchange(staging: Staging) -> None:
+    """Put the archive at the destination, and what was there into the staging directory."""
+    try:
+        kernel.exchange(ARCHIVE, staging.directory, staging.name, staging.parent)
+    except kernel.CannotExchangeError:
+        aside = _set_aside_and_place(staging)
+        os.rename(aside, ARCHIVE, src_dir_fd=staging.parent, dst_dir_fd=staging.directory)
+
+
+def _set_aside_and_place(staging: Staging) -> str:
+    # For a moment nothing is at the destination, but the old archive has a name that nobody takes for
+    # debris.
+    aside = staging.take_backup_name(
+        lambda backup: kernel.rename_new(staging.name, staging.parent, backup, staging.parent)
+    )
+    try:
+        kernel.rename_new(ARCHIVE, staging.directory, staging.name, staging.parent)
+    except OSError:
+        kernel.rename_new(aside, staging.parent, staging.name, staging.parent)
+        raise
+    return aside
+
+
+def _remove_if_empty(staging: Staging) -> bool:
+    try:
+        os.rmdir(staging.name, dir_fd=staging.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def keep_apart(label: str, path: str, upper: str) -> None:
+    """Refuse a path that is in the upperdir, or that the upperdir is in.
+
+    Args:
+        label: the annotation that has the path.
+        path: absolute, of something that is going to be written.
+        upper: the upperdir that is archived.
+
+    Raises:
+        ArchiveError: they are not apart.
+    """
+    try:
+        upper_status = os.stat(upper)
+    except OSError as error:
+        fail(f"cannot read the upperdir {upper}", error)
+    for place in _self_and_parents(path):
+        status = _status(place)
+        if status and os.path.samestat(status, upper_status):
+            raise ArchiveError(
+                f"{label} {path} is the upperdir {upper} or in it", hint="name a path outside of it"
+            )
+    status = _status(path)
+    if status:
+        for place in _self_and_parents(os.path.realpath(upper)):
+            if os.path.samestat(os.stat(place), status):
+                raise ArchiveError(f"{label} {path} contains the upperdir {upper}", hint="name another path")
+
+
+def _self_and_parents(path: str) -> list[str]:
+    found = [path]
+    while found[-1] != "/":
+        found.append(os.path.dirname(found[-1]))
+    return found
+
+
+def _status(path: str, directory: int | None = None) -> os.stat_result | None:
+    try:
+        return os.lstat(path, dir_fd=directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _is_mount_point(path: str, found: os.stat_result) -> bool:
+    if found.st_dev != os.stat(os.path.dirname(path)).st_dev:
+        return True
+    try:
+        return mountinfo.read().at(path) is not None  # a bind mount within one file system
+    except OSError:
+        return False

@@ -1,0 +1,260 @@
+"""The revisions of an image in an OCI image layout: each of its layers, and what is known of it.
+
+Source: OCI image specification, config.md, "history" and "rootfs.diff_ids"; manifest.md, "layers".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import contextmanager
+
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.hook.annotations import PREFIX
+from archive_overlay.layout import read
+from archive_overlay.tar.decompress import Reader
+from archive_overlay.tar.reader import TarReader
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+    from types import TracebackType
+    from typing import Any, Callable
+
+_NUMBERED = re.compile(r"(.*)@([1-9][0-9]{0,8})")
+# What `hook` writes into the history. Annotations of layers get lost on the way through an engine's
+# store; the history does not.
+_COMMENT = re.compile(r"container (.+), archive (.+), mount point (.+)", re.DOTALL)
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class Revision:
+    """A layer of an image.
+
+    Attributes:
+        number: 1 is the lowest layer.
+        digest, diff_id: of the layer as it is stored, and as a tar.
+        size: of the layer as it is stored, in bytes.
+        created: when, as RFC 3339 has it; "" if that is not known.
+        created_by, comment: from the image's history; "" if there is nothing.
+        container, archive, mount_point: who made it and from what; "" if this program did not.
+        entries, deletions: how many there are in it; None if that is not known.
+        descriptor: as in the manifest.
+    """
+
+    __slots__ = (
+        "archive",
+        "comment",
+        "container",
+        "created",
+        "created_by",
+        "deletions",
+        "descriptor",
+        "diff_id",
+        "digest",
+        "entries",
+        "mount_point",
+        "number",
+        "size",
+    )
+
+    def __init__(
+        self, number: int, descriptor: Mapping[str, Any], diff_id: object, history: Mapping[str, Any]
+    ) -> None:
+        annotations = descriptor.get("annotations")
+        known = annotations if isinstance(annotations, dict) else {}
+        self.number = number
+        self.descriptor = descriptor
+        self.digest = _text(descriptor, "digest")
+        self.diff_id = diff_id if isinstance(diff_id, str) else ""
+        self.size: int = descriptor["size"]
+        self.created = _text(known, read.CREATED) or _text(history, "created")
+        self.created_by = _text(history, "created_by")
+        self.comment = _text(history, "comment")
+        self.container = _text(known, f"{PREFIX}container")
+        self.archive = _text(known, f"{PREFIX}archive")
+        self.mount_point = _text(known, f"{PREFIX}mount-point")
+        self.entries = _count(known, f"{PREFIX}entries")
+        self.deletions = _count(known, f"{PREFIX}deletions")
+        said = _COMMENT.fullmatch(self.comment) if self.created_by == "archive_overlay" else None
+        if said and not self.container:
+            self.container, self.archive, self.mount_point = said.groups()
+
+
+class Image:
+    """An image of a layout, open for reading. Use it as a context manager.
+
+    Attributes:
+        path, tag: of the layout, and of the image there.
+        revisions: all of them, the lowest layer first.
+    """
+
+    def __init__(self, path: str, tag: str, layout: int, revisions: list[Revision]) -> None:
+        self.path = path
+        self.tag = tag
+        self.revisions = revisions
+        self._layout = layout
+
+    def __enter__(self) -> Image:  # noqa: PYI034, Self is not in Python 3.9
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the layout."""
+        os.close(self._layout)
+
+    def numbered(self, number: int) -> Revision:
+        """Give a revision; 0 is the last one.
+
+        Raises:
+            ArchiveError: there is no such revision.
+        """
+        there = len(self.revisions)
+        if not there:
+            raise ArchiveError(f"{self.path}:{self.tag} is an image without a layer, so it has no revision")
+        if number > there:
+            only = "only revision 1" if there == 1 else f"only revisions 1 to {there}"
+            raise ArchiveError(f"{self.path}:{self.tag} has no revision {number}, {only}")
+        return self.revisions[number - 1]
+
+    @contextmanager
+    def layer(
+        self, revision: Revision, *, progress: Callable[[int], None] | None = None
+    ) -> Generator[TarReader, None, None]:
+        """Read a revision's layer, and in the end verify that it is what the image says.
+
+        What fails meanwhile is an `ArchiveError` that names the revision.
+
+        Args:
+            revision: which one.
+            progress: called with the number of bytes that were read from the layer, again and again.
+        """
+        try:
+            fd = os.open(read.blob_path(revision.descriptor), _READ, dir_fd=self._layout)
+            reader = Reader(fd, digests=True, progress=progress)
+            try:
+                yield TarReader(reader)
+                reader.finish()
+                _verify(reader, revision)
+            finally:
+                reader.close()
+        except OSError as error:
+            fail(f"cannot read revision {revision.number} of {self.path}:{self.tag}", error)
+        except ArchiveError as error:
+            message = f"revision {revision.number} of {self.path}:{self.tag}: {error.message}"
+            raise ArchiveError(message, hint=error.hint) from error
+
+
+def open_image(text: str) -> Image:
+    """Open an image.
+
+    Args:
+        text: LAYOUT or LAYOUT:TAG.
+
+    Raises:
+        ArchiveError: there is no such image, or the layout is damaged.
+    """
+    path, tag = read.split_reference(text)
+    return _open(path, lambda layout: tag)
+
+
+def open_revision(text: str) -> tuple[Image, Revision]:
+    """Open an image, and find a revision of it: the last one if there is no number.
+
+    Args:
+        text: LAYOUT, LAYOUT:TAG or LAYOUT:TAG@N. A tag may end in @N too: if there is such a tag, it is meant.
+
+    Raises:
+        ArchiveError: there is no such image or revision, or the layout is damaged.
+    """
+    path, tag = read.split_reference(text)
+    numbered = _NUMBERED.fullmatch(tag)
+    number = 0
+
+    def choose(layout: int) -> str:
+        nonlocal number
+        if numbered is None or read.find_manifest(layout, tag):
+            return tag
+        number = int(numbered[2])
+        return numbered[1]
+
+    image = _open(path, choose)
+    try:
+        return image, image.numbered(number)
+    except ArchiveError:
+        image.close()
+        raise
+
+
+def is_layout(path: str) -> bool:
+    """Say whether there is an image layout at a path."""
+    return all(os.path.isfile(os.path.join(path, name)) for name in ("oci-layout", "index.json"))
+
+
+def _open(path: str, choose_tag: Callable[[int], str]) -> Image:
+    try:
+        layout = os.open(path, _DIRECTORY)
+    except OSError as error:
+        fail(f"cannot read the image layout {path}", error)
+    try:
+        tag = choose_tag(layout)
+        manifest = read.find_manifest(layout, tag)
+        if manifest is None:
+            tags = ", ".join(_tags(layout)) or "none"
+            raise ArchiveError(f"the image layout has no tag {tag}", hint=f"its tags are: {tags}")
+        return Image(path, tag, layout, _revisions(*read.read_image(layout, manifest)))
+    except OSError as error:
+        os.close(layout)
+        fail(f"cannot read the image layout {path}", error)
+    except ArchiveError as error:
+        os.close(layout)
+        raise ArchiveError(f"cannot read {path}: {error.message}", hint=error.hint) from error
+    except BaseException:
+        os.close(layout)
+        raise
+
+
+def _verify(reader: Reader, revision: Revision) -> None:
+    for what, found, said in (
+        ("digest", reader.digest(), revision.digest),
+        ("diff ID", reader.data_digest(), revision.diff_id),
+    ):
+        if found != said:
+            raise ArchiveError(f"it is damaged: its {what} is {found}, but the image says {said or 'none'}")
+
+
+def _tags(layout: int) -> list[str]:
+    found = (each.get("annotations") for each in read.read_index(layout)["manifests"])
+    names = (_text(each, read.REF_NAME) for each in found if isinstance(each, dict))
+    return sorted(name for name in names if name)
+
+
+def _revisions(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> list[Revision]:
+    layers = manifest["layers"]
+    history = [
+        each
+        for each in config.get("history", [])
+        if isinstance(each, dict) and each.get("empty_layer") is not True
+    ]
+    if len(history) != len(layers):
+        history = [{} for _ in layers]  # nobody knows which entry is of which layer
+    diff_ids = config["rootfs"]["diff_ids"]
+    return [Revision(i + 1, layers[i], diff_ids[i], history[i]) for i in range(len(layers))]
+
+
+def _text(values: Mapping[str, Any], key: str) -> str:
+    value = values.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _count(values: Mapping[str, Any], key: str) -> int | None:
+    text = _text(values, key)
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

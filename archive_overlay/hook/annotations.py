@@ -1,0 +1,313 @@
+"""What the user asks for: annotations of the container to requests.
+
+The keys and their meaning are those of 2.0.4, and `if-exists`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from archive_overlay import methods
+from archive_overlay.errors import ArchiveError
+from archive_overlay.hook.runtime import normal_destination
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from archive_overlay.log import Log
+    from archive_overlay.methods import Method
+
+PREFIX = "com.launchplatform.oci-hooks.archive-overlay."
+KEYS = (
+    "mount-point",
+    "archive-to",
+    "success",
+    "method",
+    "if-exists",
+    "tar-content-owner",
+    "compression",
+    "compression-level",
+    "whiteouts",
+    "parent",
+)
+# What means something to some methods only.
+_METHOD_KEYS = ("tar-content-owner", "compression", "compression-level", "whiteouts", "parent")
+
+# The largest id that chown(2) takes: one more means "leave it as it is".
+_LARGEST_ID = 2**32 - 2
+
+
+class Context:
+    """What the placeholders in paths stand for.
+
+    Attributes:
+        id: the container's.
+        timestamp: when it stopped, in UTC: 20261121T205533Z.
+    """
+
+    __slots__ = ("id", "timestamp")
+
+    def __init__(self, *, id: str, timestamp: str) -> None:
+        self.id = id
+        self.timestamp = timestamp
+
+
+class Contradiction(dict[str, object]):
+    """The values of one key that both its forms have, and that are not the same, by annotation.
+
+    It is what the notes of a rescue show as the value.
+    """
+
+
+class ArchiveRequest:
+    """One archive that the container's annotations ask for.
+
+    Attributes:
+        name: what the user calls it.
+        mount_point: the mount's destination in the container, normalised.
+        archive_to: absolute path of the archive in the runtime namespace.
+        success: absolute path of the success marker, or None.
+        method: how it is stored.
+        if_exists: what to do with what is at `archive_to`: one of `methods.IF_EXISTS`; "" where that is
+            no question.
+        owner: user and group id of everything in a tar, or None for the true owners.
+        compression: of a tar, a name in `methods.COMPRESSIONS`; "" where there is no tar.
+        level: of the compression; 0 where there is none.
+        whiteouts: how a tar says that something was deleted: one of `methods.WHITEOUTS`.
+        parent: tag of the image that the archive is a layer on; "" for the one that it replaces.
+    """
+
+    __slots__ = (
+        "archive_to",
+        "compression",
+        "if_exists",
+        "level",
+        "method",
+        "mount_point",
+        "name",
+        "owner",
+        "parent",
+        "success",
+        "whiteouts",
+    )
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        mount_point: str,
+        archive_to: str,
+        success: str | None,
+        method: Method,
+        if_exists: str,
+        owner: tuple[int, int] | None,
+        compression: str,
+        level: int,
+        whiteouts: str,
+        parent: str,
+    ) -> None:
+        self.name = name
+        self.mount_point = mount_point
+        self.archive_to = archive_to
+        self.success = success
+        self.method = method
+        self.if_exists = if_exists
+        self.owner = owner
+        self.compression = compression
+        self.level = level
+        self.whiteouts = whiteouts
+        self.parent = parent
+
+
+def group_by_name(annotations: Mapping[str, object], log: Log) -> Iterator[tuple[str, dict[str, object]]]:
+    """Gather the annotations that are ours by archive name.
+
+    Kubernetes allows no more than 63 characters after a slash, and counts all of them where there is none: so a
+    slash may stand in place of the dot before the key. What names no archive or no key of ours, and half a
+    pair, is ignored with a warning, as in 2.0.4.
+
+    Args:
+        annotations: all annotations of the container.
+        log: takes the warnings.
+
+    Yields:
+        An archive's name, and its keys and values; `mount-point` and `archive-to` are there. A value may be a
+        `Contradiction`.
+    """
+    archives: dict[str, dict[str, object]] = {}
+    for annotation, value in annotations.items():
+        if not annotation.startswith(PREFIX):
+            continue
+        name, key = _split(annotation[len(PREFIX) :])
+        if not name or not key or "." in key:
+            log.warning(
+                f"annotation {annotation} is ignored: it must be {PREFIX}NAME.KEY or {PREFIX}NAME/KEY, with no dot"
+                " in NAME"
+            )
+        elif key not in KEYS:
+            log.warning(f"annotation {annotation} is ignored: there is no key {key}, only {', '.join(KEYS)}")
+        else:
+            keys = archives.setdefault(name, {})
+            keys[key] = _both(name, key, keys[key], annotation, value) if key in keys else value
+    for name, keys in archives.items():
+        missing = [key for key in ("mount-point", "archive-to") if keys.get(key, "") == ""]
+        if missing:
+            log.warning(f"archive {name} is ignored: it has no {' and no '.join(missing)} annotation")
+        else:
+            yield name, keys
+
+
+def parse_request(name: str, keys: Mapping[str, object], context: Context, log: Log) -> ArchiveRequest:
+    """Make a request of one archive's annotations.
+
+    Args:
+        name: the archive's name.
+        keys: its keys and values, as `group_by_name` gives them.
+        context: what placeholders in the paths stand for.
+        log: takes a warning for what is ignored.
+
+    Raises:
+        ArchiveError: a value cannot be used.
+    """
+    texts: dict[str, str] = {}
+    for key, value in keys.items():
+        if isinstance(value, Contradiction):
+            said = " and ".join(f"{annotation} says {text!r}" for annotation, text in value.items())
+            raise ArchiveError(f"{key} is not clear: {said}", hint="leave one of them out")
+        if not isinstance(value, str):
+            raise ArchiveError(f"{key} must be a string")
+        if value:  # what is empty is not there: templates leave it so
+            texts[key] = value
+    method = _method(texts.get("method", "copy"))
+    values = {"{id}": context.id, "{name}": name, "{timestamp}": context.timestamp}
+    for key in _METHOD_KEYS:
+        if key in texts and key not in method.keys:
+            log.warning(f"archive {name}: {key} is ignored, because it means nothing to method {method.name}")
+            del texts[key]
+    compression = _compression(texts.get("compression", method.compression))
+    return ArchiveRequest(
+        name=name,
+        mount_point=normal_destination(texts["mount-point"]),
+        archive_to=_path(texts["archive-to"], "archive-to", values),
+        success=_path(texts["success"], "success", values) if "success" in texts else None,
+        method=method,
+        if_exists=_if_exists(texts.get("if-exists", ""), method),
+        owner=_owner(texts["tar-content-owner"], name, log) if "tar-content-owner" in texts else None,
+        compression=compression,
+        level=_level(texts.get("compression-level", ""), compression),
+        whiteouts=_whiteouts(texts.get("whiteouts", "overlay")),
+        parent=texts.get("parent", ""),
+    )
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Give the name and the key of an annotation without the prefix; "" for both: it has none."""
+    name, dot, key = text.partition(".")
+    if not dot:
+        name, _, key = text.rpartition("/")
+    return name, key
+
+
+def _both(name: str, key: str, before: object, annotation: str, value: object) -> object:
+    """Give what two annotations say that mean the same, the one with a dot and the one with a slash."""
+    if value in (before, ""):
+        return before
+    if before == "":
+        return value
+    dotted, slashed = f"{PREFIX}{name}.{key}", f"{PREFIX}{name}/{key}"
+    return Contradiction({slashed if annotation == dotted else dotted: before, annotation: value})
+
+
+def _method(value: str) -> Method:
+    if value not in methods.METHODS:
+        raise ArchiveError(f"unknown method {value!r}", hint=f"known are {', '.join(methods.METHODS)}")
+    return methods.METHODS[value]
+
+
+def _if_exists(value: str, method: Method) -> str:
+    if not value:
+        return method.if_exists[0] if method.if_exists else ""
+    if value not in methods.IF_EXISTS:
+        raise ArchiveError(f"unknown if-exists {value!r}", hint=f"known are {', '.join(methods.IF_EXISTS)}")
+    if value not in method.if_exists:
+        raise ArchiveError(
+            f"if-exists {value} is not possible with method {method.name}",
+            hint=f"possible are {', '.join(method.if_exists)}" if method.if_exists else "leave it out",
+        )
+    return value
+
+
+def _compression(value: str) -> str:
+    if value and value not in methods.COMPRESSIONS:
+        raise ArchiveError(
+            f"unknown compression {value!r}", hint=f"known are {', '.join(methods.COMPRESSIONS)}"
+        )
+    return value
+
+
+def _level(value: str, compression: str) -> int:
+    if not compression:
+        return 0
+    known = methods.COMPRESSIONS[compression]
+    if not value:
+        return known.default_level
+    if not known.levels:
+        raise ArchiveError("compression-level is not possible without compression", hint="leave it out")
+    if not (value.isascii() and value.isdigit() and len(value) < 3 and int(value) in known.levels):
+        raise ArchiveError(
+            f"compression-level {value!r} is not possible with {compression}",
+            hint=f"possible are {known.levels[0]} to {known.levels[-1]}",
+        )
+    return int(value)
+
+
+def _whiteouts(value: str) -> str:
+    if value not in methods.WHITEOUTS:
+        raise ArchiveError(f"unknown whiteouts {value!r}", hint=f"known are {', '.join(methods.WHITEOUTS)}")
+    return value
+
+
+def _path(text: str, key: str, values: Mapping[str, str]) -> str:
+    value, used = _filled_in(text, values)
+    if any("/" in word or word in ("", ".", "..") for word in used):
+        raise ArchiveError(f"{key} {text!r} has a placeholder for something that cannot be a file's name")
+    try:
+        usable = "\0" not in value and bool(os.fsencode(value))
+    except UnicodeEncodeError:
+        usable = False  # a lone surrogate
+    if not usable:
+        raise ArchiveError(f"{key} {value!r} cannot be a path")
+    if not value.startswith("/"):
+        raise ArchiveError(
+            f"{key} {value!r} is a relative path", hint="give an absolute path in the runtime namespace"
+        )
+    return os.path.normpath("/" + value.lstrip("/"))
+
+
+def _filled_in(text: str, values: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Put values in the places of placeholders, and give those that were used; other braces stay."""
+    begin, *parts = text.split("{")
+    filled, used = [begin], []
+    for part in parts:
+        placeholder, brace, rest = part.partition("}")
+        word = values.get(f"{{{placeholder}{brace}")
+        if word is None:
+            filled += "{", part
+        else:
+            filled += word, rest
+            used.append(word)
+    return "".join(filled), used
+
+
+def _owner(value: str, name: str, log: Log) -> tuple[int, int] | None:
+    parts = value.split(":")
+    if len(parts) <= 2 and all(part.isascii() and part.isdigit() for part in parts):
+        ids = [int(part) for part in parts] if len(value) < 24 else [_LARGEST_ID + 1]
+        if max(ids) <= _LARGEST_ID:
+            return ids[0], ids[1] if len(ids) == 2 else 0
+    log.warning(
+        f"archive {name}: tar-content-owner {value!r} is ignored: it must be UID or UID:GID, integers from 0 to"
+        f" {_LARGEST_ID}"
+    )
+    return None

@@ -1,0 +1,410 @@
+"""One more layer of an image in an OCI image layout: where it goes is judged, locked, and written to.
+
+Blobs come first, flushed; index.json is exchanged last, in one rename, under a lock on the layout's
+directory. A run that is killed leaves at most blobs that nothing refers to.
+
+Source: OCI image specification, image-layout.md, image-index.md, manifest.md, config.md, descriptor.md.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+
+from archive_overlay.destination.publish import keep_apart
+from archive_overlay.destination.staging import ARCHIVE, Staging
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.layout.read import (
+    BLOBS,
+    CREATED,
+    INDEX_FILE,
+    MANIFEST_TYPE,
+    REF_NAME,
+    VERSION_FILE,
+    check_tag,
+    find_manifest,
+    is_tagged,
+    read_image,
+    read_index,
+    split_reference,
+    tagged,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from archive_overlay.destination.paths import Paths
+    from archive_overlay.log import Log
+    from archive_overlay.system.flush import Flush
+
+LAYER_TYPES = {
+    "none": "application/vnd.oci.image.layer.v1.tar",
+    "gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
+    "zstd": "application/vnd.oci.image.layer.v1.tar+zstd",
+}
+
+_CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+_INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+# Names of processors: config.md, "architecture" (those of Go).
+_ARCHITECTURES = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "i386": "386",
+    "i686": "386",
+    "armv6l": "arm",
+    "armv7l": "arm",
+    "loongarch64": "loong64",
+}
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_LOCK_SECONDS = 300
+_LOCK_POLL_SECONDS = 0.05
+
+
+class Layer:
+    """A layer that has been written.
+
+    Attributes:
+        media_type: one of `LAYER_TYPES`.
+        digest: of the compressed tar, "sha256:...".
+        size: of the compressed tar, in bytes.
+        diff_id: digest of the tar itself.
+        empty: whether there is nothing in it but the root directory.
+    """
+
+    __slots__ = ("diff_id", "digest", "empty", "media_type", "size")
+
+    def __init__(self, *, media_type: str, digest: str, size: int, diff_id: str, empty: bool) -> None:
+        self.media_type = media_type
+        self.digest = digest
+        self.size = size
+        self.diff_id = diff_id
+        self.empty = empty
+
+
+class LayoutDestination:
+    """A tag of an image layout, which is to get one more layer.
+
+    Attributes:
+        path: of the layout: absolute, symbolic links are resolved.
+        tag: names the image.
+        parent: tag of the image that is built upon: the same one by default.
+    """
+
+    __slots__ = ("_log", "_paths", "parent", "path", "tag")
+
+    def __init__(self, *, path: str, tag: str, parent: str, paths: Paths, log: Log) -> None:
+        self._paths = paths
+        self._log = log
+        self.path = path
+        self.tag = tag
+        self.parent = parent
+
+    def stage(self, flush: Flush, log: Log) -> Staging:
+        """Give the place in the layout to write the layer in."""
+        return Staging(self.path, "", paths=self._paths, flush=flush, log=log)
+
+    def publish(
+        self, staging: Staging, layer: Layer | None, facts: Mapping[str, str], comment: str, flush: Flush
+    ) -> str:
+        """Add the layer to the image.
+
+        Args:
+            staging: has the layer.
+            layer: what is known of it.
+            facts: of this revision, kept as annotations of the layer and of the manifest.
+            comment: of this revision, kept in the image's history.
+            flush: when something counts as written.
+
+        Returns:
+            What was done, for the summary.
+
+        Raises:
+            ArchiveError: the layout is damaged, or cannot be written. It is as it was.
+        """
+        assert layer is not None
+        try:
+            layout = _open_locked(self.path, self._paths, self._log)
+            try:
+                return _append(self, layout, staging, layer, facts, comment, flush)
+            finally:
+                os.close(layout)
+        except OSError as error:
+            fail(f"cannot write to the image layout {self.path}", error)
+
+
+def judge_destination(
+    archive_to: str, *, parent: str, upper: str, paths: Paths, log: Log
+) -> LayoutDestination:
+    """Refuse all that can be refused before anything is written.
+
+    Args:
+        archive_to: absolute path of the layout, with `:TAG` or without.
+        parent: tag of the image to build upon; "" for the one that gets the layer.
+        upper: the upperdir that is archived.
+        paths: where it may be.
+        log: is told if publishing has to wait for another program.
+
+    Raises:
+        ArchiveError: there is something else, the layout is damaged, its path is none that other programs
+            take, or a tag is none.
+    """
+    path, tag = split_reference(archive_to)
+    if ":" in path:
+        raise ArchiveError(
+            f"archive-to {archive_to} has a colon before its last slash",
+            hint="in a tag no slash is possible, and in the path of a layout no program takes a colon",
+        )
+    if parent:
+        check_tag(parent)
+    path = paths.resolve(path, "archive-to")
+    keep_apart("archive-to", path, upper)
+    destination = LayoutDestination(path=path, tag=tag, parent=parent or tag, paths=paths, log=log)
+    try:
+        layout = paths.open(path)
+    except FileNotFoundError:
+        layout = -1
+    except OSError as error:
+        fail(f"cannot read the image layout {path}", error)
+    try:
+        manifest = find_manifest(layout, destination.parent) if layout >= 0 and not _is_new(layout) else None
+        if manifest is None and destination.parent != tag:
+            raise _no_parent(destination)
+        if manifest is not None:
+            read_image(layout, manifest)
+    except OSError as error:
+        fail(f"cannot read the image layout {path}", error)
+    finally:
+        if layout >= 0:
+            os.close(layout)
+    return destination
+
+
+def _append(
+    destination: LayoutDestination,
+    layout: int,
+    staging: Staging,
+    layer: Layer,
+    facts: Mapping[str, str],
+    comment: str,
+    flush: Flush,
+) -> str:
+    new = _is_new(layout)
+    index: dict[str, Any] = {"schemaVersion": 2, "mediaType": _INDEX_TYPE, "manifests": []}
+    if not new:
+        index = read_index(layout)
+    old = tagged(index, destination.tag)
+    parent = tagged(index, destination.parent)
+    if parent is None and destination.parent != destination.tag:
+        raise _no_parent(destination)
+    if layer.empty and (parent is None or destination.parent == destination.tag):
+        return "no layer, because nothing was changed,"
+    manifest, config = read_image(layout, parent) if parent else _empty_image()
+    files = _Files(layout, staging, flush)
+    if layer.empty:
+        assert parent is not None
+        descriptor = parent
+        done = f"no layer, because nothing was changed, but the tag {destination.tag},"
+    else:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        files.add_layer(layer)
+        config = _config_with(config, manifest, layer, comment, now)
+        config_descriptor = {"mediaType": _CONFIG_TYPE, **files.add_json_blob(config)}
+        manifest = _manifest_with(manifest, config_descriptor, layer, facts, now)
+        descriptor = {
+            **{key: value for key, value in (parent or {}).items() if key == "platform"},
+            "mediaType": MANIFEST_TYPE,
+            **files.add_json_blob(manifest),
+        }
+        done = f"revision {len(manifest['layers'])} of {destination.tag}"
+    annotations = {**(old or {}).get("annotations", {}), REF_NAME: destination.tag}
+    others = [each for each in index["manifests"] if not is_tagged(each, destination.tag)]
+    if new:
+        files.add(VERSION_FILE, b'{"imageLayoutVersion": "1.0.0"}\n')
+    files.add(
+        INDEX_FILE,
+        _dump({**index, "manifests": [*others, {**descriptor, "annotations": annotations}]}),
+    )
+    files.publish()
+    return done
+
+
+def _config_with(
+    config: Mapping[str, Any], manifest: Mapping[str, Any], layer: Layer, comment: str, now: str
+) -> dict[str, Any]:
+    """Give the config of an image with one more layer."""
+    history = config["history"]
+    # Readers take the n-th entry for the n-th layer's, but not every image has one for each layer.
+    known = sum(not each.get("empty_layer") for each in history)
+    unknown = [{"created_by": "unknown"}] * (len(manifest["layers"]) - known)
+    return {
+        **config,
+        "created": now,
+        "rootfs": {**config["rootfs"], "diff_ids": [*config["rootfs"]["diff_ids"], layer.diff_id]},
+        "history": [
+            *history,
+            *unknown,
+            {"created": now, "created_by": "archive_overlay", "comment": comment},
+        ],
+    }
+
+
+def _manifest_with(
+    manifest: Mapping[str, Any],
+    config_descriptor: Mapping[str, Any],
+    layer: Layer,
+    facts: Mapping[str, str],
+    now: str,
+) -> dict[str, Any]:
+    """Give the manifest of an image with one more layer."""
+    annotations = {CREATED: now, **facts}
+    descriptor = {
+        "mediaType": layer.media_type,
+        "digest": layer.digest,
+        "size": layer.size,
+        "annotations": annotations,
+    }
+    return {
+        **manifest,
+        "config": config_descriptor,
+        "layers": [*manifest["layers"], descriptor],
+        "annotations": {**manifest["annotations"], **annotations},
+    }
+
+
+class _Files:
+    """Files that are to be in a layout. They are written elsewhere, so what fails there leaves nothing in it."""
+
+    def __init__(self, layout: int, staging: Staging, flush: Flush) -> None:
+        self._layout = layout
+        self._staging = staging
+        self._flush = flush
+        self._blobs: list[tuple[str, str]] = []  # names in staging and in the layout
+        self._names: list[str] = []
+
+    def add_layer(self, layer: Layer) -> None:
+        """Add the layer that was written as a blob."""
+        fd = os.open(ARCHIVE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._staging.directory)
+        try:
+            self._flush.file(fd)
+        finally:
+            os.close(fd)
+        self._blobs.append((ARCHIVE, layer.digest.partition(":")[2]))
+
+    def add_json_blob(self, value: object) -> dict[str, Any]:
+        """Add a value as a blob, and give its digest and size."""
+        data = _dump(value)
+        digest = hashlib.sha256(data).hexdigest()
+        self._write(digest, data)
+        self._blobs.append((digest, digest))
+        return {"digest": f"sha256:{digest}", "size": len(data)}
+
+    def add(self, name: str, data: bytes) -> None:
+        """Add a file at the top of the layout."""
+        self._write(name, data)
+        self._names.append(name)
+
+    def publish(self) -> None:
+        """Give all files their names: blobs first, and the one that was added last when all others last."""
+        if self._blobs:
+            self._publish_blobs()
+        for name in self._names[:-1]:
+            self._rename(name, name, self._layout)
+        self._flush.file(self._layout)
+        self._rename(self._names[-1], self._names[-1], self._layout)
+        self._flush.file(self._layout)
+
+    def _publish_blobs(self) -> None:
+        directories = [self._layout]
+        try:
+            for name in BLOBS.split("/"):
+                try:
+                    os.mkdir(name, 0o755, dir_fd=directories[-1])
+                except FileExistsError:
+                    pass
+                directories.append(os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directories[-1]))
+            for name, blob in self._blobs:
+                self._rename(name, blob, directories[-1])
+            for directory in directories[:0:-1]:
+                self._flush.file(directory)
+        finally:
+            for directory in directories[1:]:
+                os.close(directory)
+
+    def _rename(self, name: str, to: str, directory: int) -> None:
+        os.rename(name, to, src_dir_fd=self._staging.directory, dst_dir_fd=directory)
+
+    def _write(self, name: str, data: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o644, dir_fd=self._staging.directory)
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            self._flush.file(fd)
+
+
+def _open_locked(path: str, paths: Paths, log: Log) -> int:
+    """Open a layout's directory, and wait until no other hook writes to it."""
+    layout = paths.open(path)
+    for attempt in range(int(_LOCK_SECONDS / _LOCK_POLL_SECONDS)):
+        try:
+            fcntl.flock(layout, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return layout
+        except BlockingIOError:
+            if attempt == 0:
+                log.info(
+                    f"waiting for another program, which holds the lock of the image layout {path}, for at most"
+                    f" {_LOCK_SECONDS} s"
+                )
+            time.sleep(_LOCK_POLL_SECONDS)
+    os.close(layout)
+    raise ArchiveError(f"the image layout {path} has been locked by another program for {_LOCK_SECONDS} s")
+
+
+def _is_new(layout: int) -> bool:
+    """Say whether a directory is to become a layout: it is empty but for what killed runs left.
+
+    Raises:
+        ArchiveError: there is something else in it.
+    """
+    names = {name for name in os.listdir(layout) if not name.startswith(".archive_overlay-")}
+    if INDEX_FILE in names:
+        return False
+    if names - {"blobs", VERSION_FILE}:
+        raise ArchiveError(
+            "archive-to is a directory that is no image layout: it has no index.json", hint="name another one"
+        )
+    return True
+
+
+def _empty_image() -> tuple[dict[str, Any], dict[str, Any]]:
+    machine = os.uname().machine
+    manifest: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": {},
+        "layers": [],
+        "annotations": {},
+    }
+    config = {
+        "architecture": _ARCHITECTURES.get(machine, machine),
+        "os": "linux",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": []},
+        "history": [],
+    }
+    return manifest, config
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _no_parent(destination: LayoutDestination) -> ArchiveError:
+    return ArchiveError(
+        f"the image layout {destination.path} has no tag {destination.parent}, which is to be the parent"
+    )

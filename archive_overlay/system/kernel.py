@@ -1,0 +1,101 @@
+"""Renaming, flushing and forking as the standard library cannot do it.
+
+ctypes costs 2 to 3 ms, so this module is imported only by those who need it.
+
+Source: renameat2(2), syncfs(2), prctl(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+
+from archive_overlay.system import signals
+
+_RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
+_SET_PARENT_DEATH_SIGNAL = 1
+# EXDEV comes from an overlay that cannot exchange; where a name is given it is another file system's.
+_NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class CannotExchangeError(OSError):
+    """The file system has no way to let two names take each other's place."""
+
+
+def exchange(name: str, directory: int, other_name: str, other_directory: int) -> None:
+    """Let two entries take each other's place, in one step.
+
+    Raises:
+        CannotExchangeError: the file system cannot do this.
+        OSError: as renameat2(2).
+    """
+    try:
+        _renameat2(name, directory, other_name, other_directory, _RENAME_EXCHANGE)
+    except OSError as error:
+        if error.errno in _NOT_SUPPORTED:
+            raise CannotExchangeError(error.errno, error.strerror) from error
+        raise
+
+
+def rename_new(name: str, directory: int, new_name: str, new_directory: int) -> None:
+    """Rename an entry to a name that is not taken.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: as renameat2(2).
+    """
+    try:
+        _renameat2(name, directory, new_name, new_directory, _RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED or error.errno == errno.EXDEV:
+            raise
+        _rename_new_without_the_kernel(name, directory, new_name, new_directory)
+
+
+def sync_file_system(fd: int) -> None:
+    """Wait until all that was written to a file's file system is on disk.
+
+    Raises:
+        OSError: something could not be written.
+    """
+    if _libc.syncfs(fd):
+        _raise()
+
+
+def end_with_parent() -> None:
+    """Let this process be killed when the one that started it ends.
+
+    Raises:
+        OSError: the kernel cannot do this.
+    """
+    if _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signals.KILL, 0, 0, 0):
+        _raise()
+
+
+def _rename_new_without_the_kernel(name: str, directory: int, new_name: str, new_directory: int) -> None:
+    if not stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode):
+        os.link(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory, follow_symlinks=False)
+        os.unlink(name, dir_fd=directory)
+        return
+    # A directory takes the place of nothing but an empty directory. One made just for this is ours.
+    os.mkdir(new_name, stat.S_IRWXU, dir_fd=new_directory)
+    try:
+        os.rename(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory)
+    except OSError:
+        os.rmdir(new_name, dir_fd=new_directory)
+        raise
+
+
+def _renameat2(name: str, directory: int, other_name: str, other_directory: int, flags: int) -> None:
+    if _libc.renameat2(directory, os.fsencode(name), other_directory, os.fsencode(other_name), flags):
+        _raise()
+
+
+def _raise() -> None:
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number))

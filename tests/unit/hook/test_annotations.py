@@ -1,0 +1,245 @@
+"""What the user asks for, and what becomes of what cannot be asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from archive_overlay.errors import ArchiveError
+from archive_overlay.hook.annotations import (
+    KEYS,
+    PREFIX,
+    ArchiveRequest,
+    Context,
+    group_by_name,
+    parse_request,
+)
+from archive_overlay.log import Log
+from archive_overlay.methods import METHODS
+
+CONTEXT = Context(id="c0ffee", timestamp="20261121T205533Z")
+
+
+class Kept:
+    """A log sink that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def write(self, level: str, message: str) -> None:
+        self.lines.append((level, message))
+
+
+@pytest.fixture
+def kept() -> Kept:
+    return Kept()
+
+
+@pytest.fixture
+def log(kept: Kept) -> Log:
+    return Log("trace", [kept])
+
+
+def keys(**values: object) -> dict[str, object]:
+    return {"mount-point": "/data", "archive-to": "/srv/data"} | {
+        key.replace("_", "-"): value for key, value in values.items()
+    }
+
+
+def request(log: Log, **values: object) -> ArchiveRequest:
+    return parse_request("data", keys(**values), CONTEXT, log)
+
+
+def test_a_pair_is_a_request_with_the_defaults_of_2_0_4(log: Log, kept: Kept) -> None:
+    annotations = {
+        PREFIX + "data.mount-point": "/data",
+        PREFIX + "data.archive-to": "/srv/data",
+        "other": "x",
+    }
+    ((name, values),) = group_by_name(annotations, log)
+    made = parse_request(name, values, CONTEXT, log)
+    assert (made.name, made.mount_point, made.archive_to) == ("data", "/data", "/srv/data")
+    assert (made.method.name, made.if_exists, made.success, made.owner) == ("copy", "merge", None, None)
+    assert kept.lines == []
+
+
+@pytest.mark.parametrize(
+    ("annotation", "said"),
+    [
+        ("data", "must be"),
+        ("data.more.mount-point", "no dot in NAME"),
+        (".mount-point", "must be"),
+        ("/mount-point", "must be"),
+        ("data.", "must be"),
+        ("data/", "must be"),
+        ("data/colour", "no key colour"),
+        ("data.more/mount-point", "no key more/mount-point"),
+        ("data.colour", "no key colour"),
+    ],
+)
+def test_what_is_no_key_is_ignored_with_a_warning(log: Log, kept: Kept, annotation: str, said: str) -> None:
+    annotations = {PREFIX + annotation: "x", PREFIX + "ok.mount-point": "/a", PREFIX + "ok.archive-to": "/b"}
+    assert [name for name, _ in group_by_name(annotations, log)] == ["ok"]
+    ((level, message),) = kept.lines
+    assert level == "warning"
+    assert annotation in message
+    assert said in message
+
+
+@pytest.mark.parametrize("separator", [".", "/"])
+@pytest.mark.parametrize("other", [".", "/"])
+def test_a_slash_in_place_of_the_dot_before_the_key_means_the_same(
+    log: Log, kept: Kept, separator: str, other: str
+) -> None:
+    annotations = {
+        f"{PREFIX}data{separator}mount-point": "/data",
+        f"{PREFIX}data{other}archive-to": "/srv/data",
+        f"{PREFIX}da/ta{separator}mount-point": "/other",
+        f"{PREFIX}da/ta{other}archive-to": "/srv/other",
+    }
+
+    assert list(group_by_name(annotations, log)) == [
+        ("data", {"mount-point": "/data", "archive-to": "/srv/data"}),
+        ("da/ta", {"mount-point": "/other", "archive-to": "/srv/other"}),
+    ]
+    assert kept.lines == []
+
+
+@pytest.mark.parametrize(("one", "other"), [("/a", "/a"), ("", "/a"), ("/a", "")])
+@pytest.mark.parametrize("separators", ["./", "/."])
+def test_both_forms_of_a_key_may_say_the_same(
+    log: Log, kept: Kept, separators: str, one: str, other: str
+) -> None:
+    annotations = {f"{PREFIX}data.{key}": value for key, value in keys().items()} | {
+        f"{PREFIX}data{separator}success": value for separator, value in zip(separators, (one, other))
+    }
+
+    ((name, values),) = group_by_name(annotations, log)
+
+    assert parse_request(name, values, CONTEXT, log).success == "/a"
+    assert kept.lines == []
+
+
+@pytest.mark.parametrize("key", ["mount-point", "archive-to", "method"])
+@pytest.mark.parametrize("separators", ["./", "/."])
+def test_both_forms_of_a_key_may_not_say_different_things(log: Log, separators: str, key: str) -> None:
+    annotations = {f"{PREFIX}data.{other}": value for other, value in keys().items() if other != key} | {
+        f"{PREFIX}data{separator}{key}": value for separator, value in zip(separators, ("/a", "/b"))
+    }
+
+    ((name, values),) = group_by_name(annotations, log)
+
+    with pytest.raises(ArchiveError) as caught:
+        parse_request(name, values, CONTEXT, log)
+    first, second = (f"{PREFIX}data{separator}{key}" for separator in separators)
+    assert str(caught.value) == (
+        f"{key} is not clear: {first} says '/a' and {second} says '/b'; leave one of them out"
+    )
+
+
+@pytest.mark.parametrize("present", ["mount-point", "archive-to"])
+def test_half_a_pair_is_ignored_with_a_warning(log: Log, kept: Kept, present: str) -> None:
+    missing = {"mount-point": "archive-to", "archive-to": "mount-point"}[present]
+    for pair in ({f"d.{present}": "/x"}, {f"d.{present}": "/x", f"d.{missing}": ""}):
+        prefixed = {PREFIX + key: value for key, value in pair.items()}
+        assert list(group_by_name(prefixed, log)) == []
+        assert kept.lines.pop() == ("warning", f"archive d is ignored: it has no {missing} annotation")
+
+
+@pytest.mark.parametrize(
+    ("value", "owner"),
+    [("2000", (2000, 0)), ("2000:3000", (2000, 3000)), ("0:0", (0, 0)), ("4294967294", (4294967294, 0))],
+)
+def test_an_owner_is_a_uid_or_a_uid_and_a_gid(log: Log, value: str, owner: tuple[int, int]) -> None:
+    assert request(log, method="tar.gz", tar_content_owner=value).owner == owner
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["root", "-1", "1:-1", "1:2:3", "1:", ":1", "0x10", "1.5", " 1", "²", "٣", "4294967295", "9" * 5000],
+)
+def test_an_invalid_owner_is_ignored_with_a_warning(log: Log, kept: Kept, value: str) -> None:
+    assert request(log, method="tar.gz", tar_content_owner=value).owner is None
+    ((level, message),) = kept.lines
+    assert level == "warning"
+    assert "tar-content-owner" in message
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("mount-point", "archive-to")])
+def test_an_empty_value_is_none(log: Log, kept: Kept, key: str, method: str) -> None:
+    values = {"method": method} if key != "method" else {}
+    without = request(log, **values)
+    made = request(log, **values, **{key.replace("-", "_"): ""})
+    assert {name: getattr(made, name) for name in made.__slots__} == {
+        name: getattr(without, name) for name in without.__slots__
+    }
+    assert kept.lines == []
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("tar-content-owner", "parent")])
+def test_a_space_is_a_value(log: Log, key: str) -> None:
+    method = "oci" if key == "compression" else "tar.gz"
+    values: dict[str, object] = {"method": method, key.replace("-", "_"): " "}
+    if key == "mount-point":
+        assert request(log, **values).mount_point == "/ "
+        return
+    with pytest.raises(ArchiveError, match="' '"):
+        request(log, **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"method": "zip"}, "known are copy, move, tar, tar.gz, tar.zst, oci"),
+        ({"if_exists": "overwrite"}, "known are replace, merge, backup, fail"),
+        ({"if_exists": "merge", "method": "tar.gz"}, "not possible with method tar.gz"),
+        ({"archive_to": "srv/data"}, "relative path"),
+        ({"success": "done"}, "relative path"),
+        ({"archive_to": "/srv/\0"}, "cannot be a path"),
+        ({"archive_to": "/srv/\ud800"}, "cannot be a path"),
+        ({"archive_to": 7}, "archive-to must be a string"),
+        ({"method": None}, "method must be a string"),
+        ({"method": "tar.gz", "compression_level": "10"}, "possible are 1 to 9"),
+        ({"method": "tar.zst", "compression_level": "0"}, "possible are 1 to 19"),
+        ({"method": "tar.gz", "compression_level": "²"}, "possible are 1 to 9"),
+        ({"method": "tar", "compression_level": "6"}, "not possible without compression"),
+        ({"method": "tar", "whiteouts": "docker"}, "known are overlay, oci"),
+        ({"method": "move", "if_exists": "merge"}, "possible are backup, replace, fail"),
+    ],
+)
+def test_a_value_that_cannot_be_used_fails_the_request(
+    log: Log, values: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ArchiveError, match=said.replace(".", r"\.")):
+        request(log, **values)
+
+
+@pytest.mark.parametrize("key", ["tar-content-owner", "compression-level", "whiteouts"])
+def test_what_is_of_tars_is_ignored_with_a_warning_by_the_others(log: Log, kept: Kept, key: str) -> None:
+    made = request(log, method="move", **{key.replace("-", "_"): "1"})
+    assert (made.owner, made.level, made.whiteouts) == (None, 0, "overlay")
+    assert kept.lines == [
+        ("warning", f"archive data: {key} is ignored, because it means nothing to method move")
+    ]
+
+
+@pytest.mark.parametrize(("method", "level"), [("tar.gz", 6), ("tar.zst", 3), ("tar", 0)])
+def test_each_compression_has_its_usual_level(log: Log, method: str, level: int) -> None:
+    assert request(log, method=method).level == level
+
+
+def test_placeholders_stand_for_the_stop_and_other_braces_for_themselves(log: Log) -> None:
+    made = request(log, archive_to="/srv/{id}/{name}-{timestamp}/{x}{}{{id}}", success="/run/{timestamp}")
+    assert made.archive_to == "/srv/c0ffee/data-20261121T205533Z/{x}{}{c0ffee}"
+    assert made.success == "/run/20261121T205533Z"
+
+
+@pytest.mark.parametrize("name", ["a/b", "", ".."])
+def test_a_placeholder_is_one_file_name(log: Log, name: str) -> None:
+    with pytest.raises(ArchiveError, match="placeholder"):
+        parse_request("data", keys(archive_to="/srv/{id}"), Context(id=name, timestamp="now"), log)
+
+
+def test_paths_get_their_simplest_form(log: Log) -> None:
+    made = request(log, mount_point="//data/./x/", archive_to="//srv//a/", success="/srv/x/../done")
+    assert (made.mount_point, made.archive_to, made.success) == ("/data/x", "/srv/a", "/srv/done")

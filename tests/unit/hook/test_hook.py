@@ -1,0 +1,95 @@
+"""What the hook does when a part of it has a fault that nobody knows, or is interrupted where it is weak."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from archive_overlay.cli import Settings
+from archive_overlay.errors import Interrupted
+from archive_overlay.hook import hook, rescue
+from archive_overlay.hook.annotations import PREFIX
+from archive_overlay.log import Log
+from archive_overlay.methods import copy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Kept:
+    """A log sink that keeps the errors it is given."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def write(self, level: str, message: str) -> None:
+        if level == "error":
+            self.errors.append(message)
+
+
+def test_a_fault_of_a_rescue_costs_the_other_failures_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts, annotations = [], {}
+    for name in ("first", "second"):
+        upper = tmp_path / name / "upper"
+        upper.mkdir(parents=True)
+        (upper / "made").touch()
+        options = [f"lowerdir={tmp_path}", f"upperdir={upper}", f"workdir={tmp_path / name / 'work'}"]
+        mounts.append({"destination": f"/{name}", "type": "overlay", "source": "overlay", "options": options})
+        annotations[f"{PREFIX}{name}.mount-point"] = f"/{name}"
+        annotations[f"{PREFIX}{name}.archive-to"] = "relative"
+    (tmp_path / "config.json").write_text(json.dumps({"mounts": mounts, "annotations": annotations}))
+    keep = rescue.Rescue.keep
+
+    def keep_but_the_first(self: rescue.Rescue, overlay: Any, archive: str, **more: Any) -> str:
+        if archive == "first":
+            raise ZeroDivisionError("nobody knows")
+        return keep(self, overlay, archive, **more)
+
+    monkeypatch.setattr(rescue.Rescue, "keep", keep_but_the_first)
+    kept = Kept()
+
+    status = hook.run(
+        Settings(bundle=str(tmp_path), rescue_dir=str(tmp_path / "rescue")), Log("info", [kept])
+    )
+
+    assert status == 1
+    first, second = kept.errors
+    assert "archive first: archive-to 'relative' is a relative path" in first
+    assert f"its changes are in {tmp_path}/first/upper until the engine deletes them" in first
+    assert "internal error: ZeroDivisionError: nobody knows at " in first
+    rescued = tmp_path / "rescue" / tmp_path.name / "second"
+    assert second.endswith(f"its changes are kept in {rescued}")
+    assert (rescued / "made").exists()
+
+
+def test_an_error_that_an_interruption_led_to_is_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "upper").mkdir()
+    mount = {"destination": "/data", "type": "overlay", "options": [f"upperdir={tmp_path / 'upper'}"]}
+    annotations = {}
+    for name in ("first", "second"):
+        annotations[f"{PREFIX}{name}.mount-point"] = "/data"
+        annotations[f"{PREFIX}{name}.archive-to"] = str(tmp_path / name)
+    (tmp_path / "config.json").write_text(json.dumps({"mounts": [mount], "annotations": annotations}))
+
+    def write(*_: object) -> None:
+        try:
+            raise Interrupted(15)
+        finally:
+            raise OSError("what was closed just before is closed again")
+
+    monkeypatch.setattr(copy, "write", write)
+    kept = Kept()
+
+    with pytest.raises(Interrupted):
+        hook.run(Settings(bundle=str(tmp_path)), Log("info", [kept]))
+
+    assert [error.partition(";")[0] for error in kept.errors] == [
+        "archive first: interrupted by signal 15",
+        "archive second: interrupted by signal 15",
+    ]
