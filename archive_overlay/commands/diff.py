@@ -24,6 +24,7 @@ from archive_overlay.overlay.change import (
 )
 from archive_overlay.overlay.locate import OverlayMount
 from archive_overlay.overlay.upper import read_changes
+from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 from archive_overlay.system.tree import Descent
 from archive_overlay.tar import headers
 from archive_overlay.tar.decompress import Reader
@@ -47,7 +48,6 @@ _COLOURS = {_ADDED: 32, _DELETED: 31, _OPAQUE: 35}
 _SIZE_WIDTH = 12
 _HUMAN_WIDTH = 5
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 _TYPES = {
     headers.REGULAR: FILE,
@@ -322,7 +322,7 @@ def _guess_marks(path: str) -> str:
     """
     found: set[str] = set()
     try:
-        descent = Descent(os.open(path, _DIRECTORY))
+        descent = Descent(os.open(path, READ_TOP_DIRECTORY))
         try:
             pending = [_marks_here(descent.fd, found)]
             while pending and "kernel" not in found:

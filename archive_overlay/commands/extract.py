@@ -13,6 +13,7 @@ from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.history.revisions import open_revision
 from archive_overlay.history.unpack import Unpacker
 from archive_overlay.system.flush import Never, ToDisk
+from archive_overlay.system.open_flags import READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from archive_overlay.system.flush import Flush
 
 _STDERR = 2
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BAR = 30
 _SECONDS_BETWEEN = 0.1
 
@@ -83,7 +83,7 @@ def _unpack(image: Image, revisions: list[Revision], staging: Staging) -> str:
     """Apply the layers to what is going to be the directory; say what could not be given to entries."""
     try:
         os.mkdir(ARCHIVE, stat.S_IRWXU, dir_fd=staging.directory)
-        top = os.open(ARCHIVE, _DIRECTORY, dir_fd=staging.directory)
+        top = os.open(ARCHIVE, READ_DIRECTORY, dir_fd=staging.directory)
     except OSError as error:
         fail(f"cannot make {staging.path}", error)
     try:

@@ -7,13 +7,12 @@ import stat
 
 from archive_overlay.destination.publish import keep_apart
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.system.open_flags import CREATE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from archive_overlay.destination.paths import Paths
     from archive_overlay.system.flush import Flush
-
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Marker:
@@ -115,7 +114,7 @@ def _create(name: str, directory: int, flush: Flush) -> None:
 
 def _created(name: str, directory: int) -> bool:
     try:
-        os.close(os.open(name, _CREATE, 0o644, dir_fd=directory))
+        os.close(os.open(name, CREATE, 0o644, dir_fd=directory))
     except FileExistsError:
         try:
             if not stat.S_ISREG(os.lstat(name, dir_fd=directory).st_mode):

@@ -10,9 +10,8 @@ import os
 import stat
 
 from archive_overlay.system import kernel, metadata
+from archive_overlay.system.open_flags import READ_DIRECTORY
 from archive_overlay.system.tree import Descent, remove
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def merge(name: str, directory: int, onto: str, onto_directory: int) -> None:
@@ -27,9 +26,9 @@ def merge(name: str, directory: int, onto: str, onto_directory: int) -> None:
     Raises:
         OSError: an entry could not be moved; it and those that come later are as they were.
     """
-    source = Descent(os.open(name, _DIRECTORY, dir_fd=directory))
+    source = Descent(os.open(name, READ_DIRECTORY, dir_fd=directory))
     try:
-        target = Descent(os.open(onto, _DIRECTORY, dir_fd=onto_directory))
+        target = Descent(os.open(onto, READ_DIRECTORY, dir_fd=onto_directory))
         try:
             _merge(source, target)
         finally:

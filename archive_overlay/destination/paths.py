@@ -12,14 +12,12 @@ import os
 import stat
 
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.system.open_flags import LOOK, READ_DIRECTORY, STEP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from archive_overlay.system.flush import Flush
 
-_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SHARED = stat.S_ISVTX | stat.S_IWOTH  # a directory like /tmp
 _MOST_LINKS = 40  # as the kernel has it, path_resolution(7)
 # What is in there is the kernel's. Its links lead to files of processes, whatever their text says: /proc/self/exe
@@ -95,14 +93,14 @@ class Paths:
     def _walk(self, path: str, flush: Flush | None) -> int:
         # An allowed directory itself may be what is opened: something is to be made in it.
         base = self._base(path + "/") or "/"
-        fd = os.open(base, _STEP)
+        fd = os.open(base, STEP)
         try:
             for name in path[len(base) :].split("/"):
                 if name:
                     inner = _enter(name, fd, flush)
                     os.close(fd)
                     fd = inner
-            return os.open(".", _DIRECTORY, dir_fd=fd)
+            return os.open(".", READ_DIRECTORY, dir_fd=fd)
         finally:
             os.close(fd)
 
@@ -140,7 +138,7 @@ def _resolved(path: str) -> str:
     found: list[str] = []
     pending = path.split("/")[::-1]
     links = 0
-    fd = os.open("/", _STEP)
+    fd = os.open("/", STEP)
     try:
         while pending:
             name = pending.pop()
@@ -149,7 +147,7 @@ def _resolved(path: str) -> str:
             if name in _OF_THE_KERNEL and not found:
                 raise PermissionError(errno.EACCES, f"it leads through /{name}, where no archive can be")
             try:
-                inner = os.open(name, _LOOK, dir_fd=fd)
+                inner = os.open(name, LOOK, dir_fd=fd)
             except FileNotFoundError:
                 return os.path.normpath("/" + "/".join([*found, name, *pending[::-1]]))
             status = os.fstat(inner)
@@ -170,7 +168,7 @@ def _resolved(path: str) -> str:
             if target.startswith("/"):
                 os.close(fd)
                 fd = -1
-                fd = os.open("/", _STEP)
+                fd = os.open("/", STEP)
                 found = []
         return "/" + "/".join(found)
     finally:
@@ -186,7 +184,7 @@ def _expect_trusted(link: os.stat_result, directory: os.stat_result) -> None:
 
 def _enter(name: str, directory: int, flush: Flush | None) -> int:
     try:
-        return os.open(name, _STEP, dir_fd=directory)
+        return os.open(name, STEP, dir_fd=directory)
     except FileNotFoundError:
         if flush is None:
             raise
@@ -194,9 +192,9 @@ def _enter(name: str, directory: int, flush: Flush | None) -> int:
         os.mkdir(name, 0o755, dir_fd=directory)
     except FileExistsError:
         pass  # another run has just made it
-    parent = os.open(".", _DIRECTORY, dir_fd=directory)
+    parent = os.open(".", READ_DIRECTORY, dir_fd=directory)
     try:
         flush.file(parent)
     finally:
         os.close(parent)
-    return os.open(name, _STEP, dir_fd=directory)
+    return os.open(name, STEP, dir_fd=directory)

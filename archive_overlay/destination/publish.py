@@ -10,6 +10,7 @@ from archive_overlay.destination import merge
 from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.system import kernel, mountinfo
+from archive_overlay.system.open_flags import READ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _flush_archive(staging: Staging, destination: Destination, flush: Flush) -> 
     if destination.makes == "directory":
         flush.file_system(staging.directory)
         return
-    fd = os.open(ARCHIVE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging.directory)
+    fd = os.open(ARCHIVE, READ, dir_fd=staging.directory)
     try:
         flush.file(fd)
     finally:

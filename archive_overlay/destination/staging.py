@@ -26,6 +26,7 @@ import zlib
 
 from archive_overlay.errors import fail
 from archive_overlay.system import kernel, signals, tree
+from archive_overlay.system.open_flags import READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ ARCHIVE = "archive"
 
 _KEEP = "keep-"
 _PASSING = "passing-"
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SUFFIX = ".archive_overlay-"
 _RANDOM_BYTES = 6
 _NAME_MAX = 255
@@ -206,7 +206,7 @@ class Staging:
             self._own_name = name
             # Until it is locked, another run may take it for debris.
             try:
-                fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.parent)
+                fd = os.open(name, READ_DIRECTORY, dir_fd=self.parent)
             except FileNotFoundError:
                 continue
             _forget_inheritance(fd)
@@ -221,7 +221,7 @@ class Staging:
             if not name.startswith(prefix):
                 continue
             try:
-                fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.parent)
+                fd = os.open(name, READ_DIRECTORY, dir_fd=self.parent)
             except OSError:
                 continue  # not one of ours, or its maker has just removed it
             try:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.hook.annotations import PREFIX
 from archive_overlay.layout import read
+from archive_overlay.system.open_flags import READ, READ_TOP_DIRECTORY
 from archive_overlay.tar.decompress import Reader
 from archive_overlay.tar.reader import TarReader
 
@@ -25,8 +26,6 @@ _NUMBERED = re.compile(r"(.*)@([1-9][0-9]{0,8})")
 # What `hook` writes into the history. Annotations of layers get lost on the way through an engine's
 # store; the history does not.
 _COMMENT = re.compile(r"container (.+), archive (.+), mount point (.+)", re.DOTALL)
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Revision:
@@ -138,7 +137,7 @@ class Image:
             progress: called with the number of bytes that were read from the layer, again and again.
         """
         try:
-            fd = os.open(read.blob_path(revision.descriptor), _READ, dir_fd=self._layout)
+            fd = os.open(read.blob_path(revision.descriptor), READ, dir_fd=self._layout)
             reader = Reader(fd, digests=True, progress=progress)
             try:
                 yield TarReader(reader)
@@ -201,7 +200,7 @@ def is_layout(path: str) -> bool:
 
 def _open(path: str, choose_tag: Callable[[int], str]) -> Image:
     try:
-        layout = os.open(path, _DIRECTORY)
+        layout = os.open(path, READ_TOP_DIRECTORY)
     except OSError as error:
         fail(f"cannot read the image layout {path}", error)
     try:

@@ -15,6 +15,7 @@ import stat
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.overlay.dialect import WHITEOUT_PREFIX
 from archive_overlay.system.metadata import SELINUX_LABEL
+from archive_overlay.system.open_flags import CREATE, LOOK
 from archive_overlay.system.tree import Descent, open_beneath, remove
 from archive_overlay.tar import headers
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 OPAQUE_MARK = ".wh..wh..opq"
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
 _SPECIAL_BITS = 0o1000  # from here on: sticky, set-group-ID, set-user-ID
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
@@ -189,7 +188,7 @@ class Unpacker:
     def _make_file(self, entry: Entry, name: str, tar: TarReader) -> None:
         # A set-user-ID bit must not be there before its owner is, and an ACL has a mode of its own.
         plain = entry.mode < _SPECIAL_BITS and not entry.attributes
-        fd = os.open(name, _CREATE, entry.mode if plain else _PRIVATE, dir_fd=self._descent.fd)
+        fd = os.open(name, CREATE, entry.mode if plain else _PRIVATE, dir_fd=self._descent.fd)
         try:
             data = tar.whole_data() if entry.size <= _AT_ONCE else None
             if data is None:
@@ -237,7 +236,7 @@ class Unpacker:
 
     def _give_special(self, entry: Entry, name: str) -> None:
         """Give an entry that must not be opened its owner, attributes and mode."""
-        fd = os.open(name, _LOOK, dir_fd=self._descent.fd)
+        fd = os.open(name, LOOK, dir_fd=self._descent.fd)
         try:
             self._give(f"/proc/self/fd/{fd}", entry)
         finally:

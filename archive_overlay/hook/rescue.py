@@ -23,6 +23,7 @@ from archive_overlay.overlay.locate import OverlayMount, is_mounted
 from archive_overlay.overlay.upper import read_changes
 from archive_overlay.system import kernel, metadata
 from archive_overlay.system.flush import Never, ToDisk
+from archive_overlay.system.open_flags import CREATE, READ_DIRECTORY, READ_TOP_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from archive_overlay.log import Log
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # What no file name holds, and % itself. JSON can have halves of characters; some of them stand for bytes.
 _NOT_IN_NAMES = re.compile("[%/\0\ud800-\udc7f\udd00-\udfff]")
 _LONGEST_NAME = 200  # leaves room for a backup number and .json
@@ -101,7 +101,7 @@ class Rescue:
             return None
         # The engine may have named it by a symbolic link, or with a slash at the end.
         directory, upper = os.path.split(os.path.realpath(overlay.upper))
-        source = os.open(directory, _DIRECTORY)
+        source = os.open(directory, READ_TOP_DIRECTORY)
         try:
             kept = take_free_name(name, lambda new: _rename_new(upper, source, new, parent))
             try:
@@ -154,7 +154,7 @@ class Rescue:
             },
             indent=2,
         )
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
+        fd = os.open(name, CREATE, 0o600, dir_fd=parent)
         with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text + "\n")
             file.flush()
@@ -176,7 +176,7 @@ def _private_directory(name: str, directory: int) -> int:
         os.mkdir(name, stat.S_IRWXU, dir_fd=directory)
     except FileExistsError:
         pass
-    return os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+    return os.open(name, READ_DIRECTORY, dir_fd=directory)
 
 
 def _file_name(text: str) -> str:

@@ -32,6 +32,7 @@ from archive_overlay.layout.read import (
     split_reference,
     tagged,
 )
+from archive_overlay.system.open_flags import CREATE, READ, READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +61,6 @@ _ARCHITECTURES = {
     "armv7l": "arm",
     "loongarch64": "loong64",
 }
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _LOCK_SECONDS = 300
 _LOCK_POLL_SECONDS = 0.05
 
@@ -288,7 +288,7 @@ class _Files:
 
     def add_layer(self, layer: Layer) -> None:
         """Add the layer that was written as a blob."""
-        fd = os.open(ARCHIVE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._staging.directory)
+        fd = os.open(ARCHIVE, READ, dir_fd=self._staging.directory)
         try:
             self._flush.file(fd)
         finally:
@@ -326,7 +326,7 @@ class _Files:
                     os.mkdir(name, 0o755, dir_fd=directories[-1])
                 except FileExistsError:
                     pass
-                directories.append(os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directories[-1]))
+                directories.append(os.open(name, READ_DIRECTORY, dir_fd=directories[-1]))
             for name, blob in self._blobs:
                 self._rename(name, blob, directories[-1])
             for directory in directories[:0:-1]:
@@ -339,8 +339,7 @@ class _Files:
         os.rename(name, to, src_dir_fd=self._staging.directory, dst_dir_fd=directory)
 
     def _write(self, name: str, data: bytes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, 0o644, dir_fd=self._staging.directory)
+        fd = os.open(name, CREATE, 0o644, dir_fd=self._staging.directory)
         with open(fd, "wb") as file:
             file.write(data)
             file.flush()

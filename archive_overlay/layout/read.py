@@ -15,6 +15,7 @@ import re
 import stat
 
 from archive_overlay.errors import ArchiveError
+from archive_overlay.system.open_flags import READ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def blob_path(descriptor: Mapping[str, Any]) -> str:
 
 def _read_file(layout: int, name: str) -> bytes:
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout)
+        fd = os.open(name, READ, dir_fd=layout)
     except FileNotFoundError:
         raise _damaged(f"{name} is missing") from None
     with open(fd, "rb") as file:

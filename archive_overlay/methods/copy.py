@@ -19,6 +19,7 @@ from archive_overlay.overlay.change import (
     WHITEOUT,
 )
 from archive_overlay.system import metadata, sparse
+from archive_overlay.system.open_flags import CREATE, LOOK, READ_DIRECTORY
 from archive_overlay.system.tree import Descent, open_beneath
 
 TYPE_CHECKING = False
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.locate import OverlayMount
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
 _SPECIAL_BITS = 0o1000  # from here on: sticky, set-group-ID, set-user-ID
 _TYPES = {
@@ -113,7 +111,7 @@ class _Writer:
             os.utime(name, ns=(change.atime_ns, change.mtime_ns), dir_fd=here, follow_symlinks=False)
         else:
             os.mknod(name, _TYPES[change.kind] | stat.S_IRUSR, change.rdev, dir_fd=here)
-            fd = os.open(name, _LOOK, dir_fd=here)
+            fd = os.open(name, LOOK, dir_fd=here)
             try:
                 metadata.give(f"/proc/self/fd/{fd}", change, change.attributes, made_as=self._made_as)
             finally:
@@ -134,7 +132,7 @@ class _Writer:
     def _begin(self, root: Change) -> None:
         staging = self._target.staging.directory
         os.mkdir(ARCHIVE, stat.S_IRWXU, dir_fd=staging)
-        self._top = os.open(ARCHIVE, _DIRECTORY, dir_fd=staging)
+        self._top = os.open(ARCHIVE, READ_DIRECTORY, dir_fd=staging)
         self._descent = Descent(os.dup(self._top))
         made = os.fstat(self._top)
         self._made_as = made.st_uid, made.st_gid
@@ -177,7 +175,7 @@ class _Writer:
 def _copy_file(change: Change, directory: int, made_as: tuple[int, int]) -> None:
     # A set-user-ID bit must not be there before its owner is, and an ACL has a mode of its own.
     plain = change.mode < _SPECIAL_BITS and not change.attributes
-    fd = os.open(change.name, _CREATE, change.mode if plain else _PRIVATE, dir_fd=directory)
+    fd = os.open(change.name, CREATE, change.mode if plain else _PRIVATE, dir_fd=directory)
     try:
         if change.sparse:
             if _copy_segments(change, fd) != change.size:
@@ -229,7 +227,7 @@ def _copy_in_kernel(source: int, target: int, most: int) -> int:
 
 
 def _give_attributes(change: Change, directory: int) -> None:
-    fd = os.open(change.name, _LOOK, dir_fd=directory)
+    fd = os.open(change.name, LOOK, dir_fd=directory)
     try:
         metadata.give_attributes(f"/proc/self/fd/{fd}", change, change.attributes)
     finally:

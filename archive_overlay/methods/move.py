@@ -14,6 +14,7 @@ from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.methods import copy
 from archive_overlay.overlay.locate import is_mounted
 from archive_overlay.system import metadata
+from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from archive_overlay.methods import Target
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.locate import OverlayMount
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def require(compression: str) -> None:
@@ -73,7 +72,7 @@ def _obstacle(overlay: OverlayMount, *, may_rename: bool) -> str:
 def _take(upper: str, target: Target) -> None:
     # The engine may have named it by a symbolic link, or with a slash at the end.
     directory, name = os.path.split(os.path.realpath(upper))
-    fd = os.open(directory, _DIRECTORY)
+    fd = os.open(directory, READ_TOP_DIRECTORY)
     try:
         target.staging.take(name, fd)
         # The engine deletes what it made, and expects to find it.

@@ -13,6 +13,7 @@ from archive_overlay.errors import fail
 from archive_overlay.layout.add_layer import LAYER_TYPES, Layer
 from archive_overlay.methods.tar_entries import TarWriter
 from archive_overlay.methods.writer_process import write_beside
+from archive_overlay.system.open_flags import CREATE
 from archive_overlay.tar import compress
 
 TYPE_CHECKING = False
@@ -56,7 +57,7 @@ def _write(changes: Iterator[Change], target: Target, log: Log) -> tuple[str, in
     try:
         fd = os.open(
             ARCHIVE,
-            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+            CREATE,
             0o644,
             dir_fd=target.staging.directory,
         )

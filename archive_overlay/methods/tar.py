@@ -8,6 +8,7 @@ from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import fail
 from archive_overlay.methods.tar_entries import TarWriter
 from archive_overlay.methods.writer_process import write_beside
+from archive_overlay.system.open_flags import CREATE
 from archive_overlay.tar import compress
 
 TYPE_CHECKING = False
@@ -39,7 +40,7 @@ def _write(changes: Iterator[Change], target: Target, log: Log) -> None:
     try:
         fd = os.open(
             ARCHIVE,
-            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+            CREATE,
             0o666,
             dir_fd=target.staging.directory,
         )

@@ -12,6 +12,7 @@ import stat
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.overlay import dialect
 from archive_overlay.system import mountinfo
+from archive_overlay.system.open_flags import READ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -318,7 +319,7 @@ def _directory(path: str) -> str:
 
 def _text_of(path: str, *, needed: bool = False) -> str:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, READ)
     except FileNotFoundError:
         if needed:
             raise

@@ -15,15 +15,13 @@ import os
 import stat
 
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.system.open_flags import LOOK, READ, READ_DIRECTORY, READ_TOP_DIRECTORY, STEP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from archive_overlay.overlay.locate import OverlayMount
 
-_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _NO_ATTRIBUTE = (errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP)
-_ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Place:
@@ -160,7 +158,7 @@ class Lowers:
         names: set[str] = set()
         for place in places:
             try:
-                fd = self.open(place, _ROOT | os.O_NOFOLLOW)
+                fd = self.open(place, READ_DIRECTORY)
                 try:
                     names.update(os.listdir(fd))
                 finally:
@@ -192,7 +190,7 @@ class Lowers:
             ArchiveError: it cannot be opened.
         """
         try:
-            return self.open(place, _READ)
+            return self.open(place, READ)
         except OSError as error:
             fail(f"cannot read {self.shown(place.layer, place.path)}", error)
 
@@ -343,7 +341,7 @@ class Lowers:
     def _attribute(self, place: Place, key: str) -> bytes | None:
         name = self._namespace + key
         try:
-            fd = self.open(place, _LOOK)
+            fd = self.open(place, LOOK)
             try:
                 return os.getxattr(f"/proc/self/fd/{fd}", name)
             finally:
@@ -355,7 +353,7 @@ class Lowers:
 
     def _look(self, layer: int, path: str) -> Place | None:
         try:
-            fd = self._open(layer, path, _LOOK)
+            fd = self._open(layer, path, LOOK)
         except OSError as error:
             if path and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
                 return None
@@ -366,13 +364,13 @@ class Lowers:
             os.close(fd)
 
     def _open(self, layer: int, path: str, flags: int) -> int:
-        fd = os.open(self._layers[layer], _ROOT)
+        fd = os.open(self._layers[layer], READ_TOP_DIRECTORY)
         if not path:
             return fd
         *directories, name = path.split("/")
         try:
             for directory in directories:
-                inner = os.open(directory, _LOOK | os.O_DIRECTORY, dir_fd=fd)
+                inner = os.open(directory, STEP, dir_fd=fd)
                 os.close(fd)
                 fd = inner
             return os.open(name, flags, dir_fd=fd)

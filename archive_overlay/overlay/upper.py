@@ -27,6 +27,7 @@ from archive_overlay.overlay.change import (
 from archive_overlay.overlay.dialect import OPAQUE_MARKER, WHITEOUT_PREFIX
 from archive_overlay.overlay.lowers import Directory, Lowers
 from archive_overlay.system import tree
+from archive_overlay.system.open_flags import LOOK, READ, READ_TOP_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ _KINDS = {
     stat.S_IFCHR: CHARACTER_DEVICE,
     stat.S_IFBLK: BLOCK_DEVICE,
 }
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def read_changes(
@@ -115,7 +114,7 @@ class _Reader:
         self._first_names: dict[tuple[int, int], str] = {}
         self._file = -1
         try:
-            top = tree.open_unseen(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            top = tree.open_unseen(overlay.upper, READ_TOP_DIRECTORY)
         except OSError as error:
             fail(f"cannot read the upperdir {overlay.upper}", error)
         self._descent = tree.Descent(top)
@@ -222,7 +221,7 @@ class _Reader:
         return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
     def _upper_file(self, level: _Level, name: str, path: str) -> Change:
-        fd = self._file = tree.open_unseen(name, _READ, self._descent.fd)
+        fd = self._file = tree.open_unseen(name, READ, self._descent.fd)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise ArchiveError(f"{self._shown(path)} was replaced while it was read")
@@ -250,7 +249,7 @@ class _Reader:
 
     def _other(self, level: _Level, name: str) -> Change:
         """Give an entry that must not be opened: it is looked at through an O_PATH descriptor."""
-        fd = os.open(name, _LOOK, dir_fd=self._descent.fd)
+        fd = os.open(name, LOOK, dir_fd=self._descent.fd)
         try:
             return self._special(fd, level.prefix, name)
         finally:
@@ -282,7 +281,7 @@ class _Reader:
         if not found.places:
             return None
         place = found.places[0]
-        fd = self._lowers.open(place, _LOOK)
+        fd = self._lowers.open(place, LOOK)
         try:
             if place.is_directory:
                 return self._lower_directory(level, name, found.places, fd)

@@ -11,6 +11,7 @@ import os
 import stat
 
 from archive_overlay.errors import fail
+from archive_overlay.system.open_flags import READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ SELINUX_LABEL = "security.selinux"
 # No directory that a container writes to has this time, unless the container gives it. (Whole seconds:
 # some file systems have nothing finer.)
 _TWIN_TIME_NS = 10**9
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def give(
@@ -119,9 +119,9 @@ def make_twin(name: str, directory: int, twin: str, twin_directory: int) -> None
         OSError: it cannot be made.
     """
     os.mkdir(twin, stat.S_IRWXU, dir_fd=twin_directory)
-    source = os.open(name, _DIRECTORY, dir_fd=directory)
+    source = os.open(name, READ_DIRECTORY, dir_fd=directory)
     try:
-        target = os.open(twin, _DIRECTORY, dir_fd=twin_directory)
+        target = os.open(twin, READ_DIRECTORY, dir_fd=twin_directory)
         try:
             replace(target, *read(source))
             os.utime(target, ns=(_TWIN_TIME_NS, _TWIN_TIME_NS))

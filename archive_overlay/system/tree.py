@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+from archive_overlay.system.open_flags import READ_DIRECTORY, STEP
 
 
 class Descent:
@@ -37,7 +37,7 @@ class Descent:
             OSError: there is no such directory. The position is what it was.
         """
         here = os.fstat(self.fd)
-        inner = open_unseen(name, _DIRECTORY, self.fd)
+        inner = open_unseen(name, READ_DIRECTORY, self.fd)
         outer, self.fd = self.fd, inner  # a signal must not have one closed twice
         os.close(outer)
         self._above.append((here.st_dev, here.st_ino))
@@ -51,7 +51,7 @@ class Descent:
         Raises:
             OSError: it is no longer where it was. The position is what it was.
         """
-        outer = open_unseen("..", _DIRECTORY, self.fd)
+        outer = open_unseen("..", READ_DIRECTORY, self.fd)
         found = os.fstat(outer)
         if (found.st_dev, found.st_ino) != self._above[-1]:
             os.close(outer)
@@ -99,7 +99,7 @@ def open_beneath(path: str, top: int) -> tuple[int, str]:
     *directories, name = path.split("/")
     fd = os.dup(top)
     for directory in directories:
-        inner = os.open(directory, _DIRECTORY | os.O_PATH, dir_fd=fd)
+        inner = os.open(directory, STEP, dir_fd=fd)
         os.close(fd)
         fd = inner
     return fd, name
@@ -122,7 +122,7 @@ def remove(name: str, directory: int) -> None:
     except FileNotFoundError:
         return
     _open_up(name, directory)
-    descent = Descent(os.open(name, _DIRECTORY, dir_fd=directory))
+    descent = Descent(os.open(name, READ_DIRECTORY, dir_fd=directory))
     try:
         pending = [_remove_files(descent.fd)]
         names: list[str] = []

@@ -1,0 +1,22 @@
+"""Flags for open(2), by what is opened.
+
+Nobody who wrote a tree may choose what is opened in it: no link is followed, no FIFO or device waited for, no
+terminal taken. Source: open(2).
+"""
+
+from __future__ import annotations
+
+import os
+
+# A file's data.
+READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+# A new file.
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# A directory, to list it or to change what is in it.
+READ_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# The same, where the user names it: it may be a symbolic link to one.
+READ_TOP_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# Anything, only to look at it: it is not opened itself.
+LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+# A directory on the way to something.
+STEP = LOOK | os.O_DIRECTORY
