@@ -12,6 +12,7 @@ import sys
 
 from archive_overlay import __version__, log
 from archive_overlay.errors import Interrupted
+from archive_overlay.settings import DEFAULT_LOG_LEVEL, DEFAULT_MOUNT_PROGRAM, Settings
 from archive_overlay.system import signals
 
 TYPE_CHECKING = False
@@ -19,70 +20,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from archive_overlay.hook.policy import Policy
-
-DEFAULT_MOUNT_PROGRAM = "/usr/bin/fuse-overlayfs"
-DEFAULT_LOG_LEVEL = "info"
 _MOST_JOBS = 1024
 # Of --help. Else argparse would ask the environment, by way of shutil, which takes 2 ms to import.
 _WIDTH = 78
-
-
-class Settings:
-    """What the command line asks for.
-
-    Attributes:
-        jobs: how many threads may work; 0: as many as there are processors for this process.
-        fsync: whether archives are flushed to disk before they are published.
-        rescue_dir: absolute path of the directory that keeps upperdirs whose archive failed, or None.
-        bundle: the bundle to read instead of a container state on stdin; None: read the state.
-        mount_program: path of the executable that serves overlays in user space.
-        command: what a person asks for instead of running the hook, as `commands.run` takes it; None: nothing.
-        allowed: directories in which archives may be; none: anywhere.
-        policy: what archives may hold.
-        log_level, log_file, syslog: see `log`.
-    """
-
-    __slots__ = (
-        "allowed",
-        "bundle",
-        "command",
-        "fsync",
-        "jobs",
-        "log_file",
-        "log_level",
-        "mount_program",
-        "policy",
-        "rescue_dir",
-        "syslog",
-    )
-
-    def __init__(
-        self,
-        *,
-        command: argparse.Namespace | None = None,
-        bundle: str | None = None,
-        mount_program: str = DEFAULT_MOUNT_PROGRAM,
-        rescue_dir: str | None = None,
-        jobs: int = 0,
-        fsync: bool = True,
-        allowed: tuple[str, ...] = (),
-        policy: Policy | None = None,
-        log_level: str = DEFAULT_LOG_LEVEL,
-        log_file: str | None = None,
-        syslog: bool = False,
-    ) -> None:
-        self.command = command
-        self.bundle = bundle
-        self.mount_program = mount_program
-        self.rescue_dir = rescue_dir
-        self.jobs = jobs
-        self.fsync = fsync
-        self.allowed = allowed
-        self.policy = policy
-        self.log_level = log_level
-        self.log_file = log_file
-        self.syslog = syslog
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,19 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _keep_standard_descriptors()
     signals.hear_of_children()
     os.umask(0o022)  # what archives and parents are made with does not depend on the runtime's
-    settings = parse(sys.argv[1:] if arguments is None else arguments)
+    asked = parse(sys.argv[1:] if arguments is None else arguments)
     _raise_on_signals()
     try:
-        if settings.command:
+        if not isinstance(asked, Settings):
             gc.enable()
             from archive_overlay import commands
 
-            return commands.run(settings.command)
-        logger = _open_log(settings)
+            return commands.run(asked)
+        logger = _open_log(asked)
 
         from archive_overlay.hook import hook
 
-        return hook.run(settings, logger)
+        return hook.run(asked, logger)
     except Interrupted as interruption:
         return 128 + interruption.number
 
@@ -136,8 +76,13 @@ def run() -> int:
     os._exit(status)
 
 
-def parse(arguments: Sequence[str]) -> Settings:
-    """Turn a command line into settings, or end the program with a usage message and status 2."""
+def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
+    """Read a command line.
+
+    Returns:
+        How the hook works; or what a person asks for, as `commands.run` takes it. A wrong command line ends the
+        program with a usage message and status 2.
+    """
     if not arguments:
         return Settings()  # argparse costs 6 ms, and most hooks have no arguments
     parser = _build_hook_parser()
@@ -156,7 +101,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     if options.command:
         if options.command != arguments[0]:
             parser.error(f"the options of the hook mean nothing to {options.command}")
-        return Settings(command=options)
+        return options
     return Settings(
         bundle=options.bundle,
         mount_program=options.mount_program,
@@ -164,7 +109,9 @@ def parse(arguments: Sequence[str]) -> Settings:
         jobs=options.jobs,
         fsync=options.fsync,
         allowed=tuple(options.allow_archive_to),
-        policy=_policy(options),
+        setid=options.setid,
+        max_bytes=options.max_bytes,
+        max_entries=options.max_entries,
         log_level=options.log_level,
         log_file=options.log_file,
         syslog=options.syslog,
@@ -390,14 +337,6 @@ def _log_level(value: str) -> str:
         return log.canonical_level(value)
     except ValueError as error:
         raise _wrong(f"{error}, choose from {', '.join(log.LEVEL_NAMES)}") from error
-
-
-def _policy(options: argparse.Namespace) -> Policy | None:
-    if options.setid and options.max_bytes is None and options.max_entries is None:
-        return None
-    from archive_overlay.hook.policy import Policy
-
-    return Policy(setid=options.setid, max_bytes=options.max_bytes, max_entries=options.max_entries)
 
 
 def _number(value: str) -> int:

@@ -10,8 +10,19 @@ from contextlib import contextmanager
 from archive_overlay.commands import Output, human_size
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.history.revisions import is_layout, open_revision
-from archive_overlay.history.unpack import OPAQUE_MARK, split_path
+from archive_overlay.history.unpack import split_path
 from archive_overlay.log import Log, escape
+from archive_overlay.marks import (
+    FUSE_OPAQUE,
+    FUSE_SECURITY,
+    FUSE_USER,
+    OPAQUE_MARKER,
+    TRUSTED,
+    TRUSTED_OPAQUE,
+    USER,
+    USER_OPAQUE,
+    WHITEOUT_PREFIX,
+)
 from archive_overlay.overlay import dialect
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
@@ -58,9 +69,9 @@ _TYPES = {
     headers.FIFO: FIFO,
 }
 _OPAQUE_ATTRIBUTES = {
-    "trusted": ("trusted.overlay.opaque",),
-    "user": ("user.overlay.opaque",),
-    "fuse": ("trusted.overlay.opaque", "user.fuseoverlayfs.opaque"),
+    "trusted": (TRUSTED_OPAQUE,),
+    "user": (USER_OPAQUE,),
+    "fuse": (TRUSTED_OPAQUE, FUSE_OPAQUE),
     "oci": (),
 }
 
@@ -223,16 +234,16 @@ def _of_tar(tar: TarReader, marks: str | None) -> list[Line]:
     lines: list[Line | None] = []
     opaque: set[str] = set()
     directories: dict[str, int] = {}  # where in `lines` they are
-    attributes = _OPAQUE_ATTRIBUTES[marks] if marks else ("trusted.overlay.opaque", "user.overlay.opaque")
+    attributes = _OPAQUE_ATTRIBUTES[marks] if marks else (TRUSTED_OPAQUE, USER_OPAQUE)
     for entry in tar.entries():
         parts = split_path(entry.name)
         name = parts[-1] if parts else ""
-        if marks in (None, "oci") and name.startswith(dialect.WHITEOUT_PREFIX):
+        if marks in (None, "oci") and name.startswith(WHITEOUT_PREFIX):
             directory = "/".join(parts[:-1])
-            if name == OPAQUE_MARK:
+            if name == OPAQUE_MARKER:
                 opaque.add(directory or ".")
             elif entry.type == headers.REGULAR:
-                parts[-1] = name[len(dialect.WHITEOUT_PREFIX) :]
+                parts[-1] = name[len(WHITEOUT_PREFIX) :]
                 lines.append(Line(_DELETED, "/".join(parts)))
             continue
         path = "/".join(parts) or "."
@@ -346,11 +357,11 @@ def _guess_marks(path: str) -> str:
 def _marks_here(directory: int, found: set[str]) -> list[str]:
     """Add the marks of a directory to those that were found; give the directories in it."""
     for name in os.listxattr(directory):
-        if name.startswith("trusted.overlay."):
-            found.add("trusted" if name == "trusted.overlay.opaque" else "kernel")
-        elif name.startswith(("user.fuseoverlayfs.", "security.fuseoverlayfs.")):
+        if name.startswith(TRUSTED):
+            found.add("trusted" if name == TRUSTED_OPAQUE else "kernel")
+        elif name.startswith((FUSE_USER, FUSE_SECURITY)):
             found.add("fuse")
-        elif name.startswith("user.overlay."):
+        elif name.startswith(USER):
             found.add("user")
     with os.scandir(directory) as entries:
         names = []

@@ -7,6 +7,7 @@ import re
 
 from archive_overlay.commands import Output, human_size, shown
 from archive_overlay.history.revisions import open_image
+from archive_overlay.layout.provenance import Provenance
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _DIGEST_LENGTH = 12  # as the container tools cut it
 _CONTAINER_ID = re.compile("[0-9a-f]{64}")
 _FRACTION = re.compile(r"\.\d+(?=Z|[+-])")
 _LONGEST_NOTE = 60
+_UNKNOWN = Provenance(container="", archive="", mount_point="")
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
@@ -52,7 +54,8 @@ def run(options: argparse.Namespace, log: Log) -> None:
 
 
 def _row(revision: Revision, *, human: bool) -> tuple[str, ...]:
-    container = revision.container
+    origin = revision.provenance or _UNKNOWN
+    container = origin.container
     if _CONTAINER_ID.fullmatch(container):
         container = container[:_DIGEST_LENGTH]
     return (
@@ -60,9 +63,9 @@ def _row(revision: Revision, *, human: bool) -> tuple[str, ...]:
         revision.digest.partition(":")[2][:_DIGEST_LENGTH],
         shown(_FRACTION.sub("", revision.created)),
         shown(container),
-        shown(revision.mount_point),
-        "-" if revision.entries is None else str(revision.entries),
-        "-" if revision.deletions is None else str(revision.deletions),
+        shown(origin.mount_point),
+        "-" if origin.entries is None else str(origin.entries),
+        "-" if origin.deletions is None else str(origin.deletions),
         human_size(revision.size) if human else str(revision.size),
         _maker(revision),
     )
@@ -70,23 +73,24 @@ def _row(revision: Revision, *, human: bool) -> tuple[str, ...]:
 
 def _maker(revision: Revision) -> str:
     """Say in a few words who made a revision, as far as that is known."""
-    if revision.container:
-        return shown(f"archive {revision.archive}")
+    if revision.provenance:
+        return shown(f"archive {revision.provenance.archive}")
     text = shown(revision.created_by or revision.comment)
     return text if len(text) <= _LONGEST_NOTE else text[: _LONGEST_NOTE - 3] + "..."
 
 
 def _object(revision: Revision) -> dict[str, Any]:
+    origin = revision.provenance or _UNKNOWN
     return {
         "revision": revision.number,
         "digest": revision.digest,
         "diff_id": revision.diff_id or None,
         "created": revision.created or None,
-        "container": revision.container or None,
-        "archive": revision.archive or None,
-        "mount_point": revision.mount_point or None,
-        "entries": revision.entries,
-        "deletions": revision.deletions,
+        "container": origin.container or None,
+        "archive": origin.archive or None,
+        "mount_point": origin.mount_point or None,
+        "entries": origin.entries,
+        "deletions": origin.deletions,
         "size": revision.size,
         "created_by": revision.created_by or None,
         "comment": revision.comment or None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from archive_overlay.destination.publish import keep_apart
+from archive_overlay.destination.apart import keep_apart
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.system.open_flags import CREATE
 

@@ -7,17 +7,16 @@ import os
 import stat
 
 from archive_overlay.destination import merge
+from archive_overlay.destination.apart import keep_apart
 from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.system import kernel, mountinfo
 from archive_overlay.system.open_flags import READ
+from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from archive_overlay.destination.paths import Paths
-    from archive_overlay.layout.add_layer import Layer
     from archive_overlay.log import Log
     from archive_overlay.system.flush import Flush
 
@@ -26,7 +25,7 @@ _TAKEN_HINT = "if-exists says to fail then"
 _ATTEMPTS = 100
 
 
-class Destination:
+class Destination(Record):
     """Where an archive is to be visible.
 
     Attributes:
@@ -34,33 +33,28 @@ class Destination:
         makes: "directory" or "file": what is to be there.
         if_exists: one of `methods.IF_EXISTS`.
         mount_point: the path is one, so it cannot be renamed: its contents are merged into it.
+        paths: how to get there.
     """
 
-    __slots__ = ("_paths", "if_exists", "makes", "mount_point", "path")
-
-    def __init__(self, *, path: str, makes: str, if_exists: str, mount_point: bool, paths: Paths) -> None:
-        self._paths = paths
-        self.path = path
-        self.makes = makes
-        self.if_exists = if_exists
-        self.mount_point = mount_point
+    path: str
+    makes: str
+    if_exists: str
+    mount_point: bool
+    paths: Paths
 
     def stage(self, flush: Flush, log: Log) -> Staging:
         """Give the place beside it (or inside it, if it is a mount point) to make the archive in."""
         if self.mount_point:
-            return Staging(self.path, "", paths=self._paths, flush=flush, log=log)
+            return Staging(self.path, "", paths=self.paths, flush=flush, log=log)
         parent, name = os.path.split(self.path)
-        return Staging(parent, name, paths=self._paths, flush=flush, log=log)
+        return Staging(parent, name, paths=self.paths, flush=flush, log=log)
 
-    def publish(
-        self, staging: Staging, layer: Layer | None, facts: Mapping[str, str], comment: str, flush: Flush
-    ) -> str:
+    def publish(self, staging: Staging, result: object) -> str:
         """Make the archive durable, and then visible as `if-exists` says.
 
         Args:
             staging: has the archive. What it replaced may be in there afterwards.
-            layer, facts, comment: are for image layouts.
-            flush: when something counts as written.
+            result: of the method that wrote it; files and directories say all by themselves.
 
         Returns:
             What was done, for the summary: nothing to add.
@@ -69,6 +63,7 @@ class Destination:
             ArchiveError: that was not possible; the destination has what it had (with merge: each entry
                 the old one or the new one).
         """
+        flush = staging.flush
         try:
             _flush_archive(staging, self, flush)
             _place(staging, self)
@@ -236,41 +231,6 @@ def _remove_if_empty(staging: Staging) -> bool:
             return False
         raise
     return True
-
-
-def keep_apart(label: str, path: str, upper: str) -> None:
-    """Refuse a path that is in the upperdir, or that the upperdir is in.
-
-    Args:
-        label: the annotation that has the path.
-        path: absolute, of something that is going to be written.
-        upper: the upperdir that is archived.
-
-    Raises:
-        ArchiveError: they are not apart.
-    """
-    try:
-        upper_status = os.stat(upper)
-    except OSError as error:
-        fail(f"cannot read the upperdir {upper}", error)
-    for place in _self_and_parents(path):
-        status = _status(place)
-        if status and os.path.samestat(status, upper_status):
-            raise ArchiveError(
-                f"{label} {path} is the upperdir {upper} or in it", hint="name a path outside of it"
-            )
-    status = _status(path)
-    if status:
-        for place in _self_and_parents(os.path.realpath(upper)):
-            if os.path.samestat(os.stat(place), status):
-                raise ArchiveError(f"{label} {path} contains the upperdir {upper}", hint="name another path")
-
-
-def _self_and_parents(path: str) -> list[str]:
-    found = [path]
-    while found[-1] != "/":
-        found.append(os.path.dirname(found[-1]))
-    return found
 
 
 def _status(path: str, directory: int | None = None) -> os.stat_result | None:

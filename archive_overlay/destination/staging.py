@@ -63,6 +63,7 @@ class Staging:
         name: the destination's name.
         parent: file descriptor of the directory that the destination is in.
         directory: file descriptor of the staging directory.
+        flush: when something counts as written.
 
     Raises:
         ArchiveError: there is no writing beside the destination.
@@ -77,14 +78,14 @@ class Staging:
         self._times: tuple[int, int] | None = None
         self._taken: tuple[int, str, int] | None = None
         self._paths = paths
-        self._flush = flush
+        self.flush = flush
         self._log = log
 
     def __enter__(self) -> Staging:  # noqa: PYI034, Self is not in Python 3.9
         try:
             # A signal comes before there is a staging directory, or after it is known what to remove.
             with signals.HeldOff():
-                self.parent = self._paths.make(self._parent_path, self._flush)
+                self.parent = self._paths.make(self._parent_path, self.flush)
                 self._remove_debris()
                 self._make()
         except OSError as error:

@@ -10,8 +10,8 @@ import re
 from contextlib import contextmanager
 
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.hook.annotations import PREFIX
 from archive_overlay.layout import read
+from archive_overlay.layout.provenance import read_provenance
 from archive_overlay.system.open_flags import READ, READ_TOP_DIRECTORY
 from archive_overlay.tar.decompress import Reader
 from archive_overlay.tar.reader import TarReader
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
 _NUMBERED = re.compile(r"(.*)@([1-9][0-9]{0,8})")
-# What `hook` writes into the history. Annotations of layers get lost on the way through an engine's
-# store; the history does not.
-_COMMENT = re.compile(r"container (.+), archive (.+), mount point (.+)", re.DOTALL)
 
 
 class Revision:
@@ -37,24 +34,19 @@ class Revision:
         size: of the layer as it is stored, in bytes.
         created: when, as RFC 3339 has it; "" if that is not known.
         created_by, comment: from the image's history; "" if there is nothing.
-        container, archive, mount_point: who made it and from what; "" if this program did not.
-        entries, deletions: how many there are in it; None if that is not known.
+        provenance: where it comes from; None if this program did not make it.
         descriptor: as in the manifest.
     """
 
     __slots__ = (
-        "archive",
         "comment",
-        "container",
         "created",
         "created_by",
-        "deletions",
         "descriptor",
         "diff_id",
         "digest",
-        "entries",
-        "mount_point",
         "number",
+        "provenance",
         "size",
     )
 
@@ -71,14 +63,7 @@ class Revision:
         self.created = _text(known, read.CREATED) or _text(history, "created")
         self.created_by = _text(history, "created_by")
         self.comment = _text(history, "comment")
-        self.container = _text(known, f"{PREFIX}container")
-        self.archive = _text(known, f"{PREFIX}archive")
-        self.mount_point = _text(known, f"{PREFIX}mount-point")
-        self.entries = _count(known, f"{PREFIX}entries")
-        self.deletions = _count(known, f"{PREFIX}deletions")
-        said = _COMMENT.fullmatch(self.comment) if self.created_by == "archive_overlay" else None
-        if said and not self.container:
-            self.container, self.archive, self.mount_point = said.groups()
+        self.provenance = read_provenance(known, history)
 
 
 class Image:
@@ -252,8 +237,3 @@ def _revisions(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> list[R
 def _text(values: Mapping[str, Any], key: str) -> str:
     value = values.get(key)
     return value if isinstance(value, str) else ""
-
-
-def _count(values: Mapping[str, Any], key: str) -> int | None:
-    text = _text(values, key)
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

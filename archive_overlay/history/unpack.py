@@ -13,7 +13,7 @@ import os
 import stat
 
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.overlay.dialect import WHITEOUT_PREFIX
+from archive_overlay.marks import OPAQUE_MARKER, TRUSTED, WHITEOUT_PREFIX
 from archive_overlay.system.metadata import SELINUX_LABEL
 from archive_overlay.system.open_flags import CREATE, LOOK
 from archive_overlay.system.tree import Descent, open_beneath, remove
@@ -23,7 +23,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from archive_overlay.tar.reader import Entry, TarReader
 
-OPAQUE_MARK = ".wh..wh..opq"
 
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
 _SPECIAL_BITS = 0o1000  # from here on: sticky, set-group-ID, set-user-ID
@@ -41,7 +40,6 @@ _TYPES = {
 _DEFAULT_ACL = "system.posix_acl_default"
 # The kernel takes these for its own marks once the directory is a layer of an overlay. No container can
 # set them, so no layer has them that was made from what a container did.
-_OVERLAY_MARKS = "trusted.overlay."
 # What the system says to somebody who may not give what an entry has, or where the file system cannot.
 _NOT_GIVEN = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -266,7 +264,7 @@ class Unpacker:
             if name == SELINUX_LABEL:
                 continue
             try:
-                if name.startswith(_OVERLAY_MARKS):
+                if name.startswith(TRUSTED):
                     raise OSError(errno.EPERM, "an overlay would act on it")
                 os.setxattr(file, name, value)
             except OSError as error:
@@ -283,7 +281,7 @@ class Unpacker:
         own = self._own
         if own is None:
             return  # there is nothing below
-        if mark == OPAQUE_MARK:
+        if mark == OPAQUE_MARKER:
             self._hide_lower()
             return
         name = mark[len(WHITEOUT_PREFIX) :]

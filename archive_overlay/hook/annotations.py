@@ -1,7 +1,4 @@
-"""What the user asks for: annotations of the container to requests.
-
-The keys and their meaning are those of 2.0.4, and `if-exists`.
-"""
+"""What the user asks for: annotations of the container to requests."""
 
 from __future__ import annotations
 
@@ -10,6 +7,8 @@ import os
 from archive_overlay import methods
 from archive_overlay.errors import ArchiveError
 from archive_overlay.hook.runtime import normal_destination
+from archive_overlay.keys import KEYS, PREFIX
+from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,19 +17,6 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
     from archive_overlay.methods import Method
 
-PREFIX = "com.launchplatform.oci-hooks.archive-overlay."
-KEYS = (
-    "mount-point",
-    "archive-to",
-    "success",
-    "method",
-    "if-exists",
-    "tar-content-owner",
-    "compression",
-    "compression-level",
-    "whiteouts",
-    "parent",
-)
 # What means something to some methods only.
 _METHOD_KEYS = ("tar-content-owner", "compression", "compression-level", "whiteouts", "parent")
 
@@ -38,7 +24,7 @@ _METHOD_KEYS = ("tar-content-owner", "compression", "compression-level", "whiteo
 _LARGEST_ID = 2**32 - 2
 
 
-class Context:
+class Context(Record):
     """What the placeholders in paths stand for.
 
     Attributes:
@@ -46,11 +32,8 @@ class Context:
         timestamp: when it stopped, in UTC: 20261121T205533Z.
     """
 
-    __slots__ = ("id", "timestamp")
-
-    def __init__(self, *, id: str, timestamp: str) -> None:
-        self.id = id
-        self.timestamp = timestamp
+    id: str
+    timestamp: str
 
 
 class Contradiction(dict[str, object]):
@@ -60,10 +43,11 @@ class Contradiction(dict[str, object]):
     """
 
 
-class ArchiveRequest:
+class ArchiveRequest(Record):
     """One archive that the container's annotations ask for.
 
     Attributes:
+        container: id of the container that asks.
         name: what the user calls it.
         mount_point: the mount's destination in the container, normalised.
         archive_to: absolute path of the archive in the runtime namespace.
@@ -78,46 +62,18 @@ class ArchiveRequest:
         parent: tag of the image that the archive is a layer on; "" for the one that it replaces.
     """
 
-    __slots__ = (
-        "archive_to",
-        "compression",
-        "if_exists",
-        "level",
-        "method",
-        "mount_point",
-        "name",
-        "owner",
-        "parent",
-        "success",
-        "whiteouts",
-    )
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        mount_point: str,
-        archive_to: str,
-        success: str | None,
-        method: Method,
-        if_exists: str,
-        owner: tuple[int, int] | None,
-        compression: str,
-        level: int,
-        whiteouts: str,
-        parent: str,
-    ) -> None:
-        self.name = name
-        self.mount_point = mount_point
-        self.archive_to = archive_to
-        self.success = success
-        self.method = method
-        self.if_exists = if_exists
-        self.owner = owner
-        self.compression = compression
-        self.level = level
-        self.whiteouts = whiteouts
-        self.parent = parent
+    container: str
+    name: str
+    mount_point: str
+    archive_to: str
+    success: str | None
+    method: Method
+    if_exists: str
+    owner: tuple[int, int] | None
+    compression: str
+    level: int
+    whiteouts: str
+    parent: str
 
 
 def group_by_name(annotations: Mapping[str, object], log: Log) -> Iterator[tuple[str, dict[str, object]]]:
@@ -187,6 +143,7 @@ def parse_request(name: str, keys: Mapping[str, object], context: Context, log: 
             del texts[key]
     compression = _compression(texts.get("compression", method.compression))
     return ArchiveRequest(
+        container=context.id,
         name=name,
         mount_point=normal_destination(texts["mount-point"]),
         archive_to=_path(texts["archive-to"], "archive-to", values),

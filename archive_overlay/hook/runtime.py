@@ -9,6 +9,8 @@ import os
 import posixpath
 
 from archive_overlay.errors import HookError
+from archive_overlay.overlay.locate import Mount
+from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ _JSON_SPACE = " \t\n\r"
 _BY_HAND = "to try it by hand: archive_overlay --bundle DIR, with DIR holding a config.json"
 
 
-class State:
+class State(Record):
     """The part of a container's state that the hook needs.
 
     Attributes:
@@ -28,33 +30,11 @@ class State:
         bundle: absolute path of the bundle.
     """
 
-    __slots__ = ("bundle", "id")
-
-    def __init__(self, *, id: str, bundle: str) -> None:
-        self.id = id
-        self.bundle = bundle
+    id: str
+    bundle: str
 
 
-class Mount:
-    """One mount of the spec.
-
-    Attributes:
-        destination: where it is in the container, normalised.
-        type: "overlay", "bind", ...; empty where the spec has none.
-        source: path in the runtime namespace; empty where the spec has none.
-        options: as the spec has them.
-    """
-
-    __slots__ = ("destination", "options", "source", "type")
-
-    def __init__(self, *, destination: str, type: str, source: str, options: tuple[str, ...]) -> None:
-        self.destination = destination
-        self.type = type
-        self.source = source
-        self.options = options
-
-
-class Spec:
+class Spec(Record):
     """The part of a container's spec that the hook needs.
 
     Attributes:
@@ -64,20 +44,10 @@ class Spec:
         faults: what is wrong with single mounts, one sentence each.
     """
 
-    __slots__ = ("annotations", "faults", "mounts", "root")
-
-    def __init__(
-        self,
-        *,
-        annotations: dict[str, object],
-        mounts: tuple[Mount, ...],
-        root: str,
-        faults: tuple[str, ...],
-    ) -> None:
-        self.annotations = annotations
-        self.mounts = mounts
-        self.root = root
-        self.faults = faults
+    annotations: dict[str, object]
+    mounts: tuple[Mount, ...]
+    root: str
+    faults: tuple[str, ...]
 
 
 def read_state(fd: int) -> State:

@@ -14,9 +14,11 @@ import json
 import os
 import time
 
-from archive_overlay.destination.publish import keep_apart
+from archive_overlay.destination.apart import keep_apart
 from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.layout.layer import Layer
+from archive_overlay.layout.provenance import CREATED_BY, Provenance
 from archive_overlay.layout.read import (
     BLOBS,
     CREATED,
@@ -33,6 +35,7 @@ from archive_overlay.layout.read import (
     tagged,
 )
 from archive_overlay.system.open_flags import CREATE, READ, READ_DIRECTORY
+from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,12 +45,6 @@ if TYPE_CHECKING:
     from archive_overlay.destination.paths import Paths
     from archive_overlay.log import Log
     from archive_overlay.system.flush import Flush
-
-LAYER_TYPES = {
-    "none": "application/vnd.oci.image.layer.v1.tar",
-    "gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
-    "zstd": "application/vnd.oci.image.layer.v1.tar+zstd",
-}
 
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 _INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -65,60 +62,35 @@ _LOCK_SECONDS = 300
 _LOCK_POLL_SECONDS = 0.05
 
 
-class Layer:
-    """A layer that has been written.
-
-    Attributes:
-        media_type: one of `LAYER_TYPES`.
-        digest: of the compressed tar, "sha256:...".
-        size: of the compressed tar, in bytes.
-        diff_id: digest of the tar itself.
-        empty: whether there is nothing in it but the root directory.
-    """
-
-    __slots__ = ("diff_id", "digest", "empty", "media_type", "size")
-
-    def __init__(self, *, media_type: str, digest: str, size: int, diff_id: str, empty: bool) -> None:
-        self.media_type = media_type
-        self.digest = digest
-        self.size = size
-        self.diff_id = diff_id
-        self.empty = empty
-
-
-class LayoutDestination:
+class LayoutDestination(Record):
     """A tag of an image layout, which is to get one more layer.
 
     Attributes:
         path: of the layout: absolute, symbolic links are resolved.
         tag: names the image.
         parent: tag of the image that is built upon: the same one by default.
+        provenance: where the layer comes from, without the numbers that are known when it is written.
+        paths: how to get there.
+        log: is told if publishing has to wait for another program.
     """
 
-    __slots__ = ("_log", "_paths", "parent", "path", "tag")
-
-    def __init__(self, *, path: str, tag: str, parent: str, paths: Paths, log: Log) -> None:
-        self._paths = paths
-        self._log = log
-        self.path = path
-        self.tag = tag
-        self.parent = parent
+    path: str
+    tag: str
+    parent: str
+    provenance: Provenance
+    paths: Paths
+    log: Log
 
     def stage(self, flush: Flush, log: Log) -> Staging:
         """Give the place in the layout to write the layer in."""
-        return Staging(self.path, "", paths=self._paths, flush=flush, log=log)
+        return Staging(self.path, "", paths=self.paths, flush=flush, log=log)
 
-    def publish(
-        self, staging: Staging, layer: Layer | None, facts: Mapping[str, str], comment: str, flush: Flush
-    ) -> str:
+    def publish(self, staging: Staging, result: object) -> str:
         """Add the layer to the image.
 
         Args:
             staging: has the layer.
-            layer: what is known of it.
-            facts: of this revision, kept as annotations of the layer and of the manifest.
-            comment: of this revision, kept in the image's history.
-            flush: when something counts as written.
+            result: the `Layer`.
 
         Returns:
             What was done, for the summary.
@@ -126,11 +98,11 @@ class LayoutDestination:
         Raises:
             ArchiveError: the layout is damaged, or cannot be written. It is as it was.
         """
-        assert layer is not None
+        assert isinstance(result, Layer)
         try:
-            layout = _open_locked(self.path, self._paths, self._log)
+            layout = _open_locked(self.path, self.paths, self.log)
             try:
-                return _append(self, layout, staging, layer, facts, comment, flush)
+                return _add_layer(self, layout, staging, result)
             finally:
                 os.close(layout)
         except OSError as error:
@@ -138,13 +110,14 @@ class LayoutDestination:
 
 
 def judge_destination(
-    archive_to: str, *, parent: str, upper: str, paths: Paths, log: Log
+    archive_to: str, *, parent: str, provenance: Provenance, upper: str, paths: Paths, log: Log
 ) -> LayoutDestination:
     """Refuse all that can be refused before anything is written.
 
     Args:
         archive_to: absolute path of the layout, with `:TAG` or without.
         parent: tag of the image to build upon; "" for the one that gets the layer.
+        provenance: where the layer comes from.
         upper: the upperdir that is archived.
         paths: where it may be.
         log: is told if publishing has to wait for another program.
@@ -163,7 +136,9 @@ def judge_destination(
         check_tag(parent)
     path = paths.resolve(path, "archive-to")
     keep_apart("archive-to", path, upper)
-    destination = LayoutDestination(path=path, tag=tag, parent=parent or tag, paths=paths, log=log)
+    destination = LayoutDestination(
+        path=path, tag=tag, parent=parent or tag, provenance=provenance, paths=paths, log=log
+    )
     try:
         layout = paths.open(path)
     except FileNotFoundError:
@@ -184,15 +159,7 @@ def judge_destination(
     return destination
 
 
-def _append(
-    destination: LayoutDestination,
-    layout: int,
-    staging: Staging,
-    layer: Layer,
-    facts: Mapping[str, str],
-    comment: str,
-    flush: Flush,
-) -> str:
+def _add_layer(destination: LayoutDestination, layout: int, staging: Staging, layer: Layer) -> str:
     new = _is_new(layout)
     index: dict[str, Any] = {"schemaVersion": 2, "mediaType": _INDEX_TYPE, "manifests": []}
     if not new:
@@ -204,17 +171,24 @@ def _append(
     if layer.empty and (parent is None or destination.parent == destination.tag):
         return "no layer, because nothing was changed,"
     manifest, config = read_image(layout, parent) if parent else _empty_image()
-    files = _Files(layout, staging, flush)
+    files = _Files(layout, staging)
     if layer.empty:
         assert parent is not None
         descriptor = parent
         done = f"no layer, because nothing was changed, but the tag {destination.tag},"
     else:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        provenance = Provenance(
+            container=destination.provenance.container,
+            archive=destination.provenance.archive,
+            mount_point=destination.provenance.mount_point,
+            entries=layer.entries,
+            deletions=layer.deletions,
+        )
         files.add_layer(layer)
-        config = _config_with(config, manifest, layer, comment, now)
+        config = _config_with(config, manifest, layer, provenance.comment(), now)
         config_descriptor = {"mediaType": _CONFIG_TYPE, **files.add_json_blob(config)}
-        manifest = _manifest_with(manifest, config_descriptor, layer, facts, now)
+        manifest = _manifest_with(manifest, config_descriptor, layer, provenance.annotations(), now)
         descriptor = {
             **{key: value for key, value in (parent or {}).items() if key == "platform"},
             "mediaType": MANIFEST_TYPE,
@@ -248,7 +222,7 @@ def _config_with(
         "history": [
             *history,
             *unknown,
-            {"created": now, "created_by": "archive_overlay", "comment": comment},
+            {"created": now, "created_by": CREATED_BY, "comment": comment},
         ],
     }
 
@@ -279,10 +253,10 @@ def _manifest_with(
 class _Files:
     """Files that are to be in a layout. They are written elsewhere, so what fails there leaves nothing in it."""
 
-    def __init__(self, layout: int, staging: Staging, flush: Flush) -> None:
+    def __init__(self, layout: int, staging: Staging) -> None:
         self._layout = layout
         self._staging = staging
-        self._flush = flush
+        self._flush = staging.flush
         self._blobs: list[tuple[str, str]] = []  # names in staging and in the layout
         self._names: list[str] = []
 

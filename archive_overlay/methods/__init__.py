@@ -5,20 +5,74 @@ The documentation, the command line's errors and the hook all read the table bel
 
 from __future__ import annotations
 
+from archive_overlay.system.record import Record
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Protocol
 
+    from archive_overlay.destination.paths import Paths
     from archive_overlay.destination.staging import Staging
-    from archive_overlay.layout.add_layer import Layer
     from archive_overlay.log import Log
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.locate import OverlayMount
     from archive_overlay.system.flush import Flush
 
+    class Request(Protocol):
+        """What a method has to know of a request to find the archive's place.
+
+        Attributes:
+            container: id of the container that asks.
+            name: of the archive.
+            mount_point: the mount's destination in the container.
+            archive_to: absolute path of the archive.
+            if_exists: one of `IF_EXISTS`; "" where that is no question.
+            parent: tag of the image to build upon; "" for the one that gets the layer.
+        """
+
+        @property
+        def container(self) -> str: ...
+        @property
+        def name(self) -> str: ...
+        @property
+        def mount_point(self) -> str: ...
+        @property
+        def archive_to(self) -> str: ...
+        @property
+        def if_exists(self) -> str: ...
+        @property
+        def parent(self) -> str: ...
+
+    class Destination(Protocol):
+        """Where an archive is to be visible.
+
+        Attributes:
+            path: absolute; symbolic links are resolved.
+        """
+
+        @property
+        def path(self) -> str: ...
+
+        def stage(self, flush: Flush, log: Log) -> Staging:
+            """Give the private place to make the archive in."""
+
+        def publish(self, staging: Staging, result: object) -> str:
+            """Make the archive durable, and then visible.
+
+            Args:
+                staging: has the archive.
+                result: what the method's `write` returned.
+
+            Returns:
+                What was done, for the summary; "" if there is nothing to add.
+
+            Raises:
+                ArchiveError: that was not possible.
+            """
+
     class Writer(Protocol):
-        """What each method's room has."""
+        """What each method's module has."""
 
         def require(self, compression: str) -> None:
             """Make sure that the machine has what the method needs with this compression.
@@ -34,11 +88,24 @@ if TYPE_CHECKING:
                 ArchiveError: the method cannot archive this overlay now.
             """
 
-        def write(self, changes: Iterator[Change], target: Target, log: Log) -> Layer | None:
+        def destination(self, request: Request, *, upper: str, paths: Paths, log: Log) -> Destination:
+            """Judge where the archive is to be visible.
+
+            Args:
+                request: says where.
+                upper: the upperdir that is archived.
+                paths: where archives may be.
+                log: is told if publishing has to wait.
+
+            Raises:
+                ArchiveError: the archive cannot be there.
+            """
+
+        def write(self, changes: Iterator[Change], target: Target, log: Log) -> object:
             """Write the changes to the target.
 
             Returns:
-                What an image layout must know of a layer; None for all other methods.
+                What `Destination.publish` has to know of the archive.
 
             Raises:
                 ArchiveError: something cannot be stored, or a system call failed.
@@ -49,7 +116,7 @@ WHITEOUTS = ("overlay", "oci")
 IF_EXISTS = ("replace", "merge", "backup", "fail")
 
 
-class Compression:
+class Compression(Record):
     """A way to compress a tar.
 
     Attributes:
@@ -58,25 +125,22 @@ class Compression:
         default_level: what it is otherwise.
     """
 
-    __slots__ = ("default_level", "levels", "name")
-
-    def __init__(self, name: str, levels: range, default_level: int) -> None:
-        self.name = name
-        self.levels = levels
-        self.default_level = default_level
+    name: str
+    levels: range
+    default_level: int
 
 
 COMPRESSIONS = {
     compression.name: compression
     for compression in (
-        Compression("gzip", range(1, 10), 6),
-        Compression("zstd", range(1, 20), 3),
-        Compression("none", range(0), 0),
+        Compression(name="gzip", levels=range(1, 10), default_level=6),
+        Compression(name="zstd", levels=range(1, 20), default_level=3),
+        Compression(name="none", levels=range(0), default_level=0),
     )
 }
 
 
-class Method:
+class Method(Record):
     """A way to store a change set.
 
     Attributes:
@@ -86,31 +150,23 @@ class Method:
         room: the module that does it.
         compression: of the tar that it makes, or the default of it; "" if it makes none.
         keys: the annotations that mean something to it, besides those of all methods.
+        renames: it takes the upperdir away, so it comes after all others.
+        deletions_first: it wants what was deleted in a directory before what else is in it.
     """
 
-    __slots__ = ("compression", "if_exists", "keys", "makes", "name", "room")
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        makes: str,
-        if_exists: tuple[str, ...],
-        room: str,
-        compression: str = "",
-        keys: tuple[str, ...] = (),
-    ) -> None:
-        self.name = name
-        self.makes = makes
-        self.if_exists = if_exists
-        self.room = room
-        self.compression = compression
-        self.keys = keys
+    name: str
+    makes: str
+    if_exists: tuple[str, ...]
+    room: str
+    compression: str = ""
+    keys: tuple[str, ...] = ()
+    renames: bool = False
+    deletions_first: bool = False
 
 
 def _tar(name: str, compression: str) -> Method:
     return Method(
-        name,
+        name=name,
         makes="file",
         if_exists=("replace", "backup", "fail"),
         room="tar",
@@ -122,24 +178,28 @@ def _tar(name: str, compression: str) -> Method:
 METHODS = {
     method.name: method
     for method in (
-        Method("copy", makes="directory", if_exists=("merge", "replace", "backup", "fail"), room="copy"),
-        Method("move", makes="directory", if_exists=("backup", "replace", "fail"), room="move"),
+        Method(name="copy", makes="directory", if_exists=("merge", "replace", "backup", "fail"), room="copy"),
+        Method(
+            name="move", makes="directory", if_exists=("backup", "replace", "fail"), room="move", renames=True
+        ),
         _tar("tar", "none"),
         _tar("tar.gz", "gzip"),
         _tar("tar.zst", "zstd"),
         Method(
-            "oci",
+            name="oci",
             makes="layout",
             if_exists=(),
             room="oci",
             compression="gzip",
             keys=("tar-content-owner", "compression", "compression-level", "parent"),
+            # Nothing can then be taken for deleted by what is beside it.
+            deletions_first=True,
         ),
     )
 }
 
 
-class Target:
+class Target(Record):
     """Where a method writes to, and what it must know about the form of the archive.
 
     Attributes:
@@ -154,40 +214,15 @@ class Target:
         may_rename: whether the upperdir may become the archive as it is, nobody having looked at it.
     """
 
-    __slots__ = (
-        "compression",
-        "flush",
-        "jobs",
-        "level",
-        "may_rename",
-        "overlay",
-        "owner",
-        "staging",
-        "whiteouts",
-    )
-
-    def __init__(
-        self,
-        *,
-        staging: Staging,
-        overlay: OverlayMount,
-        owner: tuple[int, int] | None = None,
-        compression: str = "",
-        level: int = 0,
-        whiteouts: str = "overlay",
-        jobs: int = 1,
-        flush: Flush,
-        may_rename: bool = True,
-    ) -> None:
-        self.staging = staging
-        self.overlay = overlay
-        self.owner = owner
-        self.compression = compression
-        self.level = level
-        self.whiteouts = whiteouts
-        self.jobs = jobs
-        self.flush = flush
-        self.may_rename = may_rename
+    staging: Staging
+    overlay: OverlayMount
+    flush: Flush
+    owner: tuple[int, int] | None = None
+    compression: str = ""
+    level: int = 0
+    whiteouts: str = "overlay"
+    jobs: int = 1
+    may_rename: bool = True
 
 
 def load(method: Method, compression: str) -> Writer:

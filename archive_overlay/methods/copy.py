@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
+from archive_overlay.destination.publish import judge_destination
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import fail
 from archive_overlay.methods.writer_process import write_beside
@@ -26,8 +27,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from archive_overlay.destination.paths import Paths
     from archive_overlay.log import Log
-    from archive_overlay.methods import Target
+    from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.locate import OverlayMount
 
@@ -50,6 +52,13 @@ def require(compression: str) -> None:
 
 def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
     """Nothing is refused. See `methods.Writer`."""
+
+
+def destination(request: Request, *, upper: str, paths: Paths, log: Log) -> Destination:
+    """A directory. See `methods.Writer`."""
+    return judge_destination(
+        request.archive_to, makes="directory", if_exists=request.if_exists, upper=upper, paths=paths
+    )
 
 
 def write(changes: Iterator[Change], target: Target, log: Log) -> None:

@@ -20,8 +20,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from archive_overlay.destination.paths import Paths
     from archive_overlay.log import Log
-    from archive_overlay.methods import Target
+    from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.locate import OverlayMount
 
@@ -42,6 +43,11 @@ def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
         raise ArchiveError(
             f"the upperdir {overlay.upper} cannot be moved: it is still mounted", hint="use method copy"
         )
+
+
+def destination(request: Request, *, upper: str, paths: Paths, log: Log) -> Destination:
+    """A directory. See `methods.Writer`."""
+    return copy.destination(request, upper=upper, paths=paths, log=log)
 
 
 def write(changes: Iterator[Change], target: Target, log: Log) -> None:

@@ -6,22 +6,22 @@ Source: OCI image specification, layer.md.
 from __future__ import annotations
 
 import hashlib
-import os
 
-from archive_overlay.destination.staging import ARCHIVE
-from archive_overlay.errors import fail
-from archive_overlay.layout.add_layer import LAYER_TYPES, Layer
-from archive_overlay.methods.tar_entries import TarWriter
+from archive_overlay.layout.add_layer import judge_destination
+from archive_overlay.layout.layer import MEDIA_TYPES, Layer
+from archive_overlay.layout.provenance import Provenance
+from archive_overlay.methods.tar_entries import write_tar
 from archive_overlay.methods.writer_process import write_beside
-from archive_overlay.system.open_flags import CREATE
+from archive_overlay.overlay.change import WHITEOUT
 from archive_overlay.tar import compress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from archive_overlay.destination.paths import Paths
     from archive_overlay.log import Log
-    from archive_overlay.methods import Target
+    from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.locate import OverlayMount
     from archive_overlay.tar.compress import Sink, Writer
@@ -36,76 +36,97 @@ def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
     """Nothing is refused. See `methods.Writer`."""
 
 
+def destination(request: Request, *, upper: str, paths: Paths, log: Log) -> Destination:
+    """A tag of an image layout. See `methods.Writer`."""
+    provenance = Provenance(
+        container=request.container, archive=request.name, mount_point=request.mount_point
+    )
+    return judge_destination(
+        request.archive_to, parent=request.parent, provenance=provenance, upper=upper, paths=paths, log=log
+    )
+
+
 def write(changes: Iterator[Change], target: Target, log: Log) -> Layer:
     """Write the changes as a layer. See `methods.Writer`."""
-    digest, size, diff_id, entries = write_beside(
+    digest, size, diff_id, entries, deletions = write_beside(
         changes, lambda stream: _write(stream, target, log), jobs=target.jobs
     )
     return Layer(
-        media_type=LAYER_TYPES[target.compression],
+        media_type=MEDIA_TYPES[target.compression],
         digest=digest,
         size=size,
         diff_id=diff_id,
-        empty=entries == 1,
+        entries=entries,
+        deletions=deletions,
     )
 
 
-def _write(changes: Iterator[Change], target: Target, log: Log) -> tuple[str, int, str, int]:
-    """Write the layer, and give its digest, its size in bytes, its diff ID and the number of changes."""
-    change = None
-    entries = 0
-    try:
-        fd = os.open(
-            ARCHIVE,
-            CREATE,
-            0o644,
-            dir_fd=target.staging.directory,
-        )
-        try:
-            blob = _Digest(compress.FileSink(fd))
-            compressor = compress.open_writer(
-                blob, compression=target.compression, level=target.level, jobs=target.jobs
-            )
-            try:
-                tar = _DigestOfTar(compressor)
-                writer = TarWriter(tar, opaque_attribute="", owner=target.owner, log=log)
-                for change in changes:
-                    writer.add(change)
-                    entries += 1
-                writer.finish()
-            finally:
-                compressor.close()
-        finally:
-            os.close(fd)
-    except OSError as error:
-        path = change.path if change else ""
-        fail(f"cannot write {path or '.'} into {target.staging.path}", error)
-    return blob.name, blob.size, tar.name, entries
+def _write(changes: Iterator[Change], target: Target, log: Log) -> tuple[str, int, str, int, int]:
+    """Write the layer, and give what `Layer` says of it."""
+    blob = _Digest()
+    tar = _Digest()
+    counted = _Counted(changes)
+    write_tar(
+        counted.changes(),
+        target,
+        log,
+        opaque_attribute="",
+        mode=0o644,
+        around_file=lambda file: _Watched(file, blob),
+        around_tar=lambda compressor: _WatchedTar(compressor, tar),
+    )
+    return blob.name, blob.size, tar.name, counted.entries, counted.deletions
+
+
+class _Counted:
+    """Changes, and how many there were but for the root directory."""
+
+    def __init__(self, changes: Iterator[Change]) -> None:
+        self._changes = changes
+        self.entries = self.deletions = 0
+
+    def changes(self) -> Iterator[Change]:
+        for change in self._changes:
+            if change.kind is WHITEOUT:
+                self.deletions += 1
+            elif change.name:
+                self.entries += 1
+            yield change
 
 
 class _Digest:
-    """Passes bytes on, and knows their digest and number."""
+    """The digest and the number of bytes that went by."""
 
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
+    def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self.size = 0
 
-    def write(self, data: bytes | bytearray) -> None:
+    def add(self, data: bytes | bytearray) -> None:
         self._hash.update(data)
         self.size += len(data)
-        self._sink.write(data)
 
     @property
     def name(self) -> str:
         return f"sha256:{self._hash.hexdigest()}"
 
 
-class _DigestOfTar(_Digest):
-    """The same for what goes into a compressor."""
+class _Watched:
+    """Passes bytes on to a file."""
 
-    def __init__(self, writer: Writer) -> None:
-        super().__init__(writer)
+    def __init__(self, sink: Sink, digest: _Digest) -> None:
+        self._sink = sink
+        self._digest = digest
+
+    def write(self, data: bytes | bytearray) -> None:
+        self._digest.add(data)
+        self._sink.write(data)
+
+
+class _WatchedTar(_Watched):
+    """Passes bytes on to a compressor."""
+
+    def __init__(self, writer: Writer, digest: _Digest) -> None:
+        super().__init__(writer, digest)
         self._writer = writer
 
     def finish(self) -> None:

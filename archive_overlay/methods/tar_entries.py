@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 
-from archive_overlay.errors import ArchiveError
+from archive_overlay.destination.staging import ARCHIVE
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.marks import FUSE_SECURITY, FUSE_USER, OPAQUE_MARKER, TRUSTED, USER, WHITEOUT_PREFIX
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -19,15 +21,18 @@ from archive_overlay.overlay.change import (
     WHITEOUT,
 )
 from archive_overlay.system import sparse
-from archive_overlay.tar import headers
+from archive_overlay.system.open_flags import CREATE
+from archive_overlay.tar import compress, headers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Callable
 
     from archive_overlay.log import Log
+    from archive_overlay.methods import Target
     from archive_overlay.overlay.change import Change
-    from archive_overlay.tar.compress import Writer
+    from archive_overlay.tar.compress import Sink, Writer
 
 _RECORD = 20 * headers.BLOCK
 # Headers and small files are gathered up to this size before they go on.
@@ -45,13 +50,60 @@ _MOST_ZEROS = 64 * 1024**3
 _SET_USER_ID = 0o4000
 _SET_GROUP_ID = 0o2000
 
-# OCI image specification, layer.md, "Whiteouts" and "Opaque Whiteout".
-_LAYER_WHITEOUT = ".wh."
-_LAYER_OPAQUE = b".wh..wh..opq"
 # What a reader of a layer could take for a mark of its own overlay, of whatever kind that is. Those of an
 # overlay within the overlay are escaped, and mean nothing to anybody else.
-_OVERLAY_ATTRIBUTES = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "security.fuseoverlayfs.")
-_ESCAPED_ATTRIBUTES = ("trusted.overlay.overlay.", "user.overlay.overlay.")
+_OVERLAY_ATTRIBUTES = (TRUSTED, USER, FUSE_USER, FUSE_SECURITY)
+_ESCAPED_ATTRIBUTES = (f"{TRUSTED}overlay.", f"{USER}overlay.")
+
+
+def write_tar(
+    changes: Iterator[Change],
+    target: Target,
+    log: Log,
+    *,
+    opaque_attribute: str,
+    mode: int,
+    around_file: Callable[[Sink], Sink] = lambda file: file,
+    around_tar: Callable[[Writer], Writer] = lambda tar: tar,
+) -> None:
+    """Write changes as a tar into a staging directory.
+
+    Args:
+        changes: from `overlay.upper`.
+        target: where to, and in which form.
+        log: takes warnings of what is left out.
+        opaque_attribute: see `TarWriter`.
+        mode: permission bits of the file, less the umask's.
+        around_file: watches what is written to the file.
+        around_tar: watches what is compressed.
+
+    Raises:
+        ArchiveError: something cannot be stored, or a system call failed.
+    """
+    change = None
+    try:
+        fd = os.open(ARCHIVE, CREATE, mode, dir_fd=target.staging.directory)
+        try:
+            output = compress.open_writer(
+                around_file(compress.FileSink(fd)),
+                compression=target.compression,
+                level=target.level,
+                jobs=target.jobs,
+            )
+            try:
+                writer = TarWriter(
+                    around_tar(output), opaque_attribute=opaque_attribute, owner=target.owner, log=log
+                )
+                for change in changes:
+                    writer.add(change)
+                writer.finish()
+            finally:
+                output.close()
+        finally:
+            os.close(fd)
+    except OSError as error:
+        path = change.path if change else ""
+        fail(f"cannot write {path or '.'} into {target.staging.path}", error)
 
 
 class TarWriter:
@@ -86,7 +138,7 @@ class TarWriter:
         if kind is SOCKET:
             self._log.warning(f"{change.path} is left out: it is a socket, which a tar cannot hold")
             return
-        if not self._opaque_attribute and change.name.startswith(_LAYER_WHITEOUT):
+        if not self._opaque_attribute and change.name.startswith(WHITEOUT_PREFIX):
             raise ArchiveError(
                 f"{change.path} cannot be stored: in an OCI layer its name means that something was deleted"
             )
@@ -125,7 +177,7 @@ class TarWriter:
             name = b"./" + os.fsencode(change.path)
             type_flag = headers.CHARACTER_DEVICE
         else:
-            name = b"./" + os.fsencode(f"{change.directory}{_LAYER_WHITEOUT}{change.name}")
+            name = b"./" + os.fsencode(f"{change.directory}{WHITEOUT_PREFIX}{change.name}")
             type_flag = headers.REGULAR
         self._gathered += headers.of_entry(
             name=name, type_flag=type_flag, mode=change.mode, uid=uid, gid=gid, mtime_ns=mtime_ns
@@ -148,7 +200,7 @@ class TarWriter:
         )
         if change.opaque and not self._opaque_attribute:
             self._gathered += headers.of_entry(
-                name=name + _LAYER_OPAQUE,
+                name=name + OPAQUE_MARKER.encode(),
                 type_flag=headers.REGULAR,
                 mode=0o600,
                 uid=uid,

@@ -5,6 +5,17 @@ Source: the kernel's Documentation/filesystems/overlayfs.rst; for fuse-overlayfs
 
 from __future__ import annotations
 
+from archive_overlay.marks import (
+    FUSE_OPAQUE,
+    FUSE_SECURITY,
+    FUSE_USER,
+    OPAQUE_MARKER,
+    TRUSTED,
+    TRUSTED_OPAQUE,
+    USER,
+    USER_OPAQUE,
+)
+
 FOLLOWED = "followed"
 REFUSED = "refused"
 IGNORED = "ignored"
@@ -62,9 +73,9 @@ class Dialect:
 
 NATIVE = Dialect(
     name="overlayfs",
-    namespaces=("trusted.overlay.",),
-    opaque_attributes=("trusted.overlay.opaque",),
-    opaque_attribute="trusted.overlay.opaque",
+    namespaces=(TRUSTED,),
+    opaque_attributes=(TRUSTED_OPAQUE,),
+    opaque_attribute=TRUSTED_OPAQUE,
     redirects=FOLLOWED,
     escapes=True,
     whiteout_files=False,
@@ -73,9 +84,9 @@ NATIVE = Dialect(
 # The mount option userxattr: what an overlay in a user namespace uses.
 NATIVE_USERXATTR = Dialect(
     name="overlayfs with userxattr",
-    namespaces=("user.overlay.",),
-    opaque_attributes=("user.overlay.opaque",),
-    opaque_attribute="user.overlay.opaque",
+    namespaces=(USER,),
+    opaque_attributes=(USER_OPAQUE,),
+    opaque_attribute=USER_OPAQUE,
     redirects=REFUSED,
     escapes=True,
     whiteout_files=False,
@@ -88,9 +99,9 @@ NATIVE_USERXATTR = Dialect(
 def _fuse_overlayfs(owner_attribute: str) -> Dialect:
     return Dialect(
         name="fuse-overlayfs",
-        namespaces=("trusted.overlay.", "user.fuseoverlayfs.", "security.fuseoverlayfs.", "user.overlay."),
-        opaque_attributes=("trusted.overlay.opaque", "user.fuseoverlayfs.opaque"),
-        opaque_attribute="user.overlay.opaque",
+        namespaces=(TRUSTED, FUSE_USER, FUSE_SECURITY, USER),
+        opaque_attributes=(TRUSTED_OPAQUE, FUSE_OPAQUE),
+        opaque_attribute=USER_OPAQUE,
         redirects=IGNORED,
         escapes=False,
         whiteout_files=True,
@@ -101,8 +112,8 @@ def _fuse_overlayfs(owner_attribute: str) -> Dialect:
 FUSE_OVERLAYFS = _fuse_overlayfs("")
 # By the value of its mount option xattr_permissions.
 FUSE_OVERLAYFS_WITH_OWNERS = {
-    "1": _fuse_overlayfs("security.fuseoverlayfs.override_stat"),
-    "2": _fuse_overlayfs("user.fuseoverlayfs.override_stat"),
+    "1": _fuse_overlayfs(f"{FUSE_SECURITY}override_stat"),
+    "2": _fuse_overlayfs(f"{FUSE_USER}override_stat"),
 }
 # With force_mask, engines note so at the top of a layer that its owners are in attributes.
 ENGINE_OWNER_ATTRIBUTE = "user.containers.override_stat"
@@ -118,10 +129,8 @@ RAW = Dialect(
     whiteout_files=False,
 )
 
-WHITEOUT_PREFIX = ".wh."
-# fuse-overlayfs makes a directory opaque by an entry of the first name, whatever its type (as in OCI
-# layers). It puts a device of the second name beside it, which by itself deletes the name ".opq".
-OPAQUE_MARKER = ".wh..wh..opq"
+# fuse-overlayfs makes a directory opaque by an entry of the first name, whatever its type. It puts a device of the
+# second name beside it, which by itself deletes the name ".opq".
 OPAQUE_MARKERS = frozenset((OPAQUE_MARKER, ".wh..opq"))
 
 # What the kernel and fuse-overlayfs note for themselves, without the namespace. It describes one mount

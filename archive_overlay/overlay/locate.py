@@ -13,12 +13,12 @@ from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.overlay import dialect
 from archive_overlay.system import mountinfo
 from archive_overlay.system.open_flags import READ
+from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from archive_overlay.hook.runtime import Mount, Spec
     from archive_overlay.overlay.dialect import Dialect
 
 
@@ -29,7 +29,23 @@ _REFERRING = ("metacopy", "redirect_dir", "index")
 _LONGEST_LIST = 1 << 16
 
 
-class OverlayMount:
+class Mount(Record):
+    """One mount of the spec.
+
+    Attributes:
+        destination: where it is in the container, normalised.
+        type: "overlay", "bind", ...; empty where the spec has none.
+        source: path in the runtime namespace; empty where the spec has none.
+        options: as the spec has them.
+    """
+
+    destination: str
+    type: str
+    source: str
+    options: tuple[str, ...]
+
+
+class OverlayMount(Record):
     """An overlay, by its directories in the runtime namespace.
 
     Attributes:
@@ -41,52 +57,41 @@ class OverlayMount:
             or names of files, are in the lower layers.
     """
 
-    __slots__ = ("data_lowers", "dialect", "lowers", "may_refer_to_lowers", "upper")
-
-    def __init__(
-        self,
-        *,
-        upper: str,
-        lowers: tuple[str, ...],
-        data_lowers: tuple[str, ...] = (),
-        dialect: Dialect,
-        may_refer_to_lowers: bool = True,
-    ) -> None:
-        self.upper = upper
-        self.lowers = lowers
-        self.data_lowers = data_lowers
-        self.may_refer_to_lowers = may_refer_to_lowers
-        self.dialect = dialect
+    upper: str
+    lowers: tuple[str, ...]
+    data_lowers: tuple[str, ...] = ()
+    dialect: Dialect
+    may_refer_to_lowers: bool = True
 
 
-def find_overlay(spec: Spec, mount_point: str, *, mount_program: str) -> OverlayMount:
+def find_overlay(mounts: Sequence[Mount], root: str, mount_point: str, *, mount_program: str) -> OverlayMount:
     """Find the overlay that a container has at a mount point.
 
     Args:
-        spec: the container's spec. Of several mounts at one destination the last is what the
-            container saw.
+        mounts: the spec's. Of several at one destination the last is what the container saw.
+        root: absolute path of the container's root file system; "" where the spec has none.
         mount_point: the destination, normalised; "/" without a mount is the root file system.
         mount_program: path of the executable that serves overlays in user space.
 
     Raises:
         ArchiveError: there is no such mount, it is no overlay, or its upperdir is gone.
     """
-    mounts = [mount for mount in spec.mounts if mount.destination == mount_point]
-    if mounts:
-        overlay = _of_mount(mounts[-1], mount_program)
-    elif mount_point == "/" and spec.root:
-        root = _mounted_at(spec.root, mount_program) or _left_at(spec.root)
-        if root is None:
+    there = [mount for mount in mounts if mount.destination == mount_point]
+    if there:
+        overlay = _of_mount(there[-1], mount_program)
+    elif mount_point == "/" and root:
+        found = _mounted_at(root, mount_program) or _left_at(root)
+        if found is None:
             raise ArchiveError(
-                f"the container's root file system {spec.root} is no overlay",
+                f"the container's root file system {root} is no overlay",
                 hint="only what is mounted through overlayfs can be archived",
             )
-        overlay = root
+        overlay = found
     else:
-        there = ", ".join(sorted({mount.destination for mount in spec.mounts})) or "none"
+        known = ", ".join(sorted({mount.destination for mount in mounts})) or "none"
         raise ArchiveError(
             f"the container has no mount at {mount_point}",
-            hint=f"mount-point must be the destination of a mount; there are: {there}",
+            hint=f"mount-point must be the destination of a mount; there are: {known}",
         )
     if not overlay.upper.startswith("/"):
         raise ArchiveError(

@@ -12,6 +12,7 @@ import os
 import stat
 
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.marks import OPAQUE_MARKER, WHITEOUT_PREFIX
 from archive_overlay.overlay.attributes import NO_ATTRIBUTES, NO_MARKS, Marks, read_attributes
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
@@ -24,7 +25,6 @@ from archive_overlay.overlay.change import (
     WHITEOUT,
     Change,
 )
-from archive_overlay.overlay.dialect import OPAQUE_MARKER, WHITEOUT_PREFIX
 from archive_overlay.overlay.lowers import Directory, Lowers
 from archive_overlay.system import tree
 from archive_overlay.system.open_flags import LOOK, READ, READ_TOP_DIRECTORY

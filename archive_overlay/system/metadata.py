@@ -16,8 +16,27 @@ from archive_overlay.system.open_flags import READ_DIRECTORY
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Protocol
 
-    from archive_overlay.overlay.change import Change
+    class Entry(Protocol):
+        """Something that is to have an owner, a mode and times.
+
+        Attributes:
+            uid, gid: owner.
+            mode: permission bits.
+            atime_ns, mtime_ns: times in nanoseconds since 1970.
+        """
+
+        uid: int
+        gid: int
+        mode: int
+        atime_ns: int
+        mtime_ns: int
+
+        @property
+        def path(self) -> str:
+            """Its path, for messages; "" for the top."""
+
 
 # The host's label for a file, not the container's doing.
 SELINUX_LABEL = "security.selinux"
@@ -26,14 +45,12 @@ SELINUX_LABEL = "security.selinux"
 _TWIN_TIME_NS = 10**9
 
 
-def give(
-    file: int | str, change: Change, attributes: Mapping[str, bytes], *, made_as: tuple[int, int]
-) -> None:
-    """Give an open file or directory what a change says of it.
+def give(file: int | str, entry: Entry, attributes: Mapping[str, bytes], *, made_as: tuple[int, int]) -> None:
+    """Give an open file or directory what an entry says of it.
 
     Args:
         file: a file descriptor, or the name of one in /proc/self/fd.
-        change: whose owner, mode and times it gets.
+        entry: whose owner, mode and times it gets.
         attributes: the extended attributes it gets.
         made_as: user and group id that it has now. An owner who has no id in this user namespace is not
             given, for chown(2) cannot, and not missed, for such an owner has made it.
@@ -42,19 +59,19 @@ def give(
         ArchiveError: an attribute cannot be given.
         OSError: something else cannot be given.
     """
-    if made_as != (change.uid, change.gid):
-        os.chown(file, change.uid, change.gid)
-    give_attributes(file, change, attributes)
-    os.chmod(file, change.mode)
-    os.utime(file, ns=(change.atime_ns, change.mtime_ns))
+    if made_as != (entry.uid, entry.gid):
+        os.chown(file, entry.uid, entry.gid)
+    give_attributes(file, entry, attributes)
+    os.chmod(file, entry.mode)
+    os.utime(file, ns=(entry.atime_ns, entry.mtime_ns))
 
 
-def give_attributes(file: int | str, change: Change, attributes: Mapping[str, bytes]) -> None:
+def give_attributes(file: int | str, entry: Entry, attributes: Mapping[str, bytes]) -> None:
     """Give extended attributes to an open file or directory.
 
     Args:
         file: see `give`.
-        change: whose they are, for messages.
+        entry: whose they are, for messages.
         attributes: by their full names.
 
     Raises:
@@ -65,7 +82,7 @@ def give_attributes(file: int | str, change: Change, attributes: Mapping[str, by
             os.setxattr(file, name, value)
         except OSError as error:
             fail(
-                f"cannot give {change.path or '.'} the extended attribute {name}",
+                f"cannot give {entry.path or '.'} the extended attribute {name}",
                 error,
                 hint="the file system of archive-to must be able to hold it; method tar.gz goes anywhere",
             )

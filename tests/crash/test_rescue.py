@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from archive_overlay.hook.rescue import Rescue
+from archive_overlay.hook.rescue_dir import RescueDirectory
 from archive_overlay.log import Log, StreamSink
 from archive_overlay.overlay.dialect import NATIVE
 from archive_overlay.overlay.locate import OverlayMount
@@ -292,7 +292,7 @@ def test_what_is_nested_too_deeply_to_be_described_is_kept_all_the_same(
     for _ in range(10_000):
         nested = [nested]
     overlay = OverlayMount(upper=str(rescued.place.overlay.upper), lowers=(), dialect=NATIVE)
-    rescue = Rescue(str(rescued.directory), "c1", Log("info", [StreamSink(2, terminal=False)]))
+    rescue = RescueDirectory(str(rescued.directory), "c1", Log("info", [StreamSink(2, terminal=False)]))
 
     kept = rescue.keep(overlay, "data", asked={"success": nested}, reason="it must be a string", hurry=False)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from archive_overlay import cli, methods
-from archive_overlay.hook.annotations import KEYS
+from archive_overlay.keys import KEYS
 from tests.packaging.conftest import PATH, TOP
 from tests.support import tools
 

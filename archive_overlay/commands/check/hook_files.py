@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass, field
 
 from archive_overlay.commands.check.findings import NOTE, PROBLEM, WARNING, Finding, listed
-from archive_overlay.hook.annotations import KEYS, PREFIX
+from archive_overlay.keys import KEYS, PREFIX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from archive_overlay.commands import Output
 from archive_overlay.commands.check import access, hook_files, hooks_dirs, host
 from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding
 from archive_overlay.log import escape
+from archive_overlay.settings import DEFAULT_MOUNT_PROGRAM, Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,9 +92,9 @@ def check(here: Host, directories: Directories) -> tuple[list[Finding], list[Hoo
     for hook, arguments in asked:
         findings += _judge_policy(hook, arguments, here)
     findings += _judge_logs([arguments for _, arguments in asked], here)
-    programs = {arguments.mount_program for _, arguments in asked} or {cli.DEFAULT_MOUNT_PROGRAM}
+    programs = {arguments.mount_program for _, arguments in asked} or {DEFAULT_MOUNT_PROGRAM}
     served = [
-        host.judge_mount_program(path, asked=path != cli.DEFAULT_MOUNT_PROGRAM) for path in sorted(programs)
+        host.judge_mount_program(path, asked=path != DEFAULT_MOUNT_PROGRAM) for path in sorted(programs)
     ]
     findings += host.judge_kernel(here, fuse=any(finding.status == OK for finding in served))
     findings += host.judge_overlay_defaults(here)
@@ -116,7 +117,7 @@ def understood(arguments: Sequence[str]) -> argparse.Namespace:
         if not end.code:
             raise ValueError("they ask for the version or for help") from end
         raise ValueError(said.getvalue().strip().rpartition("error: ")[2]) from end
-    if settings.command:
+    if not isinstance(settings, Settings):
         raise ValueError(f"{arguments[0]} is a command for people")
     if settings.bundle:
         raise ValueError("--bundle is for running by hand: it would always be the same container")

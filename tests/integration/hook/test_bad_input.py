@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from archive_overlay.hook.annotations import KEYS
+from archive_overlay.keys import KEYS
 from tests.integration.conftest import Saver, expect_equal
 from tests.support import hooks, overlays, trees
 

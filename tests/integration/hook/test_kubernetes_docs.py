@@ -14,7 +14,7 @@ import pytest
 
 from archive_overlay import methods
 from archive_overlay.cli import build_parser
-from archive_overlay.hook.annotations import KEYS, PREFIX
+from archive_overlay.keys import KEYS, PREFIX
 from tests.integration.conftest import Saver
 from tests.support.hooks import TOP
 

@@ -158,6 +158,11 @@ def test_the_annotations_ask_for_what_the_user_wanted_and_the_engine_s_own_for_n
     assert said.messages == []
 
 
+def find(of_podman: Record, mount_point: str, mount_program: str) -> locate.OverlayMount:
+    spec = of_podman.spec
+    return locate.find_overlay(spec.mounts, spec.root, mount_point, mount_program=mount_program)
+
+
 @pytest.mark.parametrize("destination", ["/data", "/volume"])
 def test_the_upperdir_of_a_mount_of_podman_is_found(
     of_podman: Record, mount_program: str, destination: str
@@ -165,7 +170,7 @@ def test_the_upperdir_of_a_mount_of_podman_is_found(
     upper = Path(of_podman.source(destination)).parent / "upper"
     upper.mkdir(parents=True)
 
-    overlay = locate.find_overlay(of_podman.spec, destination, mount_program=mount_program)
+    overlay = find(of_podman, destination, mount_program)
 
     assert overlay.upper == str(upper)
     (lower,) = overlay.lowers
@@ -187,7 +192,7 @@ def test_the_upperdir_of_the_root_file_system_of_podman_is_found(
     upper = Path(of_podman.spec.root).parent / "diff"
     if of_podman.processes:
         upper.mkdir(parents=True)
-        overlay = locate.find_overlay(of_podman.spec, "/", mount_program=mount_program)
+        overlay = find(of_podman, "/", mount_program)
     else:
         overlay = of_podman.behind(of_podman.spec.root)
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from archive_overlay.cli import Settings
 from archive_overlay.errors import Interrupted
-from archive_overlay.hook import hook, rescue
-from archive_overlay.hook.annotations import PREFIX
+from archive_overlay.hook import hook
+from archive_overlay.hook.rescue_dir import RescueDirectory
+from archive_overlay.keys import PREFIX
 from archive_overlay.log import Log
 from archive_overlay.methods import copy
+from archive_overlay.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,14 +43,14 @@ def test_a_fault_of_a_rescue_costs_the_other_failures_nothing(
         annotations[f"{PREFIX}{name}.mount-point"] = f"/{name}"
         annotations[f"{PREFIX}{name}.archive-to"] = "relative"
     (tmp_path / "config.json").write_text(json.dumps({"mounts": mounts, "annotations": annotations}))
-    keep = rescue.Rescue.keep
+    keep = RescueDirectory.keep
 
-    def keep_but_the_first(self: rescue.Rescue, overlay: Any, archive: str, **more: Any) -> str:
+    def keep_but_the_first(self: RescueDirectory, overlay: Any, archive: str, **more: Any) -> str:
         if archive == "first":
             raise ZeroDivisionError("nobody knows")
         return keep(self, overlay, archive, **more)
 
-    monkeypatch.setattr(rescue.Rescue, "keep", keep_but_the_first)
+    monkeypatch.setattr(RescueDirectory, "keep", keep_but_the_first)
     kept = Kept()
 
     status = hook.run(

@@ -1,0 +1,191 @@
+"""Keeping an upperdir whose archive failed, before the engine deletes it.
+
+RESCUE_DIR/CONTAINER_ID/ARCHIVE_NAME        the upperdir as it was, bookkeeping and all
+RESCUE_DIR/CONTAINER_ID/ARCHIVE_NAME.json   what was asked for, and what went wrong
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+import time
+
+from archive_overlay.destination.paths import Paths
+from archive_overlay.destination.staging import ARCHIVE, Staging, take_free_name
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.log import escape
+from archive_overlay.methods import Target, copy
+from archive_overlay.overlay import dialect
+from archive_overlay.overlay.locate import OverlayMount, is_mounted
+from archive_overlay.overlay.upper import read_changes
+from archive_overlay.system import kernel, metadata
+from archive_overlay.system.flush import Never, ToDisk
+from archive_overlay.system.open_flags import CREATE, READ_DIRECTORY, READ_TOP_DIRECTORY
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from archive_overlay.log import Log
+
+# What no file name holds, and % itself. JSON can have halves of characters; some of them stand for bytes.
+_NOT_IN_NAMES = re.compile("[%/\0\ud800-\udc7f\udd00-\udfff]")
+_LONGEST_NAME = 200  # leaves room for a backup number and .json
+
+
+class RescueDirectory:
+    """A place for what could not be archived.
+
+    Args:
+        directory: absolute path; made (mode 0700) when it is needed.
+        container: id of the container.
+        log: takes warnings.
+
+    Attributes:
+        path: the directory, as it was given.
+    """
+
+    def __init__(self, directory: str, container: str, log: Log) -> None:
+        self.path = directory
+        self._paths = Paths()
+        self._directory = os.path.join(os.path.realpath(directory), _file_name(container or "unknown"))
+        self._log = log
+
+    def keep(
+        self, overlay: OverlayMount, archive: str, *, asked: Mapping[str, object], reason: str, hurry: bool
+    ) -> str:
+        """Keep an upperdir: by renaming it, or by copying it where that is not possible.
+
+        Args:
+            overlay: whose upperdir it is. An empty twin takes its place if it is renamed.
+            archive: the archive's name.
+            asked: the annotations of the archive, by key.
+            reason: why it failed.
+            hurry: do not copy.
+
+        Returns:
+            Where it is now.
+
+        Raises:
+            ArchiveError: it cannot be kept.
+        """
+        try:
+            above = self._paths.make(os.path.dirname(self._directory), ToDisk())
+            try:
+                parent = _private_directory(os.path.basename(self._directory), above)
+            finally:
+                os.close(above)
+        except OSError as error:
+            fail(f"cannot write into {self._directory}", error)
+        try:
+            name = self._rename(overlay, _file_name(archive), parent)
+            if name is None:
+                if hurry:
+                    raise ArchiveError(f"{overlay.upper} cannot be renamed into {self._directory}")
+                name = self._copy(overlay, _file_name(archive))
+            kept = os.path.join(self._directory, name)
+            try:
+                self._describe(f"{name}.json", parent, overlay, archive, asked, reason)
+                os.fsync(parent)
+            except (OSError, RecursionError) as error:
+                why = error.strerror if isinstance(error, OSError) else "an annotation is nested too deeply"
+                self._log.warning(f"cannot write {kept}.json, which is to say why there is {kept}: {why}")
+        except OSError as error:
+            fail(f"cannot keep {overlay.upper} in {self._directory}", error)
+        finally:
+            os.close(parent)
+        return kept
+
+    def _rename(self, overlay: OverlayMount, name: str, parent: int) -> str | None:
+        """Rename the upperdir, and give its new name; None: it is on another file system, or in use."""
+        if overlay.dialect.whiteout_files or is_mounted(overlay):
+            return None
+        # The engine may have named it by a symbolic link, or with a slash at the end.
+        directory, upper = os.path.split(os.path.realpath(overlay.upper))
+        source = os.open(directory, READ_TOP_DIRECTORY)
+        try:
+            kept = take_free_name(name, lambda new: _rename_new(upper, source, new, parent))
+            try:
+                # The engine deletes what it made, and expects to find it.
+                metadata.make_twin(kept, parent, upper, source)
+            except OSError as error:
+                self._log.warning(
+                    f"cannot make an empty directory in place of {overlay.upper}: {error.strerror}"
+                )
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                return None
+            raise
+        finally:
+            os.close(source)
+        return kept
+
+    def _copy(self, overlay: OverlayMount, name: str) -> str:
+        raw = OverlayMount(upper=overlay.upper, lowers=(), dialect=dialect.RAW)
+        with Staging(self._directory, name, paths=self._paths, flush=ToDisk(), log=self._log) as staging:
+            stream = read_changes(raw, self._log)
+            try:
+                copy.write(stream, Target(staging=staging, overlay=raw, flush=Never()), self._log)
+            finally:
+                stream.close()
+            kernel.sync_file_system(staging.directory)
+            return take_free_name(
+                name,
+                lambda new: _rename_new(ARCHIVE, staging.directory, new, staging.parent),
+            )
+
+    def _describe(
+        self,
+        name: str,
+        parent: int,
+        overlay: OverlayMount,
+        archive: str,
+        asked: Mapping[str, object],
+        reason: str,
+    ) -> None:
+        text = json.dumps(
+            {
+                "archive": archive,
+                "annotations": asked,
+                "reason": escape(reason),
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "upperdir": overlay.upper,
+                "lowerdirs": [*overlay.lowers, *overlay.data_lowers],
+                "overlay": overlay.dialect.name,
+            },
+            indent=2,
+        )
+        fd = os.open(name, CREATE, 0o600, dir_fd=parent)
+        with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(fd)
+
+
+def _rename_new(name: str, directory: int, new: str, new_directory: int) -> None:
+    """Rename to a name that is not taken, neither for the upperdir nor for its description."""
+    try:
+        os.lstat(f"{new}.json", dir_fd=new_directory)
+    except FileNotFoundError:
+        kernel.rename_new(name, directory, new, new_directory)
+        return
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), f"{new}.json")
+
+
+def _private_directory(name: str, directory: int) -> int:
+    try:
+        os.mkdir(name, stat.S_IRWXU, dir_fd=directory)
+    except FileExistsError:
+        pass
+    return os.open(name, READ_DIRECTORY, dir_fd=directory)
+
+
+def _file_name(text: str) -> str:
+    """Make one file name of a container's id or an archive's name, which may hold anything."""
+    name = _NOT_IN_NAMES.sub(lambda match: f"%{ord(match[0]):02X}", text)
+    if name in (".", ".."):
+        name = name.replace(".", "%2E")
+    return os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])

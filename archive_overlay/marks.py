@@ -1,0 +1,24 @@
+"""Names by which overlays and image layers mark deletions, opaque directories, and what is theirs.
+
+Source: the kernel's Documentation/filesystems/overlayfs.rst; OCI image specification, layer.md, "Whiteouts"; for
+fuse-overlayfs, its behaviour as measured.
+"""
+
+from __future__ import annotations
+
+# In a layer, an entry .wh.NAME deletes NAME, and one of the second name makes its directory opaque. fuse-overlayfs has
+# the same where it cannot make devices.
+WHITEOUT_PREFIX = ".wh."
+OPAQUE_MARKER = ".wh..wh..opq"
+
+# What begins with one of these is an overlay's own: the kernel's, its own with the mount option userxattr, and
+# fuse-overlayfs'.
+TRUSTED = "trusted.overlay."
+USER = "user.overlay."
+FUSE_USER = "user.fuseoverlayfs."
+FUSE_SECURITY = "security.fuseoverlayfs."
+
+# A directory that has one of these with the value "y" is opaque.
+TRUSTED_OPAQUE = f"{TRUSTED}opaque"
+USER_OPAQUE = f"{USER}opaque"
+FUSE_OPAQUE = f"{FUSE_USER}opaque"

@@ -1,0 +1,43 @@
+"""What the administrator asks for, on the command line of the hook: no annotation changes it."""
+
+from __future__ import annotations
+
+from archive_overlay.system.record import Record
+
+DEFAULT_MOUNT_PROGRAM = "/usr/bin/fuse-overlayfs"
+DEFAULT_LOG_LEVEL = "info"
+
+
+class Settings(Record):
+    """How the hook works.
+
+    Attributes:
+        bundle: the bundle to read instead of a container state on stdin; None: read the state.
+        mount_program: path of the executable that serves overlays in user space.
+        rescue_dir: absolute path of the directory that keeps upperdirs whose archive failed, or None.
+        allowed: directories in which archives may be; none: anywhere.
+        setid: whether set-user-ID and set-group-ID bits and file capabilities may be in archives.
+        max_bytes: of the contents of an archive's files, holes not counted; None: any number.
+        max_entries: of an archive, deletions counted; None: any number.
+        jobs: how many threads may work; 0: as many as there are processors for this process.
+        fsync: whether archives are flushed to disk before they are published.
+        log_level, log_file, syslog: see `log`.
+    """
+
+    bundle: str | None = None
+    mount_program: str = DEFAULT_MOUNT_PROGRAM
+    rescue_dir: str | None = None
+    allowed: tuple[str, ...] = ()
+    setid: bool = True
+    max_bytes: int | None = None
+    max_entries: int | None = None
+    jobs: int = 0
+    fsync: bool = True
+    log_level: str = DEFAULT_LOG_LEVEL
+    log_file: str | None = None
+    syslog: bool = False
+
+    @property
+    def limits_contents(self) -> bool:
+        """Whether what an archive holds has to be looked at."""
+        return not self.setid or self.max_bytes is not None or self.max_entries is not None
