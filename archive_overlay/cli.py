@@ -85,17 +85,8 @@ def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
     """
     if not arguments:
         return Settings()  # argparse costs 6 ms, and most hooks have no arguments
-    parser = _build_hook_parser()
-    # The commands double the time that this takes, so a hook does not build them.
-    if not arguments[0].startswith("-") or "-h" in arguments or "--help" in arguments:
-        _add_commands(parser)
-    else:
-        parser.set_defaults(command="")
-        parser.format_usage = lambda: build_parser().format_usage()  # type: ignore[method-assign]
+    parser = build_parser()
     options, unknown = parser.parse_known_args(arguments)
-    if unknown and not options.command:  # there may be one behind an option
-        parser = build_parser()
-        options, unknown = parser.parse_known_args(arguments)
     if unknown:
         options.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     if options.command:

@@ -10,7 +10,7 @@ Source: fork(2); unix(7), SCM_RIGHTS.
 
 from __future__ import annotations
 
-import _socket  # of which the module socket needs 5 ms to make what is not used here
+import _socket  # the module socket takes 5 ms more, for enumerations and classes that are not used here
 import errno
 import marshal
 import os

@@ -1,7 +1,7 @@
 """The signals that ask the program to end, and holding them off for a moment.
 
-The module `signal` turns the numbers into enumerations, for which it needs 2 ms; its other half, written
-in C, does all that is needed here.
+Start-up imports only `_signal`, the half of the module `signal` that is written in C: the full module takes 2 ms to turn
+its numbers into enumerations, and a built-in module takes none.
 """
 
 from __future__ import annotations
