@@ -15,13 +15,14 @@ from archive_overlay.marks import (
     USER,
     USER_OPAQUE,
 )
+from archive_overlay.system.record import Record
 
 FOLLOWED = "followed"
 REFUSED = "refused"
 IGNORED = "ignored"
 
 
-class Dialect:
+class Dialect(Record):
     """The marks of one kind of overlay. All other marks were set by a container, and mean nothing.
 
     Attributes:
@@ -38,37 +39,14 @@ class Dialect:
             layer: FOLLOWED, REFUSED or IGNORED.
     """
 
-    __slots__ = (
-        "escapes",
-        "name",
-        "namespaces",
-        "opaque_attribute",
-        "opaque_attributes",
-        "owner_attribute",
-        "redirects",
-        "whiteout_files",
-    )
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        namespaces: tuple[str, ...],
-        opaque_attributes: tuple[str, ...],
-        opaque_attribute: str,
-        whiteout_files: bool,
-        escapes: bool,
-        redirects: str,
-        owner_attribute: str = "",
-    ) -> None:
-        self.name = name
-        self.namespaces = namespaces
-        self.opaque_attributes = opaque_attributes
-        self.opaque_attribute = opaque_attribute
-        self.whiteout_files = whiteout_files
-        self.escapes = escapes
-        self.redirects = redirects
-        self.owner_attribute = owner_attribute
+    name: str
+    namespaces: tuple[str, ...]
+    opaque_attributes: tuple[str, ...]
+    opaque_attribute: str
+    whiteout_files: bool
+    escapes: bool
+    redirects: str
+    owner_attribute: str = ""
 
 
 NATIVE = Dialect(

@@ -16,6 +16,7 @@ import stat
 
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.system.open_flags import LOOK, READ, READ_DIRECTORY, READ_TOP_DIRECTORY, STEP
+from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _NO_ATTRIBUTE = (errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
-class Place:
+class Place(Record):
     """Something in a lower layer.
 
     Attributes:
@@ -33,12 +34,9 @@ class Place:
         status: as lstat(2) gives it.
     """
 
-    __slots__ = ("layer", "path", "status")
-
-    def __init__(self, layer: int, path: str, status: os.stat_result) -> None:
-        self.layer = layer
-        self.path = path
-        self.status = status
+    layer: int
+    path: str
+    status: os.stat_result
 
     @property
     def is_directory(self) -> bool:
@@ -46,7 +44,7 @@ class Place:
         return stat.S_ISDIR(self.status.st_mode)
 
 
-class Found:
+class Found(Record):
     """What a name in an overlay's directory is, as far as the lower layers say.
 
     Attributes:
@@ -55,11 +53,8 @@ class Found:
         data: where a file's data are; None for anything but a file.
     """
 
-    __slots__ = ("data", "places")
-
-    def __init__(self, places: list[Place], data: Place | None) -> None:
-        self.places = places
-        self.data = data
+    places: list[Place]
+    data: Place | None
 
 
 class Directory:
@@ -242,7 +237,7 @@ class Lowers:
                 raise ArchiveError(
                     f"the data of {where}, of which only the metadata were copied up, are in no layer"
                 )
-        return Found(places, data)
+        return Found(places=places, data=data)
 
     def _in_layer(self, layer: int, base: str, search: _Search) -> Place | None:
         if not search.name.startswith("/"):
@@ -359,7 +354,7 @@ class Lowers:
                 return None
             fail(f"cannot read {self.shown(layer, path)}", error)
         try:
-            return Place(layer, path, os.fstat(fd))
+            return Place(layer=layer, path=path, status=os.fstat(fd))
         finally:
             os.close(fd)
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 
+from archive_overlay.system.record import Record
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-class MountedFilesystem:
+class MountedFilesystem(Record):
     """One line of the table.
 
     Attributes:
@@ -22,13 +24,10 @@ class MountedFilesystem:
         options: the file system's own options, with the kernel's octal escapes undone.
     """
 
-    __slots__ = ("mount_point", "options", "root", "type")
-
-    def __init__(self, *, mount_point: str, root: str, type: str, options: tuple[str, ...]) -> None:
-        self.mount_point = mount_point
-        self.root = root
-        self.type = type
-        self.options = options
+    mount_point: str
+    root: str
+    type: str
+    options: tuple[str, ...]
 
 
 class MountTable:
