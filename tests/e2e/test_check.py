@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ class Case:
     told: bool = False
 
 
+# The homes by which podman, and `check`, find the containers.conf of a user.
+HOMES = {0: "/root", engines.USER: f"{HERE}/home"}
+
 PACKAGED = {f"{USR}/{NAME}": configuration()}
 CASES = {
     "packaged": Case(PACKAGED, True),
@@ -80,13 +84,18 @@ CASES = {
 def bare(executable: Path) -> Iterator[engines.Machine]:
     """Set a machine up with the program, and with no hook configuration at all."""
     with engines.bare_machine() as machine:
-        machine.run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/usr/share/containers")
+        for directory in ("/usr/share/containers", "/root"):
+            machine.run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", directory)
+        passwd = machine.outside("/etc/passwd")
+        passwd.write_text(passwd.read_text().replace("::/:/bin/sh", f"::{HOMES[engines.USER]}:/bin/sh"))
         machine.run("mkdir", "-p", f"{HERE}/bin")
         shutil.copy(executable, machine.outside(PROGRAM))
         shutil.copy(executable, machine.outside(f"{HERE}/archive_overlay.txt"))
         machine.outside(f"{HERE}/archive_overlay.txt").chmod(0o644)
         for rootless in (False, True):
             engines.prepare_store(Engine(machine, rootless, "native", "crun"), hooks_dir=None)
+        machine.run("mkdir", HOMES[engines.USER])
+        machine.run("chown", f"{engines.USER}:{engines.USER}", HOMES[engines.USER])
         yield machine
 
 
@@ -125,6 +134,103 @@ def test_check_says_what_podman_does(bare: engines.Machine, name: str, rootless:
     assert json.loads(checked)["ready"] == case.archived, checked
 
 
+# What may lie in the directories of containers.conf: names, and the hooks_dir of each. ~ is the user's own.
+LAYOUTS: dict[str, dict[str, str]] = {
+    "nothing": {},
+    "distribution": {"/usr/share/containers/containers.conf": '["A"]'},
+    "administrator": {
+        "/usr/share/containers/containers.conf": '["A"]',
+        "/etc/containers/containers.conf": '["B", "A"]',
+    },
+    "drop-ins": {
+        "/etc/containers/containers.conf.d/50-b.conf": '["B"]',
+        "/etc/containers/containers.conf.d/60-c.conf": '["C"]',
+        "/etc/containers/containers.conf.d/70-a.txt": '["A"]',
+    },
+    "user": {"/etc/containers/containers.conf": '["A"]', "~/containers.conf": '["B"]'},
+    "user, without others": {"~/containers.conf": '["B"]'},
+    "user's drop-in": {
+        "/etc/containers/containers.conf.d/60-a.conf": '["A"]',
+        "~/containers.conf.d/50-b.conf": '["B"]',
+    },
+    "user's drop-in of the same name": {
+        "/etc/containers/containers.conf.d/50.conf": '["A"]',
+        "~/containers.conf.d/50.conf": '["B"]',
+    },
+    "distribution's drop-in": {"/usr/share/containers/containers.conf.d/50.conf": '["A"]'},
+    "rootful and rootless": {
+        "/etc/containers/containers.rootful.conf.d/50.conf": '["A"]',
+        "/etc/containers/containers.rootless.conf.d/50.conf": '["B"]',
+    },
+    "rootless, main file": {"/etc/containers/containers.rootless.conf": '["B"]'},
+    "rootless, one user": {f"/etc/containers/containers.rootless.conf.d/{engines.USER}/50.conf": '["B"]'},
+    "appended": {
+        "/etc/containers/containers.conf": '["A"]',
+        "/etc/containers/containers.conf.d/50.conf": '["B", {append=true}]',
+    },
+    "empty": {"/etc/containers/containers.conf.d/50.conf": "[]"},
+}
+
+
+@pytest.fixture
+def tidy(bare: engines.Machine) -> Iterator[engines.Machine]:
+    """Take all containers.conf files away afterwards."""
+    yield bare
+    where = ("/usr/share/containers", "/etc/containers", *(f"{home}/.config" for home in HOMES.values()))
+    bare.run("sh", "-c", 'for each; do rm -rf "$each"/containers.* "$each"/containers; done', "sh", *where)
+
+
+@pytest.mark.parametrize("rootless", [False, True], ids=["rootful", "rootless"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_check_looks_where_podman_looks(tidy: engines.Machine, name: str, rootless: bool) -> None:
+    user = engines.USER if rootless else 0
+    engine = Engine(tidy, rootless, "native", "crun")
+    number = f"{list(LAYOUTS).index(name)}"
+    ran = engine.new_directory(f"ran-{number}")
+    # Each directory has a hook that leaves a file with its name.
+    directories = {
+        "A": f"{HERE}/hooks-a",
+        "B": f"{HERE}/hooks-b",
+        "C": f"{HERE}/hooks-c",
+        "usr": USR,
+        "etc": ETC,
+    }
+    lay_out(tidy, {})
+    for letter, directory in directories.items():
+        tidy.run("mkdir", "-p", directory)
+        hook = {"path": "/bin/touch", "args": ["touch", f"{ran}/{letter}"]}
+        content = {"version": "1.0.0", "hook": hook, "when": {"always": True}, "stages": ["poststop"]}
+        tidy.outside(f"{directory}/{letter}.json").write_text(json.dumps(content))
+    settings = tidy.outside(f"{engine.home}/containers.conf").read_text()
+    # One main file at the least has the settings without which no container starts here.
+    files = {"/usr/share/containers/containers.conf": "", **LAYOUTS[name]}
+    for path, value in files.items():
+        for letter, directory in directories.items():
+            value = value.replace(f'"{letter}"', f'"{directory}"')
+        line = f"[engine]\nhooks_dir = {value}\n" if value else "[engine]\n"
+        outside = tidy.outside(path.replace("~", f"{HOMES[user]}/.config/containers"))
+        outside.parent.mkdir(parents=True, exist_ok=True)
+        outside.write_text(settings.replace("[engine]\n", line))
+
+    checked = json.loads(tidy.run(PROGRAM, "check", "--json", user=user, check=False).stdout)
+    environment = {**engine.environment, "HOME": HOMES[user]}
+    del environment["CONTAINERS_CONF"]
+    options = ("--runtime=crun", "run", f"--name=looks-{number}", "--cgroups=disabled")
+    done = tidy.run("podman", *options, IMAGE, "true", user=user, environment=environment, check=False)
+    if started := done.returncode == 0:
+        cleanup = ("podman", "container", "cleanup", f"looks-{number}")
+        tidy.run(*cleanup, user=user, environment=environment, check=False)  # waits for the hooks
+
+    where = {path: letter for letter, path in directories.items()}
+    of_podman = set(os.listdir(tidy.outside(ran)))
+    of_check = {where[path] for path in checked["hooks_dirs"]}
+    refused = [each for each in checked["findings"] if "podman before 4.8 does not start" in each["found"]]
+    assert started is not bool(refused), done.stderr
+    if name == "empty" and of_check == {"usr", "etc"}:
+        of_check = {"etc"}  # of one stage, as the warning says
+    assert not started or of_podman == of_check, (checked["findings"], done.stderr)
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/security.md", "docs/engines.md", "man/sections.in"])
 def test_a_policy_in_etc_is_one_once_containers_conf_names_the_directory(
     bare: engines.Machine, page: str
@@ -134,7 +240,9 @@ def test_a_policy_in_etc_is_one_once_containers_conf_names_the_directory(
     strict = configuration(args=["archive_overlay", "--allow-archive-to=/srv"])
     lay_out(bare, {**PACKAGED, f"{ETC}/{NAME}": strict})
     own = bare.outside(f"{engine.home}/containers.conf")
-    common = bare.outside("/etc/containers/containers.conf")
+    (path,) = set(re.findall(r"/etc/containers/containers\.conf\.d/\w+\.conf", (TOP / page).read_text()))
+    common = bare.outside(path)
+    common.parent.mkdir(exist_ok=True)
     before = own.read_text()
 
     def policies() -> list[str]:

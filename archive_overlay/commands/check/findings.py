@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 OK = "ok"
 NOTE = "note"  # good to know, and nothing is wrong
@@ -36,3 +36,26 @@ class Finding:
 def listed(words: Sequence[str]) -> str:
     """Give words as a sentence has them."""
     return " and ".join(words)
+
+
+def combined(found: Iterable[tuple[str, Sequence[Finding]]]) -> list[Finding]:
+    """Put together what was found in several cases, of which one is true: nobody knows which.
+
+    Args:
+        found: a word or two for each case, and what is found in it.
+
+    Returns:
+        Each finding once; what is not found in all cases begins with those in which it is.
+    """
+    cases: dict[Finding, list[str]] = {}
+    number = 0
+    for case, findings in found:
+        number += 1
+        for finding in dict.fromkeys(findings):
+            cases.setdefault(finding, []).append(case)
+    return [
+        finding
+        if len(names) == number
+        else replace(finding, found=f"with podman {', '.join(names)}: {finding.found}")
+        for finding, names in cases.items()
+    ]

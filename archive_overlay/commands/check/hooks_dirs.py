@@ -1,6 +1,6 @@
-"""Where engines look for hook configurations.
+"""Where podman looks for hook configurations.
 
-Source: containers.conf(5). What podman takes as its default was seen with podman 4.3.
+Source: containers.conf(5), and podman's sources where it names nothing: libpod/container_internal.go.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding, listed
+from archive_overlay.commands.check.findings import OK, PROBLEM, WARNING, Finding, listed
 from archive_overlay.commands.check.hook_files import UnreadableError, of_ours_in
 
 TYPE_CHECKING = False
@@ -16,8 +16,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any, Callable
 
+    from archive_overlay.commands.check.podman import Release
+
 DEFAULT_DIRECTORY = "/usr/share/containers/oci/hooks.d"
 OVERRIDE_DIRECTORY = "/etc/containers/oci/hooks.d"
+
+UNKNOWN_RELEASE = Finding(
+    WARNING,
+    "hooks-dir",
+    "which release of podman runs here is not known, and they differ: what begins with releases is true for those"
+    " alone",
+    "say which directories podman reads with --hooks-dir",
+)
 
 
 @dataclass(frozen=True)
@@ -27,14 +37,22 @@ class Directories:
     Attributes:
         read: absolute paths, the last one first in rank.
         findings: how that is known.
+        release: of podman, for which it is so; "": all that there may be.
     """
 
     read: tuple[str, ...]
     findings: tuple[Finding, ...]
+    release: str = ""
+
+
+def given_directories(paths: Sequence[str]) -> Directories:
+    """Give the directories of the command line, which settle it."""
+    read = tuple(os.path.abspath(path) for path in paths)
+    return Directories(read, (Finding(OK, "hooks-dir", f"{listed(read)}, as given by --hooks-dir"),))
 
 
 def find_directories(
-    given: Sequence[str],
+    release: Release,
     *,
     configurations: Iterable[str],
     default: str = DEFAULT_DIRECTORY,
@@ -42,25 +60,23 @@ def find_directories(
     rootless: bool,
     parse: Callable[[str], Mapping[str, Any]] | None,
 ) -> Directories:
-    """Find out which directories the engine reads.
+    """Find out which directories podman reads.
 
     Args:
-        given: directories of the command line; they settle it.
+        release: of podman.
         configurations: paths of containers.conf files, the last one first in rank; they need not exist.
         default: what podman reads if none of them says anything.
         override: what many expect it to read.
-        rootless: whether the engine runs as an ordinary user.
+        rootless: whether it runs as an ordinary user.
         parse: makes an object of TOML, or raises ValueError; None: this Python cannot.
     """
-    if given:
-        read = tuple(os.path.abspath(directory) for directory in given)
-        return Directories(read, (Finding(OK, "hooks-dir", f"{listed(read)}, as given by --hooks-dir"),))
     findings = []
-    configured: tuple[list[str], str] | None = None
+    read = [default]
+    source = ""
     append = False
     for path in configurations:
         try:
-            value = _hooks_dir(path, parse)
+            value = _hooks_dir(path, release, parse)
         except UnreadableError as error:
             findings.append(
                 Finding(
@@ -75,19 +91,28 @@ def find_directories(
         if value is None:
             continue
         for item in value:
-            if isinstance(item, dict) and isinstance(item.get("append"), bool):
-                append = item["append"]  # for what comes after, too
-        before = configured[0] if configured else [default]
+            if isinstance(item, dict):
+                append = item.get("append", append)  # for what comes after, too
         names = [item for item in value if isinstance(item, str)]
-        configured = ([*before, *names] if append else names, path)
-    if configured:
-        read, source = tuple(configured[0]), configured[1]
+        read, source = [*read, *names] if append else names, path
+    if not source:
+        found = f"no containers.conf has hooks_dir, so podman reads {default}"
+        findings.append(Finding(OK, "hooks-dir", found, "", default))
+    elif not read and not rootless and release.since >= (4, 8):
+        read = [default, override]
         findings.append(
-            Finding(OK, "hooks-dir", f"podman reads {listed(read)}, as {source} says", "", source)
+            Finding(
+                WARNING,
+                "hooks-dir",
+                f"{source} names no directory, so podman reads {listed(read)}; of hooks that run at one stage, those"
+                " in the second alone",
+                f"name the directories that you mean in {source}",
+                source,
+            )
         )
     else:
-        read = (default,)
-        findings.append(_by_default(default, rootless=rootless))
+        found = f"podman reads {listed(read) or 'no directory'}, as {source} says"
+        findings.append(Finding(OK, "hooks-dir", found, "", source))
     if override not in read and (ours := of_ours_in(override)):
         findings.append(
             Finding(
@@ -98,7 +123,7 @@ def find_directories(
                 override,
             )
         )
-    return Directories(read, tuple(findings))
+    return Directories(tuple(read), tuple(findings), release.name)
 
 
 def toml_parser() -> Callable[[str], Mapping[str, Any]] | None:
@@ -111,20 +136,9 @@ def toml_parser() -> Callable[[str], Mapping[str, Any]] | None:
     return parse
 
 
-def _by_default(default: str, *, rootless: bool) -> Finding:
-    found = f"no containers.conf has hooks_dir, so podman reads {default}"
-    if not rootless:
-        return Finding(OK, "hooks-dir", found, "", default)
-    return Finding(
-        NOTE,
-        "hooks-dir",
-        f"{found} if it is a release that does so for ordinary users; others read nothing, and say nothing",
-        f'to be sure, put hooks_dir = ["{default}"] under [engine] in ~/.config/containers/containers.conf',
-        default,
-    )
-
-
-def _hooks_dir(path: str, parse: Callable[[str], Mapping[str, Any]] | None) -> list[object] | None:
+def _hooks_dir(
+    path: str, release: Release, parse: Callable[[str], Mapping[str, Any]] | None
+) -> list[str | dict[str, bool]] | None:
     """Give what a containers.conf says about directories of hooks; None: nothing.
 
     Raises:
@@ -148,6 +162,19 @@ def _hooks_dir(path: str, parse: Callable[[str], Mapping[str, Any]] | None) -> l
     except ValueError as error:
         raise UnreadableError(f"it is no TOML, and podman does not start with it: {error}") from error
     value = engine.get("hooks_dir") if isinstance(engine, dict) else None
-    if value is not None and not isinstance(value, list):
+    if value is None:
+        return None
+    if not isinstance(value, list):
         raise UnreadableError("its hooks_dir is no list, and podman does not start with it") from ValueError()
+    for item in value:
+        if isinstance(item, str):
+            continue
+        if not (
+            isinstance(item, dict) and all(key == "append" and isinstance(item[key], bool) for key in item)
+        ):
+            reason = "its hooks_dir is no list of directories, and podman does not start with it"
+            raise UnreadableError(reason) from ValueError()
+        if release.since < (4, 8):
+            reason = "its hooks_dir has an attribute, and podman before 4.8 does not start with it"
+            raise UnreadableError(reason) from ValueError()
     return value

@@ -16,8 +16,13 @@ from dataclasses import dataclass
 from archive_overlay import __version__
 from archive_overlay.commands.check.access import judge_writers, may
 from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding
+from archive_overlay.commands.check.podman import RELEASES, installed_releases
 from archive_overlay.errors import ArchiveError
 from archive_overlay.tar import compress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from archive_overlay.commands.check.podman import Release
 
 _ON_PARAMETERS = {
     "metacopy": (
@@ -47,7 +52,8 @@ class Host:
         program: the file that this program runs from; None: it was not installed.
         interpreter: the Python that runs it.
         user: the one outside all user namespaces whose containers it is about.
-        configurations: containers.conf files, the last one first in rank.
+        podman: the releases of podman that may run here.
+        home: the directory with the user's own containers.conf; None: nobody knows.
         release: the kernel's.
         filesystems, modules, parameters, syslog: the kernel's and the C library's files.
     """
@@ -55,7 +61,8 @@ class Host:
     program: str | None
     interpreter: str
     user: int
-    configurations: tuple[str, ...] = ()
+    podman: tuple[Release, ...] = RELEASES
+    home: str | None = None
     release: str = ""
     filesystems: str = "/proc/filesystems"
     modules: str = "/lib/modules"
@@ -75,7 +82,8 @@ def this_host() -> Host:
         program=_own_file(),
         interpreter=sys.executable,
         user=user,
-        configurations=tuple(_configurations(user)),
+        podman=installed_releases(),
+        home=_configuration_directory(user),
         release=os.uname().release,
     )
 
@@ -323,23 +331,8 @@ def _outer_user() -> int:
     return inner
 
 
-def _configurations(user: int) -> list[str]:
-    paths = [
-        "/usr/share/containers/containers.conf",
-        *_with_drop_ins("/etc/containers/containers.conf"),
-    ]
-    if user != 0:
-        try:
-            home = pwd.getpwuid(user).pw_dir
-        except KeyError:
-            return paths
-        paths += _with_drop_ins(os.path.join(home, ".config/containers/containers.conf"))
-    return paths
-
-
-def _with_drop_ins(path: str) -> list[str]:
+def _configuration_directory(user: int) -> str | None:
     try:
-        names = sorted(name for name in os.listdir(f"{path}.d") if name.endswith(".conf"))
-    except OSError:
-        names = []
-    return [path, *(os.path.join(f"{path}.d", name) for name in names)]
+        return os.path.join(pwd.getpwuid(user).pw_dir, ".config/containers")
+    except KeyError:
+        return None

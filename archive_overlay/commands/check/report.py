@@ -6,11 +6,12 @@ import io
 import json
 import os
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 
 from archive_overlay import __version__, cli
 from archive_overlay.commands import Output
-from archive_overlay.commands.check import access, hook_files, hooks_dirs, host
-from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding
+from archive_overlay.commands.check import access, hook_files, hooks_dirs, host, podman
+from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding, combined
 from archive_overlay.log import escape
 from archive_overlay.settings import DEFAULT_MOUNT_PROGRAM, Settings
 
@@ -41,11 +42,10 @@ def run(options: argparse.Namespace, log: Log) -> int:
         0: nothing stops archives; 1: something does.
     """
     here = host.this_host()
-    directories = hooks_dirs.find_directories(
-        options.hooks_dir,
-        configurations=here.configurations,
-        rootless=here.rootless,
-        parse=hooks_dirs.toml_parser(),
+    directories = (
+        [hooks_dirs.given_directories(options.hooks_dir)]
+        if options.hooks_dir
+        else _directories_of_podman(here)
     )
     findings, hooks = check(here, directories)
     problems = sum(finding.status == PROBLEM for finding in findings)
@@ -60,47 +60,50 @@ def run(options: argparse.Namespace, log: Log) -> int:
     return 1 if problems else 0
 
 
-def check(here: Host, directories: Directories) -> tuple[list[Finding], list[HookFile]]:
+@dataclass(frozen=True)
+class _Hooks:
+    """What is in some directories of hook configurations.
+
+    Attributes:
+        findings: what was found.
+        ours: the configurations that make the engine run this program.
+        asked: what the arguments of each ask for that is meant to.
+    """
+
+    findings: list[Finding]
+    ours: list[HookFile]
+    asked: list[argparse.Namespace]
+
+
+def check(here: Host, directories: Sequence[Directories]) -> tuple[list[Finding], list[HookFile]]:
     """Look at a host.
 
     Args:
         here: it.
-        directories: where its engine looks for hook configurations.
+        directories: where its engine looks for hook configurations; of several, one is true.
 
     Returns:
-        What was found, and the configurations that make the engine run this program.
+        What was found, and the configurations that make the engine run this program whichever it is.
     """
-    findings = [*host.judge_program(here), *host.judge_python(here), *directories.findings]
-    files = hook_files.read_hook_files(directories.read)
-    findings += files.findings
-    hooks: list[HookFile] = []
-    failing = False
-    asked: list[tuple[HookFile, argparse.Namespace]] = []
-    for hook in files.in_force:
-        if not (hook.is_meant_for_us or (here.program and _is_this(hook, here))):
-            continue
-        found, arguments = _judge_hook(hook, here)
-        findings += found
-        if any(finding.status == PROBLEM for finding in found):
-            failing = True
-        elif _is_this(hook, here):
-            hooks.append(hook)
-        if arguments:
-            asked.append((hook, arguments))
-    if hooks or not failing:
-        findings += _judge_number(hooks, directories, any(finding.topic == "hook" for finding in findings))
-    for hook, arguments in asked:
-        findings += _judge_policy(hook, arguments, here)
-    findings += _judge_logs([arguments for _, arguments in asked], here)
-    programs = {arguments.mount_program for _, arguments in asked} or {DEFAULT_MOUNT_PROGRAM}
+    hooks = {each.read: _judge_hooks(each, here) for each in directories}
+    about_hooks = combined(
+        (each.release, [*each.findings, *hooks[each.read].findings]) for each in directories
+    )
+    findings = [*host.judge_program(here), *host.judge_python(here)]
+    if len({(each.findings, each.read) for each in directories}) > 1:
+        findings.append(hooks_dirs.UNKNOWN_RELEASE)
+    findings += about_hooks
+    programs = {asked.mount_program for each in hooks.values() for asked in each.asked}
     served = [
-        host.judge_mount_program(path, asked=path != DEFAULT_MOUNT_PROGRAM) for path in sorted(programs)
+        host.judge_mount_program(path, asked=path != DEFAULT_MOUNT_PROGRAM)
+        for path in sorted(programs or {DEFAULT_MOUNT_PROGRAM})
     ]
     findings += host.judge_kernel(here, fuse=any(finding.status == OK for finding in served))
     findings += host.judge_overlay_defaults(here)
     findings += served
     findings.append(host.judge_zstd())
-    return findings, hooks
+    first, *others = hooks.values()
+    return findings, [hook for hook in first.ours if all(hook in other.ours for other in others)]
 
 
 def understood(arguments: Sequence[str]) -> argparse.Namespace:
@@ -122,6 +125,45 @@ def understood(arguments: Sequence[str]) -> argparse.Namespace:
     if settings.bundle:
         raise ValueError("--bundle is for running by hand: it would always be the same container")
     return cli.build_parser().parse_args(arguments)
+
+
+def _directories_of_podman(here: Host) -> list[Directories]:
+    parse = hooks_dirs.toml_parser()
+    return [
+        hooks_dirs.find_directories(
+            release,
+            configurations=podman.configurations(release, user=here.user, home=here.home),
+            rootless=here.rootless,
+            parse=parse,
+        )
+        for release in here.podman
+    ]
+
+
+def _judge_hooks(directories: Directories, here: Host) -> _Hooks:
+    """Judge what is in the directories that the engine reads."""
+    files = hook_files.read_hook_files(directories.read)
+    findings = [*files.findings]
+    ours: list[HookFile] = []
+    failing = False
+    asked: list[tuple[HookFile, argparse.Namespace]] = []
+    for hook in files.in_force:
+        if not (hook.is_meant_for_us or (here.program and _is_this(hook, here))):
+            continue
+        found, arguments = _judge_hook(hook, here)
+        findings += found
+        if any(finding.status == PROBLEM for finding in found):
+            failing = True
+        elif _is_this(hook, here):
+            ours.append(hook)
+        if arguments:
+            asked.append((hook, arguments))
+    if ours or not failing:
+        findings += _judge_number(ours, directories, any(finding.topic == "hook" for finding in findings))
+    for hook, arguments in asked:
+        findings += _judge_policy(hook, arguments, here)
+    findings += _judge_logs([arguments for _, arguments in asked], here)
+    return _Hooks(findings, ours, [arguments for _, arguments in asked])
 
 
 def _judge_hook(hook: HookFile, here: Host) -> tuple[list[Finding], argparse.Namespace | None]:
@@ -251,14 +293,16 @@ def _summary(problems: int) -> str:
 
 
 def _object(
-    here: Host, directories: Directories, hooks: list[HookFile], findings: list[Finding]
+    here: Host, directories: Sequence[Directories], hooks: list[HookFile], findings: list[Finding]
 ) -> dict[str, Any]:
     return {
         "version": __version__,
         "program": here.program,
         "rootless": here.rootless,
         "ready": all(finding.status != PROBLEM for finding in findings),
-        "hooks_dirs": list(directories.read),
+        "hooks_dirs": [
+            path for path in directories[0].read if all(path in each.read for each in directories)
+        ],
         "hooks": [hook.path for hook in hooks],
         "findings": [
             {

@@ -302,6 +302,59 @@ def test_the_directories_that_a_user_s_podman_reads(installed: Installed) -> Non
     assert about(found, "hooks-dir")[0]["path"] == f"{home}/.config/containers/containers.conf"
 
 
+def with_podman(installed: Installed, *names: bytes) -> dict[str, Any]:
+    """Check root's host whose podman has these names in it, with a policy that root's own containers.conf names."""
+    if not os.path.exists("/usr/bin/podman") or os.path.exists("/usr/local/bin/podman"):
+        tools.cannot_run("no /usr/bin/podman, or another one too")
+    strict = installed.top / "strict"
+    strict.mkdir()
+    installed.configure("--allow-archive-to=/srv")
+    installed.configuration.rename(strict / "archive_overlay.json")
+    (installed.top / "podman").write_bytes(b"\x7fELF\0" + b"\0".join(names))
+    conf = installed.top / "home/.config/containers/containers.conf"
+    conf.parent.mkdir(parents=True)
+    conf.write_text(f'[engine]\nhooks_dir = ["{strict}"]\n')
+    (installed.top / "passwd").write_text(f"root:x:0:0::{installed.top}/home:/bin/sh\n")
+    return installed.in_namespace(
+        """
+        mount --bind "$0/passwd" /etc/passwd
+        mount --bind "$0/podman" /usr/bin/podman
+        for each in /etc/containers /usr/share/containers; do mount -t tmpfs tmpfs "$each"; done
+        """,
+        "--json",
+    )
+
+
+def test_a_policy_that_podman_5_reads_in_root_s_home(installed: Installed) -> None:
+    found = with_podman(installed, b"pkg/config.systemConfigs", b"pkg/config.userConfigPath")
+
+    assert about(found, "policy")[0]["found"] == "archives may be in /srv, and nowhere else"
+    assert len(found["hooks"]) == 1
+    assert found["hooks_dirs"] == [str(installed.top / "strict")]
+
+
+def test_a_policy_that_podman_4_does_not_read_in_root_s_home(installed: Installed) -> None:
+    found = with_podman(installed, b"pkg/config.systemConfigs")
+
+    assert about(found, "policy") == []
+    assert found["hooks_dirs"] == ["/usr/share/containers/oci/hooks.d"]
+
+
+def test_a_policy_that_nobody_knows_whether_podman_reads(installed: Installed) -> None:
+    found = with_podman(installed, b"of no podman")
+
+    assert any(
+        "which release of podman runs here is not known" in each["found"] for each in found["findings"]
+    )
+    policies = [each["found"] for each in about(found, "policy")]
+    assert (
+        "with podman 5.0 to 5.6, 5.7 and 5.8, from 6.0 on: archives may be in /srv, and nowhere else"
+        in policies
+    )
+    assert "archives may be in /srv, and nowhere else" not in policies
+    assert (found["ready"], found["hooks_dirs"], found["hooks"]) == (False, [], [])
+
+
 def test_names_do_no_harm_on_a_terminal(installed: Installed) -> None:
     (installed.hooks / "\x1b[2J\n.json").touch()
     output = installed.check().stdout

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from archive_overlay.commands.check import access, hooks_dirs, host, report
-from archive_overlay.commands.check.findings import Finding
+from archive_overlay.commands.check import access, hooks_dirs, host, podman, report
+from archive_overlay.commands.check.findings import Finding, combined
 from archive_overlay.tar import compress
 from tests.support import tools
 
@@ -71,7 +71,7 @@ class Site:
     def check(self, *more: Path) -> list[Finding]:
         """Check the host, with these directories of hooks after its own one."""
         read = (str(self.hooks), *map(str, more))
-        findings, hooks = report.check(self.host, hooks_dirs.Directories(read, ()))
+        findings, hooks = report.check(self.host, [hooks_dirs.Directories(read, ())])
         self.found_hooks = [hook.path for hook in hooks]
         return findings
 
@@ -393,12 +393,15 @@ def test_a_configuration_that_everybody_may_change(site: Site) -> None:
 # Where they are looked for
 
 
+OLD, APPENDING, *_, LATEST = podman.RELEASES
+
+
 def directories(
-    site: Site, *, given: tuple[str, ...] = (), rootless: bool = False, toml: bool = True
+    site: Site, *, release: podman.Release = LATEST, rootless: bool = False, toml: bool = True
 ) -> hooks_dirs.Directories:
     names = [site.conf, site.directory / "50.conf", site.directory / "60.conf"]
     return hooks_dirs.find_directories(
-        given,
+        release,
         configurations=[str(path) for path in names],
         default="/default",
         override=str(site.directory / "override"),
@@ -410,25 +413,15 @@ def directories(
 needs_toml = pytest.mark.skipif(sys.version_info < (3, 11), reason="this Python cannot read TOML")
 
 
-def test_what_podman_reads_by_itself(site: Site) -> None:
-    found = directories(site)
+@pytest.mark.parametrize("rootless", [False, True])
+def test_what_podman_reads_by_itself(site: Site, rootless: bool) -> None:
+    found = directories(site, rootless=rootless)
     assert found.read == ("/default",)
     assert (only([*found.findings]).status, UNREAD in found.findings[0].found) == ("ok", True)
 
 
-def test_an_ordinary_user_is_told_that_podman_may_read_nothing(site: Site) -> None:
-    found = directories(site, rootless=True)
-
-    assert found.read == ("/default",)
-    finding = only([*found.findings])
-    assert finding.status == "note"
-    assert "others read nothing, and say nothing" in finding.found
-    assert "~/.config/containers/containers.conf" in finding.advice
-
-
-def test_the_command_line_settles_it(site: Site) -> None:
-    site.conf.write_text("no TOML at all")
-    assert directories(site, given=("/a", "/b")).read == ("/a", "/b")
+def test_the_command_line_settles_it() -> None:
+    assert hooks_dirs.given_directories(["/a", "b"]).read == ("/a", os.path.abspath("b"))
 
 
 @needs_toml
@@ -447,26 +440,54 @@ def test_a_later_file_goes_before_an_earlier_one(site: Site) -> None:
 @needs_toml
 def test_a_file_may_add_to_earlier_ones(site: Site) -> None:
     site.conf.write_text('engine.hooks_dir = ["/a", {append=true}]\n')
-    (site.directory / "50.conf").write_text('[engine]\nhooks_dir = ["/b"]\n')
-    assert directories(site).read == ("/default", "/a", "/b")
+    for again in ('["/b"]', '["/b", {}]'):
+        (site.directory / "50.conf").write_text(f"[engine]\nhooks_dir = {again}\n")
+        assert directories(site).read == ("/default", "/a", "/b")
 
     (site.directory / "60.conf").write_text('[engine]\nhooks_dir = ["/c", {append=false}]\n')
     assert directories(site).read == ("/c",)
 
 
 @needs_toml
-def test_a_list_without_directories_means_none(site: Site) -> None:
+def test_releases_before_attributes_do_not_start_with_one(site: Site) -> None:
+    site.conf.write_text('engine.hooks_dir = ["/a", {append=true}]\n')
+    assert statuses([*directories(site, release=APPENDING).findings]) == ["ok"]
+    assert statuses([*directories(site, release=OLD).findings]) == ["problem", "ok"]
+
+
+@needs_toml
+@pytest.mark.parametrize(("release", "rootless"), [(OLD, False), (OLD, True), (LATEST, True)])
+def test_a_list_without_directories_means_none(site: Site, release: podman.Release, rootless: bool) -> None:
     site.conf.write_text("[engine]\nhooks_dir = []\n")
 
-    found = directories(site)
+    found = directories(site, release=release, rootless=rootless)
 
     assert found.read == ()
-    findings, _ = report.check(site.host, found)
+    findings, _ = report.check(site.host, [found])
     assert "no hook configuration in any directory runs this program" in stops(findings)
 
 
 @needs_toml
-@pytest.mark.parametrize("text", ["[engine", "[engine]\nhooks_dir = '/a'\n"])
+def test_a_list_without_directories_means_two_to_root_s_newer_podman(site: Site) -> None:
+    site.conf.write_text("[engine]\nhooks_dir = []\n")
+
+    found = directories(site, release=APPENDING)
+
+    assert found.read == ("/default", str(site.directory / "override"))
+    assert statuses([*found.findings]) == ["warning"]
+
+
+@needs_toml
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[engine",
+        "[engine]\nhooks_dir = '/a'\n",
+        "[engine]\nhooks_dir = ['/a', 1]\n",
+        "[engine]\nhooks_dir = ['/a', {append=1}]\n",
+        "[engine]\nhooks_dir = ['/a', {prepend=true}]\n",
+    ],
+)
 def test_a_file_with_which_podman_does_not_start(site: Site, text: str) -> None:
     site.conf.write_text(text)
     finding = directories(site).findings[0]
@@ -509,6 +530,200 @@ def test_a_policy_where_podman_was_told_to_look(site: Site) -> None:
     site.conf.write_text(f'[engine]\nhooks_dir = ["/default", "{override}"]\n')
 
     assert statuses([*directories(site).findings]) == ["ok"]
+
+
+# Which containers.conf files podman reads
+
+USER = 1000
+BY_SINCE = {release.since: release for release in podman.RELEASES}
+
+
+class Configurations:
+    """The three directories with containers.conf, to be filled."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        for name in ("usr", "etc", "home"):
+            (top / name).mkdir()
+
+    def add(self, *names: str) -> None:
+        for name in names:
+            path = self.top / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+
+    def read(self, since: tuple[int, int], *, user: int = 0) -> list[str]:
+        """Give what a release reads, and what of it is there, by paths in this directory."""
+        usr, etc, home = (str(self.top / name) for name in ("usr", "etc", "home"))
+        found = podman.configurations(BY_SINCE[since], user=user, home=home, usr=usr, etc=etc)
+        return [os.path.relpath(path, self.top) for path in found if os.path.exists(path)]
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Configurations:
+    """Give directories in which every file is that any release reads."""
+    made = Configurations(tmp_path)
+    for top in ("usr", "etc", "home"):
+        made.add(f"{top}/containers.conf", f"{top}/containers.conf.d/{top}.conf")
+    for top in ("usr", "etc"):
+        for name in ("rootful", "rootless"):
+            made.add(f"{top}/containers.{name}.conf", f"{top}/containers.{name}.conf.d/{top}-{name}.conf")
+        made.add(f"{top}/containers.rootless.conf.d/{USER}/{top}-user.conf")
+        made.add(f"{top}/containers.rootless.conf.d/{USER + 1}/{top}-other.conf")
+    return made
+
+
+USR_AND_ETC = ["usr/containers.conf", "etc/containers.conf", "etc/containers.conf.d/etc.conf"]
+OF_HOME = ["home/containers.conf", "home/containers.conf.d/home.conf"]
+ROOTLESS = [
+    "etc/containers.rootless.conf",
+    "etc/containers.rootless.conf.d/etc-rootless.conf",
+    f"etc/containers.rootless.conf.d/{USER}/etc-user.conf",
+]
+
+
+@pytest.mark.parametrize("since", [(0, 0), (4, 8)])
+def test_podman_4_reads_nothing_in_root_s_home(conf: Configurations, since: tuple[int, int]) -> None:
+    assert conf.read(since) == USR_AND_ETC
+    assert conf.read(since, user=USER) == [*USR_AND_ETC, *OF_HOME]
+
+
+def test_podman_5_reads_root_s_home_too(conf: Configurations) -> None:
+    assert conf.read((5, 0)) == [*USR_AND_ETC, *OF_HOME]
+    assert conf.read((5, 0), user=USER) == [*USR_AND_ETC, *OF_HOME]
+
+
+def test_podman_5_7_has_files_of_the_administrator_for_ordinary_users(conf: Configurations) -> None:
+    assert conf.read((5, 7)) == [*USR_AND_ETC, *OF_HOME]
+    assert conf.read((5, 7), user=USER) == [*USR_AND_ETC, *ROOTLESS, *OF_HOME]
+
+
+def test_podman_6_reads_one_main_file_and_all_drop_ins_by_name(conf: Configurations) -> None:
+    assert conf.read((6, 0)) == [
+        "home/containers.conf",
+        "etc/containers.rootful.conf.d/etc-rootful.conf",
+        "etc/containers.conf.d/etc.conf",
+        "home/containers.conf.d/home.conf",
+        "usr/containers.rootful.conf.d/usr-rootful.conf",
+        "usr/containers.conf.d/usr.conf",
+    ]
+    assert conf.read((6, 0), user=USER) == [
+        "home/containers.conf",
+        "etc/containers.rootless.conf.d/etc-rootless.conf",
+        f"etc/containers.rootless.conf.d/{USER}/etc-user.conf",
+        "etc/containers.conf.d/etc.conf",
+        "home/containers.conf.d/home.conf",
+        "usr/containers.rootless.conf.d/usr-rootless.conf",
+        f"usr/containers.rootless.conf.d/{USER}/usr-user.conf",
+        "usr/containers.conf.d/usr.conf",
+    ]
+
+
+def test_podman_6_reads_the_first_main_file_that_is_there(conf: Configurations) -> None:
+    (conf.top / "home/containers.conf").unlink()
+    assert conf.read((6, 0))[0] == "etc/containers.conf"
+
+    (conf.top / "etc/containers.conf").unlink()
+    assert conf.read((6, 0))[0] == "usr/containers.conf"
+
+
+def test_podman_6_reads_one_drop_in_of_each_name(tmp_path: Path) -> None:
+    conf = Configurations(tmp_path)
+    order = [
+        *("usr/containers.conf.d", "usr/containers.rootless.conf.d"),
+        f"usr/containers.rootless.conf.d/{USER}",
+        *("etc/containers.conf.d", "etc/containers.rootless.conf.d"),
+        f"etc/containers.rootless.conf.d/{USER}",
+        "home/containers.conf.d",
+    ]
+    for directory in order:
+        conf.add(f"{directory}/50.conf")
+        assert conf.read((6, 0), user=USER) == [f"{directory}/50.conf"]
+
+
+@pytest.mark.parametrize("since", BY_SINCE)
+def test_drop_ins_are_files_that_end_in_conf(tmp_path: Path, since: tuple[int, int]) -> None:
+    conf = Configurations(tmp_path)
+    conf.add(
+        "etc/containers.conf.d/b.conf", "etc/containers.conf.d/notes", "etc/containers.conf.d/d.conf/c.conf"
+    )
+    (tmp_path / "etc/containers.conf.d/a.conf").symlink_to("b.conf")
+    assert conf.read(since) == ["etc/containers.conf.d/a.conf", "etc/containers.conf.d/b.conf"]
+
+
+@pytest.mark.parametrize(("since", "read"), [((0, 0), 0), ((4, 8), 0), ((5, 0), 0), ((5, 7), 1), ((6, 0), 1)])
+def test_a_symlink_to_drop_ins(tmp_path: Path, since: tuple[int, int], read: int) -> None:
+    conf = Configurations(tmp_path)
+    conf.add("etc/real.d/a.conf")
+    (tmp_path / "etc/containers.conf.d").symlink_to("real.d")
+    assert len(conf.read(since)) == read
+
+
+# Which release of podman is installed
+
+NAMES = [release.mark for release in podman.RELEASES[:-1]]
+
+
+def program(directory: Path, *names: bytes, path: str = "podman") -> str:
+    """Make a program in which these names are."""
+    (directory / path).write_bytes(b"\x7fELF" + b"\0".join((b"", *names, b"")))
+    return str(directory / path)
+
+
+@pytest.mark.parametrize("number", range(len(NAMES)))
+def test_a_release_is_known_by_the_names_in_its_program(tmp_path: Path, number: int) -> None:
+    path = program(tmp_path, *NAMES[: number + 1])
+    assert podman.installed_releases([path]) == (podman.RELEASES[number],)
+
+
+def test_podman_6_reads_by_another_package(tmp_path: Path) -> None:
+    own = podman.RELEASES[-1].mark
+    assert podman.installed_releases([program(tmp_path, NAMES[1], own)]) == (LATEST,)
+    # It is in Debian's 5.8 too, where it reads other files.
+    assert podman.installed_releases([program(tmp_path, *NAMES, own)]) == (podman.RELEASES[-2],)
+
+
+@pytest.mark.parametrize("content", [b"", b"#!/bin/sh\nexec /opt/podman\n", b"\x7fELF\0"])
+def test_a_program_that_shows_no_release_may_be_any(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "wrapper").write_bytes(content)
+    known = program(tmp_path, NAMES[0])
+    assert podman.installed_releases([known, str(tmp_path / "wrapper")]) == podman.RELEASES
+
+
+def test_without_podman_it_may_be_any(tmp_path: Path) -> None:
+    assert podman.installed_releases([str(tmp_path / "podman")]) == podman.RELEASES
+
+
+def test_of_two_programs_each_may_run(tmp_path: Path) -> None:
+    paths = [program(tmp_path, *NAMES, path="own"), program(tmp_path, NAMES[0]), str(tmp_path / "none")]
+    assert podman.installed_releases(paths) == (podman.RELEASES[0], podman.RELEASES[-2])
+
+
+def test_what_is_true_for_some_releases_alone_says_for_which(site: Site) -> None:
+    other = site.directory / "other"
+    other.mkdir()
+    site.hook(hooks=other, args=["archive_overlay", "--allow-archive-to=/"])
+    plain = hooks_dirs.Directories((str(site.hooks),), (), "4")
+    strict = hooks_dirs.Directories((str(site.hooks), str(other)), (), "5")
+
+    findings, hooks = report.check(site.host, [plain, strict, replace(strict, release="6")])
+
+    assert findings.count(hooks_dirs.UNKNOWN_RELEASE) == 1
+    policies = [each.found for each in findings if each.topic == "policy"]
+    assert any(each.startswith("with podman 4: annotations are believed") for each in policies)
+    assert "with podman 5, 6: archives may be in /, and nowhere else" in policies
+    assert "archives may be in /, and nowhere else" not in policies
+    assert hooks == []
+
+
+def test_what_is_found_twice_for_a_release_is_said_once() -> None:
+    twice = [Finding("note", "hook", "one"), Finding("note", "hook", "one")]
+    assert combined([("4", twice), ("5", twice)]) == twice[:1]
+
+
+def test_what_is_true_for_all_releases_is_said_once(site: Site) -> None:
+    one = hooks_dirs.Directories((str(site.hooks),), (), "4")
+    assert report.check(site.host, [one, replace(one, release="5")]) == report.check(site.host, [one])
 
 
 # The program and its Python
