@@ -314,6 +314,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         ),
     )
     command.add_argument("--json", action="store_true", help="write JSON, for programs")
+    command.set_defaults(parse=parse)
 
 
 def _add_form(command: argparse.ArgumentParser) -> None:

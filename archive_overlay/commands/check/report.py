@@ -8,7 +8,7 @@ import os
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
-from archive_overlay import __version__, cli
+from archive_overlay import __version__
 from archive_overlay.commands import Output
 from archive_overlay.commands.check import access, hook_files, hooks_dirs, host, podman
 from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding, combined
@@ -19,12 +19,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-    from typing import Any
+    from typing import Any, Callable
 
     from archive_overlay.commands.check.hook_files import HookFile
     from archive_overlay.commands.check.hooks_dirs import Directories
     from archive_overlay.commands.check.host import Host
     from archive_overlay.log import Log
+
+    Parser = Callable[[Sequence[str]], object]  # Settings, if it runs as a hook with these arguments
 
 _COLOURS = {OK: 32, NOTE: 36, WARNING: 33, PROBLEM: 31}
 _STATUS_WIDTH = max(map(len, _COLOURS))
@@ -35,7 +37,7 @@ def run(options: argparse.Namespace, log: Log) -> int:
     """Write what was found to standard output.
 
     Args:
-        options: `hooks_dir`, directories to look in; `json`.
+        options: `hooks_dir`, directories to look in; `json`; `parse`, by which the hook reads its arguments.
         log: takes nothing.
 
     Returns:
@@ -47,7 +49,7 @@ def run(options: argparse.Namespace, log: Log) -> int:
         if options.hooks_dir
         else _directories_of_podman(here)
     )
-    findings, hooks = check(here, directories)
+    findings, hooks = check(here, directories, options.parse)
     problems = sum(finding.status == PROBLEM for finding in findings)
     output = Output()
     if options.json:
@@ -72,20 +74,23 @@ class _Hooks:
 
     findings: list[Finding]
     ours: list[HookFile]
-    asked: list[argparse.Namespace]
+    asked: list[Settings]
 
 
-def check(here: Host, directories: Sequence[Directories]) -> tuple[list[Finding], list[HookFile]]:
+def check(
+    here: Host, directories: Sequence[Directories], parse: Parser
+) -> tuple[list[Finding], list[HookFile]]:
     """Look at a host.
 
     Args:
         here: it.
         directories: where its engine looks for hook configurations; of several, one is true.
+        parse: by which the hook reads its arguments.
 
     Returns:
         What was found, and the configurations that make the engine run this program whichever it is.
     """
-    hooks = {each.read: _judge_hooks(each, here) for each in directories}
+    hooks = {each.read: _judge_hooks(each, here, parse) for each in directories}
     about_hooks = combined(
         (each.release, [*each.findings, *hooks[each.read].findings]) for each in directories
     )
@@ -106,7 +111,7 @@ def check(here: Host, directories: Sequence[Directories]) -> tuple[list[Finding]
     return findings, [hook for hook in first.ours if all(hook in other.ours for other in others)]
 
 
-def understood(arguments: Sequence[str]) -> argparse.Namespace:
+def _understood(arguments: Sequence[str], parse: Parser) -> Settings:
     """Read the arguments of a hook as the hook itself does.
 
     Raises:
@@ -115,7 +120,7 @@ def understood(arguments: Sequence[str]) -> argparse.Namespace:
     said = io.StringIO()
     try:
         with redirect_stderr(said), redirect_stdout(io.StringIO()):
-            settings = cli.parse(arguments)
+            settings = parse(arguments)
     except SystemExit as end:
         if not end.code:
             raise ValueError("they ask for the version or for help") from end
@@ -124,7 +129,7 @@ def understood(arguments: Sequence[str]) -> argparse.Namespace:
         raise ValueError(f"{arguments[0]} is a command for people")
     if settings.bundle:
         raise ValueError("--bundle is for running by hand: it would always be the same container")
-    return cli.build_parser().parse_args(arguments)
+    return settings
 
 
 def _directories_of_podman(here: Host) -> list[Directories]:
@@ -140,40 +145,40 @@ def _directories_of_podman(here: Host) -> list[Directories]:
     ]
 
 
-def _judge_hooks(directories: Directories, here: Host) -> _Hooks:
+def _judge_hooks(directories: Directories, here: Host, parse: Parser) -> _Hooks:
     """Judge what is in the directories that the engine reads."""
     files = hook_files.read_hook_files(directories.read)
     findings = [*files.findings]
     ours: list[HookFile] = []
     failing = False
-    asked: list[tuple[HookFile, argparse.Namespace]] = []
+    asked: list[tuple[HookFile, Settings]] = []
     for hook in files.in_force:
         if not (hook.is_meant_for_us or (here.program and _is_this(hook, here))):
             continue
-        found, arguments = _judge_hook(hook, here)
+        found, settings = _judge_hook(hook, here, parse)
         findings += found
         if any(finding.status == PROBLEM for finding in found):
             failing = True
         elif _is_this(hook, here):
             ours.append(hook)
-        if arguments:
-            asked.append((hook, arguments))
+        if settings:
+            asked.append((hook, settings))
     if ours or not failing:
         findings += _judge_number(ours, directories, any(finding.topic == "hook" for finding in findings))
-    for hook, arguments in asked:
-        findings += _judge_policy(hook, arguments, here)
-    findings += _judge_logs([arguments for _, arguments in asked], here)
-    return _Hooks(findings, ours, [arguments for _, arguments in asked])
+    for hook, settings in asked:
+        findings += _judge_policy(hook, settings, here)
+    findings += _judge_logs([settings for _, settings in asked], here)
+    return _Hooks(findings, ours, [settings for _, settings in asked])
 
 
-def _judge_hook(hook: HookFile, here: Host) -> tuple[list[Finding], argparse.Namespace | None]:
+def _judge_hook(hook: HookFile, here: Host, parse: Parser) -> tuple[list[Finding], Settings | None]:
     """Judge a configuration that is meant for this program.
 
     Returns:
         What was found, and what its arguments ask for; None: they are not understood.
     """
     whom, findings = hook_files.judge_when(hook)
-    arguments: argparse.Namespace | None = None
+    settings: Settings | None = None
 
     def found(status: str, what: str, advice: str) -> None:
         findings.append(Finding(status, "hook", f"{hook.path} {what}", advice, hook.path))
@@ -188,7 +193,7 @@ def _judge_hook(hook: HookFile, here: Host) -> tuple[list[Finding], argparse.Nam
             advice += f"; or ask that one: {hook.program} check"
         found(WARNING, f"runs {hook.program}, which is another file than {here.program}", advice)
     try:
-        arguments = understood(hook.arguments)
+        settings = _understood(hook.arguments, parse)
     except ValueError as error:
         found(PROBLEM, f"has args with which the hook fails: {error}", "correct hook.args")
     if stages := hook_files.judge_stages(hook):
@@ -203,7 +208,7 @@ def _judge_hook(hook: HookFile, here: Host) -> tuple[list[Finding], argparse.Nam
         findings.append(writers)
     if all(finding.status in (OK, NOTE) for finding in findings):
         found(OK, f"runs {hook.program} for {whom}", "")
-    return findings, arguments
+    return findings, settings
 
 
 def _is_this(hook: HookFile, here: Host) -> bool:
@@ -222,9 +227,9 @@ def _judge_number(hooks: list[HookFile], directories: Directories, said_why: boo
     return [Finding(PROBLEM, "hook", f"no hook configuration in {where} runs this program", advice)]
 
 
-def _judge_policy(hook: HookFile, arguments: argparse.Namespace, here: Host) -> list[Finding]:
+def _judge_policy(hook: HookFile, settings: Settings, here: Host) -> list[Finding]:
     """Say what annotations may ask for, and judge the directories that this is about."""
-    allowed = arguments.allow_archive_to
+    allowed = settings.allowed
     findings = []
     if allowed:
         found = f"archives may be in {' and '.join(allowed)}, and nowhere else"
@@ -240,30 +245,30 @@ def _judge_policy(hook: HookFile, arguments: argparse.Namespace, here: Host) -> 
                 hook.path,
             )
         )
-    findings.append(Finding(OK, "policy", _limits(arguments), "", hook.path))
+    findings.append(Finding(OK, "policy", _limits(settings), "", hook.path))
     findings += [access.judge_directory(path, "--allow-archive-to", made=False) for path in allowed]
-    if arguments.rescue_dir:
-        findings.append(access.judge_directory(arguments.rescue_dir, "--rescue-dir", made=True))
+    if settings.rescue_dir:
+        findings.append(access.judge_directory(settings.rescue_dir, "--rescue-dir", made=True))
     return findings
 
 
-def _limits(arguments: argparse.Namespace) -> str:
+def _limits(settings: Settings) -> str:
     limits = [
         f"at most {limit} {what}"
-        for limit, what in ((arguments.max_bytes, "bytes"), (arguments.max_entries, "entries"))
+        for limit, what in ((settings.max_bytes, "bytes"), (settings.max_entries, "entries"))
         if limit is not None
     ]
     words = [" and ".join(limits) + " an archive" if limits else "archives of any size"]
-    words.append(f"set-user-ID bits and capabilities {'kept' if arguments.setid else 'left out'}")
-    words.append(f"what fails is {f'kept in {arguments.rescue_dir}' if arguments.rescue_dir else 'not kept'}")
-    if not arguments.fsync:
+    words.append(f"set-user-ID bits and capabilities {'kept' if settings.setid else 'left out'}")
+    words.append(f"what fails is {f'kept in {settings.rescue_dir}' if settings.rescue_dir else 'not kept'}")
+    if not settings.fsync:
         words.append("nothing is flushed to disk")
     return ", ".join(words)
 
 
-def _judge_logs(asked: list[argparse.Namespace], here: Host) -> list[Finding]:
-    syslog = any(arguments.syslog for arguments in asked)
-    files = sorted({arguments.log_file for arguments in asked if arguments.log_file})
+def _judge_logs(asked: list[Settings], here: Host) -> list[Finding]:
+    syslog = any(settings.syslog for settings in asked)
+    files = sorted({settings.log_file for settings in asked if settings.log_file})
     findings = [access.judge_log_file(path) for path in files]
     findings.append(host.judge_syslog(here, wanted=syslog))
     if asked and not syslog and not files:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from archive_overlay import cli
 from archive_overlay.commands.check import access, hooks_dirs, host, podman, report
 from archive_overlay.commands.check.findings import Finding, combined
 from archive_overlay.tar import compress
@@ -71,7 +72,7 @@ class Site:
     def check(self, *more: Path) -> list[Finding]:
         """Check the host, with these directories of hooks after its own one."""
         read = (str(self.hooks), *map(str, more))
-        findings, hooks = report.check(self.host, [hooks_dirs.Directories(read, ())])
+        findings, hooks = report.check(self.host, [hooks_dirs.Directories(read, ())], cli.parse)
         self.found_hooks = [hook.path for hook in hooks]
         return findings
 
@@ -463,7 +464,7 @@ def test_a_list_without_directories_means_none(site: Site, release: podman.Relea
     found = directories(site, release=release, rootless=rootless)
 
     assert found.read == ()
-    findings, _ = report.check(site.host, [found])
+    findings, _ = report.check(site.host, [found], cli.parse)
     assert "no hook configuration in any directory runs this program" in stops(findings)
 
 
@@ -706,7 +707,7 @@ def test_what_is_true_for_some_releases_alone_says_for_which(site: Site) -> None
     plain = hooks_dirs.Directories((str(site.hooks),), (), "4")
     strict = hooks_dirs.Directories((str(site.hooks), str(other)), (), "5")
 
-    findings, hooks = report.check(site.host, [plain, strict, replace(strict, release="6")])
+    findings, hooks = report.check(site.host, [plain, strict, replace(strict, release="6")], cli.parse)
 
     assert findings.count(hooks_dirs.UNKNOWN_RELEASE) == 1
     policies = [each.found for each in findings if each.topic == "policy"]
@@ -723,7 +724,9 @@ def test_what_is_found_twice_for_a_release_is_said_once() -> None:
 
 def test_what_is_true_for_all_releases_is_said_once(site: Site) -> None:
     one = hooks_dirs.Directories((str(site.hooks),), (), "4")
-    assert report.check(site.host, [one, replace(one, release="5")]) == report.check(site.host, [one])
+    assert report.check(site.host, [one, replace(one, release="5")], cli.parse) == report.check(
+        site.host, [one], cli.parse
+    )
 
 
 # The program and its Python
