@@ -29,7 +29,6 @@ MAY_IMPORT = {
     "commands": BASICS
     | {
         "",
-        "cli",
         "destination",
         "history",
         "keys",
