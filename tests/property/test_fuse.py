@@ -51,7 +51,7 @@ def tree(path: Path) -> None:
     (path / "in it").touch()
 
 
-KINDS = {
+KINDS: dict[str, Callable[[Path], object]] = {
     "file": lambda path: path.touch(),
     "file-with-data": lambda path: path.write_text("data"),
     "directory": lambda path: path.mkdir(),
@@ -65,7 +65,7 @@ KINDS = {
 @both
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whiteout_by_name_may_be_of_any_type(saver: Saver, kind: str) -> None:
-    make: Callable[[Path], object] = KINDS[kind]
+    make = KINDS[kind]
     if kind == "device" and saver.overlay.namespace.owners == 1:
         tools.cannot_run("an ordinary user makes no devices here")
 
@@ -102,7 +102,7 @@ def test_a_whiteout_of_nothing(saver: Saver) -> None:
 @both
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_opaque_marker_alone(saver: Saver, kind: str) -> None:
-    make: Callable[[Path], object] = KINDS[kind]
+    make = KINDS[kind]
     plant(saver, lambda upper: make(upper / "d" / ".wh..wh..opq"))
 
     saver.expect_the_same()

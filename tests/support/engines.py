@@ -137,7 +137,7 @@ class Machine:
             if lines and lines[-1].endswith(mark):
                 return lines[:-1]
             time.sleep(0.01)
-        pytest.fail("the syslog daemon has not written a message that was sent to it")
+        raise AssertionError("the syslog daemon has not written a message that was sent to it")
 
 
 @dataclass(frozen=True)
