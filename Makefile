@@ -27,7 +27,7 @@ PROGRAM = dist/archive_overlay.pyz
 BINDIR_FOR_SED = $(subst |,\|,$(subst &,\&,$(subst \,\\,$(BINDIR))))
 
 .DELETE_ON_ERROR:
-.PHONY: all install uninstall test soak lint man completions bench demo deb rpm release-check clean help FORCE
+.PHONY: all install uninstall test soak lint lock man completions bench demo deb rpm release-check clean help FORCE
 
 all: $(PROGRAM)  ## build the program into one file
 
@@ -66,6 +66,9 @@ soak:  ## try the oracle with random containers (SECONDS=600, or EXAMPLES of eac
 
 lint:  ## check style, types and scripts
 	tools/check.sh lint
+
+lock:  ## renew the versions of all tools in tools/requirements.txt, by tools/requirements.in
+	tools/lock.sh
 
 man:  ## write man/archive_overlay.1 anew
 	tools/check.sh man

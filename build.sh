@@ -77,13 +77,14 @@ find_shiv() {
         # Two builds at once must not both make it. The stamp is written last: a venv that was
         # interrupted has none, and is made again, as is one with another shiv than is wanted now.
         flock 9
-        wanted=$(grep '^shiv' "$top/tools/requirements.txt")
+        wanted=$("$top/tools/lock.sh" --entries shiv click pip setuptools)
         [ -e "$venv/stamp" ] && [ "$wanted" = "$(cat "$venv/stamp")" ] && exit
         say "installing shiv in $venv"
         rm -rf "$venv"
         "$builder" -I -m venv "$venv" >&2 &&
-            "$venv/bin/python" -I -m pip install --quiet --retries 1 "$wanted" >&2 &&
-            printf '%s\n' "$wanted" >"$venv/stamp"
+            printf '%s\n' "$wanted" >"$venv/wanted" &&
+            "$venv/bin/python" -I -m pip install --quiet --retries 1 --require-hashes -r "$venv/wanted" >&2 &&
+            mv "$venv/wanted" "$venv/stamp"
     ) 9>"$top/.cache/shiv.lock" || return
     printf '%s\n' "$venv/bin/shiv"
 }

@@ -22,9 +22,16 @@ set_up() {
     fi
     echo "check.sh: installing the tools in .venv" >&2
     rm -rf .venv
+    # argparse-manpage has no wheel. What builds one comes first, from the lock: pip would get the newest.
     "$python" -I -m venv .venv &&
-        .venv/bin/python -I -m pip install --quiet -r tools/requirements.txt &&
+        tools/lock.sh --entries setuptools packaging tomli >.venv/builders &&
+        install_locked .venv/builders &&
+        install_locked tools/requirements.txt &&
         cp tools/requirements.txt .venv/stamp
+}
+
+install_locked() {
+    .venv/bin/python -I -m pip install --quiet --require-hashes --no-build-isolation -r "$1"
 }
 
 # Run one check, if its program is there, and remember how it went.
@@ -46,6 +53,7 @@ lint() {
     check mypy
     check vermin --no-tips --violations -t=3.9- --eval-annotations archive_overlay tools bench tests
     check shellcheck build.sh tools/*.sh .ci/run
+    check tools/lock.sh --check
 }
 
 # Run all tests, in two halves side by side: each takes about as long as the other, and most of it waiting.

@@ -80,6 +80,32 @@ def test_the_standard_library_alone_makes_the_bytes_that_shiv_makes(tmp_path: Pa
     assert digest(tmp_path / "with") == digest(tmp_path / "without") == digest(executable)
 
 
+def test_a_shiv_that_is_missing_is_installed_as_it_was_locked(tmp_path: Path) -> None:
+    source = checkout(tmp_path / "source")
+    path = "/usr/sbin:/usr/bin:/sbin:/bin"
+    assert shutil.which("shiv", path=path) is None, "this test is for a machine without shiv"
+    done = subprocess.run(
+        [source / "build.sh"],
+        env={**os.environ, "PATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "hash" not in done.stderr, done.stderr
+    if "no shiv" in done.stderr:
+        tools.cannot_run("no package index to install shiv from")
+    lock = (source / "tools/requirements.txt").read_text().splitlines()
+    (version,) = (line.split()[0] for line in lock if line.startswith("shiv=="))
+    installed = subprocess.run(
+        [source / ".cache/shiv/bin/python", "-m", "pip", "freeze", "--all"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert version in installed.stdout.splitlines()
+
+
 def test_a_build_by_another_user_is_equal(open_directory: Path, executable: Path) -> None:
     tools.need_root()
     tools.need("setpriv")
