@@ -27,7 +27,7 @@ PROGRAM = dist/archive_overlay.pyz
 BINDIR_FOR_SED = $(subst |,\|,$(subst &,\&,$(subst \,\\,$(BINDIR))))
 
 .DELETE_ON_ERROR:
-.PHONY: all install uninstall test soak lint lock man completions bench demo deb rpm release-check clean help FORCE
+.PHONY: all install uninstall check test soak lint lock man completions bench demo deb rpm release-check clean help FORCE
 
 all: $(PROGRAM)  ## build the program into one file
 
@@ -57,6 +57,9 @@ uninstall:  ## remove what install put there
 	    '$(DESTDIR)$(HOOKSDIR)/archive_overlay.json' '$(DESTDIR)$(DOCDIR)/debug/archive_overlay.json' \
 	    '$(DESTDIR)$(BASHCOMPDIR)/archive_overlay' '$(DESTDIR)$(ZSHCOMPDIR)/_archive_overlay'
 	-rmdir '$(DESTDIR)$(DOCDIR)/debug' '$(DESTDIR)$(DOCDIR)'
+
+check:  ## check style, types and scripts, and run the unit tests: half a minute
+	tools/check.sh lint unit
 
 test:  ## check and test everything that this machine can run
 	tools/check.sh lint test

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Check and test the project: tools/check.sh [lint|test|soak|man|completions|release-check]...
+# Check and test the project: tools/check.sh [lint|unit|test|soak|man|completions|release-check]...
 #
 # The tools come from a virtual environment in .venv that this script makes. Where it cannot (no
 # network), the tools on PATH have to do. What could not run is said at the end; with CI=true it is a
@@ -56,6 +56,10 @@ lint() {
     check tools/lock.sh --check
 }
 
+unit() {
+    check pytest -q tests/unit
+}
+
 # Run all tests, in two halves side by side: each takes about as long as the other, and most of it waiting.
 tests() {
     if ! command -v pytest >/dev/null; then
@@ -96,6 +100,7 @@ export PATH
 for what; do
     case $what in
         lint) lint ;;
+        unit) unit ;;
         test) tests ;;
         soak) soak ;;
         completions) check python3 tools/completions.py completions ;;
