@@ -14,7 +14,7 @@ from tests.packaging.conftest import TOP
 if TYPE_CHECKING:
     from pathlib import Path
 
-PAGES = [TOP / "README.md", TOP / "CHANGELOG.md", *sorted((TOP / "docs").glob("*.md"))]
+PAGES = [*sorted(TOP.glob("*.md")), *sorted((TOP / "docs").glob("*.md"))]
 SECURITY = TOP / "docs" / "security.md"
 
 TEST = re.compile(r"(tests/[\w/]+\.py)::(\w+)")
