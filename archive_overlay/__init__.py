@@ -1,3 +1,3 @@
 """archive_overlay: save what a container changed in its overlay mounts."""
 
-__version__ = "3.0.0"
+__version__ = "3.1.0"

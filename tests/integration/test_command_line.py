@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from archive_overlay import __version__
 from tests.integration.conftest import Saver
 from tests.support import hooks
 
@@ -34,7 +35,7 @@ def test_help_names_every_option() -> None:
 def test_the_version() -> None:
     result = hooks.run_hook(b"", "--version")
 
-    assert (result.status, result.stdout) == (0, "archive_overlay version 3.0.0\n")
+    assert (result.status, result.stdout) == (0, f"archive_overlay version {__version__}\n")
 
 
 @pytest.mark.parametrize(

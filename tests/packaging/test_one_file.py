@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from archive_overlay import __version__
 from tests.packaging import pythons
 from tests.packaging.conftest import PATH, TOP, Change, run
 from tests.support import hooks, tools
@@ -294,7 +295,7 @@ def test_it_starts_from_compiled_modules(executable: Path, change: Change) -> No
 
 def test_help_and_version_answer_on_stdout(executable: Path) -> None:
     asked = subprocess.run([executable, "--version"], capture_output=True, text=True, env={}, check=True)
-    assert asked.stdout == "archive_overlay version 3.0.0\n"
+    assert asked.stdout == f"archive_overlay version {__version__}\n"
     asked = subprocess.run([executable, "--help"], capture_output=True, text=True, env={}, check=True)
     assert asked.stdout.startswith("usage: archive_overlay ")
 

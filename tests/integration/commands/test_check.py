@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from archive_overlay import __version__
 from tests.support import history, tools
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def test_json_has_the_fields_that_the_manual_page_names(installed: Installed) ->
     found = installed.json()
 
     assert {key: value for key, value in found.items() if key != "findings"} == {
-        "version": "3.0.0",
+        "version": __version__,
         "program": str(installed.program),
         "rootless": os.geteuid() != 0,
         "ready": True,
