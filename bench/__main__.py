@@ -15,7 +15,8 @@ from pathlib import Path
 from bench import imports, machine, table
 from bench.contenders import Contenders
 from bench.measure import Starter, remove
-from bench.works import WORKS, Bench, UnableError
+from bench.rig import Bench
+from bench.works import WORKS, UnableError
 
 README = Path(__file__).with_name("README.md")
 

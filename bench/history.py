@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from bench.rig import Bench
     from bench.table import Row
-    from bench.works import Bench
 
 _CHANGED = 10
 _REVISIONS = 10
