@@ -10,7 +10,7 @@ import os
 import stat
 
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.overlay import dialect
+from archive_overlay.overlay import dialect, mount_programs
 from archive_overlay.system import mountinfo
 from archive_overlay.system.open_flags import READ
 from archive_overlay.system.record import Record
@@ -242,7 +242,7 @@ def _mounted_at(path: str, mount_program: str) -> OverlayMount | None:
     if mounted and mounted.type == "overlay" and mounted.root == "/":
         overlay = from_options(mounted.options, None, f"the mount at {path}")
         return _with_absolute_paths(overlay, mounted.mount_point)
-    served = _served_by(mount_program, path)
+    served = mount_programs.options_at(path, mount_program)
     if served:
         return from_options(served, dialect.FUSE_OVERLAYFS, f"the mount at {path}")
     return None
@@ -355,52 +355,6 @@ def _with_absolute_paths(overlay: OverlayMount, mount_point: str) -> OverlayMoun
         may_refer_to_lowers=overlay.may_refer_to_lowers,
         dialect=overlay.dialect,
     )
-
-
-def _served_by(mount_program: str, mount_point: str) -> list[str] | None:
-    """Give the mount options on the command line of the process that serves a mount point.
-
-    Only processes of the hook's own user are believed: another user could run the same executable
-    and name any directory as upperdir.
-    """
-    programs = {mount_program, os.path.realpath(mount_program)}
-    newest: tuple[int, list[str]] | None = None
-    for pid in os.listdir("/proc"):
-        if not pid.isdigit():
-            continue
-        try:
-            # After a package upgrade the executable of a running process is "(deleted)".
-            program = os.readlink(f"/proc/{pid}/exe")
-            if program.removesuffix(" (deleted)") not in programs and program not in programs:
-                continue
-            if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
-                continue
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                arguments = os.fsdecode(file.read()).rstrip("\0").split("\0")
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                started = int(file.read().rpartition(b")")[2].split()[19])
-        except OSError:
-            continue  # the process has ended, or is none of ours
-        options = _options_for(arguments[1:], mount_point)
-        if options is not None and (newest is None or newest[0] < started):
-            newest = (started, options)
-    return newest[1] if newest else None
-
-
-def _options_for(arguments: Sequence[str], mount_point: str) -> list[str] | None:
-    options: list[str] = []
-    where = ""
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == "-o":
-            options.append(next(rest, ""))
-        elif argument.startswith("-o"):
-            options.append(argument[2:])
-        elif not argument.startswith("-"):
-            where = argument
-    if not where or os.path.normpath(where) not in (mount_point, os.path.realpath(mount_point)):
-        return None
-    return options
 
 
 def _unescaped(text: str) -> str:
