@@ -188,7 +188,12 @@ class _Reader:
         moved = bool(marks.redirect) and not marks.opaque
         if moved or (parent is not None and parent.complete):
             level.complete = True
-            level.lower = self._lowers.names(self._lowers.below(node)).difference(level.names)
+            below = self._lowers.below(node)
+            if moved and not below:
+                raise ArchiveError(
+                    f"{self._shown(path)} has its contents from {marks.redirect}, which is in no lower layer"
+                )
+            level.lower = self._lowers.names(below).difference(level.names)
             level.names.extend(level.lower)
         level.names.sort(reverse=True)
         level.no_files = level.directories.union(level.others, level.lower, level.whiteouts)
