@@ -39,6 +39,7 @@ class Run(Record):
     Attributes:
         settings: the command line's.
         spec: the container's.
+        bundle: where that is.
         context: what placeholders in paths stand for.
         paths: where archives and markers may be.
         policy: what archives may hold; None: anything.
@@ -49,6 +50,7 @@ class Run(Record):
 
     settings: Settings
     spec: Spec
+    bundle: str
     context: Context
     paths: Paths
     policy: Policy | None
@@ -66,7 +68,11 @@ class Run(Record):
             ArchiveError: there is none.
         """
         return find_overlay(
-            self.spec.mounts, self.spec.root, mount_point, mount_program=self.settings.mount_program
+            self.spec.mounts,
+            self.spec.root,
+            mount_point,
+            mount_program=self.settings.mount_program,
+            bundle=self.bundle,
         )
 
 
@@ -96,6 +102,7 @@ def run(settings: Settings, log: Log) -> int:
     this = Run(
         settings=settings,
         spec=spec,
+        bundle=state.bundle,
         context=Context(id=state.id, timestamp=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())),
         paths=Paths(settings.allowed),
         policy=_policy(settings),

@@ -1,7 +1,6 @@
 """From a mount of the spec to the overlay behind it.
 
-Source: OCI runtime specification, config.md, "Mounts"; proc(5); the mounts that engines were seen to make. For what
-an engine leaves when it has unmounted a root file system, drivers/overlay/overlay.go of containers/storage.
+Source: OCI runtime specification, config.md, "Mounts"; proc(5); the mounts that engines were seen to make.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ import os
 import stat
 
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.overlay import dialect, mount_programs
+from archive_overlay.overlay import dialect, mount_programs, store
 from archive_overlay.system import mountinfo
-from archive_overlay.system.open_flags import READ
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -25,8 +23,8 @@ if TYPE_CHECKING:
 # Mount options with which an upperdir does not say all by itself. (nfs_export needs index.)
 _REFERRING = ("metacopy", "redirect_dir", "index")
 
-# The longest list of lower layers that is read. The driver allows 500 of 29 characters each.
-_LONGEST_LIST = 1 << 16
+# A file that podman mounts into each container.
+_ENVIRONMENT_FILE = "/run/.containerenv"
 
 
 class Mount(Record):
@@ -55,6 +53,7 @@ class OverlayMount(Record):
         dialect: how it marks deletions and the like.
         may_refer_to_lowers: whether the upperdir may have files whose data, directories whose contents,
             or names of files, are in the lower layers.
+        lowers_unknown: why it is not known what the lowerdirs are; "" if it is.
     """
 
     upper: str
@@ -62,9 +61,27 @@ class OverlayMount(Record):
     data_lowers: tuple[str, ...] = ()
     dialect: Dialect
     may_refer_to_lowers: bool = True
+    lowers_unknown: str = ""
+
+    def with_lowers(self, lowers: Sequence[str], *, unknown: str = "") -> OverlayMount:
+        """Give the same overlay with other lowerdirs, none of them for data alone.
+
+        Args:
+            lowers: see `lowers`.
+            unknown: see `lowers_unknown`.
+        """
+        return OverlayMount(
+            upper=self.upper,
+            lowers=tuple(lowers),
+            dialect=self.dialect,
+            may_refer_to_lowers=self.may_refer_to_lowers,
+            lowers_unknown=unknown,
+        )
 
 
-def find_overlay(mounts: Sequence[Mount], root: str, mount_point: str, *, mount_program: str) -> OverlayMount:
+def find_overlay(
+    mounts: Sequence[Mount], root: str, mount_point: str, *, mount_program: str, bundle: str = ""
+) -> OverlayMount:
     """Find the overlay that a container has at a mount point.
 
     Args:
@@ -72,6 +89,7 @@ def find_overlay(mounts: Sequence[Mount], root: str, mount_point: str, *, mount_
         root: absolute path of the container's root file system; "" where the spec has none.
         mount_point: the destination, normalised; "/" without a mount is the root file system.
         mount_program: path of the executable that serves overlays in user space.
+        bundle: absolute path of the container's bundle, which podman has in its store; "" if it has none.
 
     Raises:
         ArchiveError: there is no such mount, it is no overlay, or its upperdir is gone.
@@ -80,13 +98,13 @@ def find_overlay(mounts: Sequence[Mount], root: str, mount_point: str, *, mount_
     if there:
         overlay = _of_mount(there[-1], mount_program)
     elif mount_point == "/" and root:
-        found = _mounted_at(root, mount_program) or _left_at(root)
-        if found is None:
-            raise ArchiveError(
-                f"the container's root file system {root} is no overlay",
-                hint="only what is mounted through overlayfs can be archived",
-            )
-        overlay = found
+        sources = [mount.source for mount in mounts if mount.destination == _ENVIRONMENT_FILE]
+        overlay = _of_root(
+            root,
+            bundle=bundle,
+            environment_file=sources[-1] if sources else "",
+            mount_program=mount_program,
+        )
     else:
         known = ", ".join(sorted({mount.destination for mount in mounts})) or "none"
         raise ArchiveError(
@@ -241,42 +259,66 @@ def _mounted_at(path: str, mount_program: str) -> OverlayMount | None:
         raise ArchiveError(f"cannot read the mounts of this namespace: {error}") from error
     if mounted and mounted.type == "overlay" and mounted.root == "/":
         overlay = from_options(mounted.options, None, f"the mount at {path}")
-        return _with_absolute_paths(overlay, mounted.mount_point)
+        return _with_lowers_of_store(_with_absolute_paths(overlay, mounted.mount_point))
     served = mount_programs.options_at(path, mount_program)
     if served:
         return from_options(served, dialect.FUSE_OVERLAYFS, f"the mount at {path}")
     return None
 
 
-def _left_at(root: str) -> OverlayMount | None:
-    """Find the overlay of a root file system that the engine has unmounted, from what is beside its mount point.
+def _of_root(root: str, *, bundle: str, environment_file: str, mount_program: str) -> OverlayMount:
+    """Find the overlay of a container's root file system.
 
-    CRI-O unmounts before it runs poststop hooks. In the directory of a layer the engine has the mount point
-    `merged`, the upperdir `diff` and the list `lower`; a container writes below `diff` alone.
+    Where the container's root user could not reach the engine's store, root.path is a second place where it is mounted,
+    and often in a mount namespace of the container's monitor alone. What the store says leads to the first.
+    """
+    unknown = ""
+    place = root
+    if not store.layer_at(root):
+        try:
+            layer = store.layer_of_container(bundle, environment_file)
+            place = f"{layer}/merged" if layer else root
+        except store.UnknownError as error:
+            unknown = f", and its layer is not to be found: {error}"
+    overlay = _mounted_at(place, mount_program)
+    layer = store.layer_at(place)
+    if overlay is None and layer:
+        overlay = _left_in(layer, root)
+    if overlay is None:
+        raise ArchiveError(
+            f"the container's root file system {root} is no overlay{unknown}",
+            hint="only what is mounted through overlayfs can be archived",
+        )
+    if layer and not _is_same_directory(overlay.upper, f"{layer}/diff"):
+        raise ArchiveError(
+            f"the upperdir {overlay.upper} of the container's root file system is not the {layer}/diff of its layer"
+        )
+    return overlay
+
+
+def _left_in(layer: str, root: str) -> OverlayMount | None:
+    """Find the overlay of a root file system that the engine has unmounted, in its layer's directory.
+
+    CRI-O unmounts before it runs poststop hooks.
 
     Returns:
-        None: this is no such place, or something is mounted there.
+        None: something else is where it was mounted.
 
     Raises:
-        ArchiveError: it is one, but does not say all that has to be known.
+        ArchiveError: the store does not say all that has to be known.
     """
-    layer, name = os.path.split(root)
-    if name != "merged" or not os.path.lexists(f"{layer}/diff"):
-        return None
-    store = os.path.dirname(layer)
+    place = f"{layer}/merged"
     try:
-        used = os.path.lexists(root) and (os.path.islink(root) or os.listdir(root))
-        if used or mountinfo.read().at(root):
+        used = os.path.lexists(place) and (os.path.islink(place) or os.listdir(place))
+        if used or mountinfo.read().at(place):
             return None
-        if _text_of(f"{store}/.has-mount-program").strip() == "true":
-            raise ValueError("it was served by a mount program, whose options nobody knows any more")
-        lowers = _older(layer)
-        for entry in _text_of(f"{layer}/lower", needed=True).split(":"):
-            lowers += _lower_layer(store, entry)
-        upper = _directory(f"{layer}/diff")
+        if store.has_mount_program(layer):
+            raise store.UnknownError("it was served by a mount program, whose options nobody knows any more")
+        lowers = store.lowers(layer)
+        upper = store.upper(layer)
         with open("/proc/self/uid_map", encoding="ascii") as file:
             whole = file.read().split() == ["0", "0", "4294967295"]
-    except (OSError, ValueError) as error:
+    except (OSError, store.UnknownError) as error:
         reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
         raise ArchiveError(
             f"the container's root file system {root} is not mounted any more, and what it was made of is"
@@ -285,66 +327,43 @@ def _left_at(root: str) -> OverlayMount | None:
     # The driver mounts with userxattr when it is rootless. In a user namespace there is nothing else: trusted
     # attributes can be neither set nor read.
     return OverlayMount(
-        upper=upper, lowers=tuple(lowers), dialect=dialect.NATIVE if whole else dialect.NATIVE_USERXATTR
+        upper=upper,
+        lowers=tuple(lowers),
+        dialect=dialect.NATIVE if whole else dialect.NATIVE_USERXATTR,
     )
 
 
-def _lower_layer(store: str, entry: str) -> list[str]:
-    """Give the directories of an entry l/ID in a list of lower layers, topmost first.
-
-    Raises:
-        OSError, ValueError: the entry is none, or the layer is not there as a directory.
-    """
-    directory, _, name = entry.partition("/")
-    if directory != "l" or not (name.isascii() and name.isalnum()):
-        raise ValueError(f"{entry[:80]!r} names no lower layer")
-    link = os.readlink(f"{store}/{entry}")
-    parts = link.split("/")
-    if len(parts) != 3 or parts[0] != ".." or parts[1] in ("", ".", "..") or parts[2] != "diff":
-        raise ValueError(f"{store}/{entry} leads to {link}, which is no layer")
-    layer = f"{store}/{parts[1]}"
-    if os.path.lexists(f"{layer}/composefs-data"):
-        raise ValueError(f"the lower layer {layer} is an image of composefs, which is not mounted any more")
-    return [_directory(f"{layer}/diff"), *_older(layer)]
-
-
-def _older(layer: str) -> list[str]:
-    """Give what a layer was before its owners were mapped to others: diff1 and so on, below its diff."""
-    found: list[str] = []
-    while os.path.lexists(f"{layer}/diff{len(found) + 1}"):
-        found.append(_directory(f"{layer}/diff{len(found) + 1}"))
-    return found
-
-
-def _directory(path: str) -> str:
-    if not stat.S_ISDIR(os.lstat(path).st_mode):
-        raise ValueError(f"{path} is no directory")
-    return path
-
-
-def _text_of(path: str, *, needed: bool = False) -> str:
+def _with_lowers_of_store(overlay: OverlayMount) -> OverlayMount:
+    """Give an overlay the lower layers that the engine's store lists, whatever the mount table calls them."""
+    layer = store.layer_of_upper(overlay.upper)
+    if not layer:
+        return overlay
     try:
-        fd = os.open(path, READ)
-    except FileNotFoundError:
-        if needed:
-            raise
-        return ""
+        return overlay.with_lowers(store.lowers(layer))
+    except store.UnknownError as error:
+        # The layers may be in a second store, of which the mount table has the paths. Those in the container's own
+        # layer are mounts of the engine's making, and empty directories once it has detached them.
+        listed = (*overlay.lowers, *overlay.data_lowers)
+        if listed and all(os.path.isdir(lower) and not lower.startswith(f"{layer}/") for lower in listed):
+            return overlay
+        return overlay.with_lowers((), unknown=str(error))
+
+
+def _is_same_directory(one: str, other: str) -> bool:
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError(f"{path} is no file")
-        text = os.read(fd, _LONGEST_LIST + 1)
-    finally:
-        os.close(fd)
-    if len(text) > _LONGEST_LIST:
-        raise ValueError(f"{path} is longer than any list of layers")
-    return os.fsdecode(text)
+        return one == other or os.path.samefile(one, other)
+    except OSError:
+        return False
 
 
 def _with_absolute_paths(overlay: OverlayMount, mount_point: str) -> OverlayMount:
     # With many layers, storage drivers mount from their own directory with paths relative to it, to
     # fit all into a page. The mount point lies somewhere below that directory.
-    if all(path.startswith("/") for path in (overlay.upper, *overlay.lowers, *overlay.data_lowers)):
-        return overlay
+    relative = [path for path in (*overlay.lowers, *overlay.data_lowers) if not path.startswith("/")]
+    if overlay.upper.startswith("/"):
+        if not relative:
+            return overlay
+        return overlay.with_lowers((), unknown=f"the mount table has {relative[0]}, and not where that is")
     base = os.path.dirname(mount_point)
     while base not in ("", "/") and not os.path.isdir(os.path.join(base, overlay.upper)):
         base = os.path.dirname(base)

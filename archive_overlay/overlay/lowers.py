@@ -97,6 +97,7 @@ class Lowers:
         self._layers = (*overlay.lowers, *overlay.data_lowers)
         self._merged = len(overlay.lowers)
         self._namespace = overlay.dialect.opaque_attribute[: -len("opaque")]
+        self._unknown = overlay.lowers_unknown
         self._roots: list[Place] | None = None
 
     def below(self, directory: Directory) -> list[Place]:
@@ -194,6 +195,10 @@ class Lowers:
         return os.path.join(self._layers[layer], path) if path else self._layers[layer]
 
     def _all_roots(self) -> list[Place]:
+        if self._unknown:
+            raise ArchiveError(
+                f"the upperdir refers to what is in the lower layers, which are not to be found: {self._unknown}"
+            )
         if self._roots is None:
             self._roots = []
             for layer in range(self._merged):

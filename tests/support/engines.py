@@ -48,6 +48,7 @@ FUSE_OVERLAYFS = "/usr/bin/fuse-overlayfs"
 USER = 61_234
 FIRST_SUBORDINATE = 1_000_000
 SUBORDINATES = 65_536
+FIRST_AUTOMATIC = 2_000_000
 
 PROGRAMS = (
     *("podman", "runc", "crun", "fuse-overlayfs", "newuidmap", "newgidmap"),
@@ -423,8 +424,12 @@ def _add_user(machine: Machine) -> None:
     for name, line in (
         ("passwd", f"e2e:x:{USER}:{USER}::/:/bin/sh"),
         ("group", f"e2e:x:{USER}:"),
+        ("passwd", f"containers:x:{USER + 1}:{USER + 1}::/:/bin/sh"),
         ("subuid", f"{USER}:{FIRST_SUBORDINATE}:{SUBORDINATES}"),
         ("subgid", f"{USER}:{FIRST_SUBORDINATE}:{SUBORDINATES}"),
+        # Whose ids rootful podman takes for --userns=auto; podman 5.8 wants a user of that name.
+        ("subuid", f"containers:{FIRST_AUTOMATIC}:{10 * SUBORDINATES}"),
+        ("subgid", f"containers:{FIRST_AUTOMATIC}:{10 * SUBORDINATES}"),
     ):
         with open(etc / name, "a", encoding="ascii") as file:
             file.write(f"{line}\n")
@@ -482,12 +487,12 @@ tmp_dir = "{home}/run/libpod"
 """
     if hooks_dir:
         containers_conf += f'hooks_dir = ["{hooks_dir}"]\n'
+    # Rootless podman 4.3 reads only the one name, and podman 5.8 complains of two.
     storage_conf = f"""\
 [storage]
 driver = "overlay"
 runroot = "{home}/run/storage"
-graphroot = "{home}/storage"
-rootless_storage_path = "{home}/storage"
+{"rootless_storage_path" if engine.rootless else "graphroot"} = "{home}/storage"
 """
     if engine.store == "fuse":
         storage_conf += f'[storage.options.overlay]\nmount_program = "{FUSE_OVERLAYFS}"\n'

@@ -38,9 +38,10 @@ class Layer(Saver):
     def __init__(self, overlay: overlays.Overlay, method: str, directory: Path) -> None:
         super().__init__(overlay, method, directory)
         self.keeps_mount_point = True
-        self.store = overlay.directory / "store"
+        self.store = overlay.directory / "store" / "overlay"
         self.layer = self.store / "c0ffee"
         (self.store / "l").mkdir(parents=True)
+        self.store.chmod(0o700)
         overlay.layer(self._bottom)
         overlay.layer(self._top)
         for number, identifier in enumerate(IDS):
@@ -268,6 +269,13 @@ def test_what_a_mount_program_served_is_refused(layer: Layer) -> None:
 
     (layer.store / ".has-mount-program").write_text("true")
     layer.expect_refusal("mount program")
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702])
+def test_a_store_that_others_may_write_to_is_no_engine_s(layer: Layer, mode: int) -> None:
+    layer.store.chmod(mode)
+
+    layer.expect_refusal(f"{layer.store} may be written to by others")
 
 
 # What is no such place

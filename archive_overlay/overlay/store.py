@@ -1,0 +1,210 @@
+"""The engine's store on disk: from a container to its layer, and from a layer to its overlay's directories.
+
+    STORE/overlay/LAYER/diff     what the layer holds; a container's is its upperdir
+    STORE/overlay/LAYER/diff1    the same before the engine changed its owners; diff2 and so on below it
+    STORE/overlay/LAYER/lower    the layers below, topmost first: l/SHORT:l/SHORT:...
+    STORE/overlay/LAYER/merged   the mount point
+    STORE/overlay/l/SHORT        a symbolic link to ../LAYER/diff
+    STORE/overlay-containers/ID/userdata               podman's bundle
+    STORE/overlay-containers/containers.json           layer of each container
+    STORE/overlay-containers/volatile-containers.json  the same for containers run with --rm
+
+The mount table does not say all of this: it shows names as the mounting process wrote them, and those may be numbers of
+its file descriptors, or mounts that it detached as soon as the overlay was mounted.
+
+Only the engine writes here, except below `diff`, which belongs to containers and images: nothing in there is read.
+
+Source: drivers/overlay/overlay.go and containers.go of containers/storage; the stores of podman 4.3 and 5.4.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from archive_overlay.system.open_flags import READ
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CONTAINERS = "overlay-containers"
+_RECORDS = ("containers.json", "volatile-containers.json")
+
+# The longest list of lower layers that is read. The driver allows 500 of 29 characters each.
+_LONGEST_LIST = 1 << 16
+
+# The longest list of containers that is read. A container takes about 1 KB.
+_LONGEST_RECORD = 1 << 24
+
+
+class UnknownError(Exception):
+    """The store does not say what is asked; the message says why, with the path."""
+
+
+def layer_of_container(bundle: str, environment_file: str) -> str:
+    """Find the layer that a container's root file system is.
+
+    Args:
+        bundle: its bundle; only in a store does it say anything.
+        environment_file: source of the mount at /run/.containerenv; "" without one. An engine whose list of
+            containers is not to outlive a reboot keeps it where that file is.
+
+    Returns:
+        The layer's directory; "" where the bundle is in no store.
+
+    Raises:
+        UnknownError: the store does not say.
+    """
+    containers, container = _in_store(bundle)
+    if not container:
+        return ""
+    elsewhere, same = _in_store(os.path.dirname(environment_file))
+    places = [containers, elsewhere] if same == container and elsewhere != containers else [containers]
+    for place in places:
+        for record in _records(place):
+            layer = record.get("layer")
+            if record.get("id") == container and isinstance(layer, str) and _is_identifier(layer):
+                return f"{os.path.dirname(containers)}/overlay/{layer}"
+    raise UnknownError(f"{' and '.join(places)} list no container {container} with a layer")
+
+
+def layer_at(mount_point: str) -> str:
+    """Give the directory of the layer that has its mount point there; "" for any other place."""
+    layer, name = os.path.split(mount_point)
+    return layer if name == "merged" and os.path.lexists(f"{layer}/diff") else ""
+
+
+def layer_of_upper(upper: str) -> str:
+    """Give the directory of the layer that an upperdir belongs to; "" where it belongs to none."""
+    layer, name = os.path.split(upper)
+    return layer if name == "diff" and os.path.lexists(f"{layer}/lower") else ""
+
+
+def upper(layer: str) -> str:
+    """Give a layer's upperdir.
+
+    Raises:
+        UnknownError: it is not there as a directory.
+    """
+    return _directory(f"{layer}/diff")
+
+
+def lowers(layer: str) -> list[str]:
+    """Give the directories that a layer's overlay has below its upperdir, topmost first.
+
+    Raises:
+        UnknownError: the list of lower layers is missing or malformed, or a layer is not there as a directory.
+    """
+    store = os.path.dirname(layer)
+    _check_private(store)
+    text = _text_of(f"{layer}/lower", _LONGEST_LIST)
+    found = _older(layer)
+    for entry in text.split(":"):
+        found += _lower_layer(store, entry)
+    return found
+
+
+def has_mount_program(layer: str) -> bool:
+    """Say whether the overlays of a layer's store are served in user space.
+
+    Raises:
+        UnknownError: the store's note of that cannot be read.
+    """
+    note = f"{os.path.dirname(layer)}/.has-mount-program"
+    return os.path.lexists(note) and _text_of(note, _LONGEST_LIST).strip() == "true"
+
+
+def _in_store(directory: str) -> tuple[str, str]:
+    """Split STORE/overlay-containers/ID/userdata after the first two; "" and "" for anything else."""
+    above, name = os.path.split(os.path.normpath(directory))
+    containers, container = os.path.split(above)
+    if name == "userdata" and os.path.basename(containers) == _CONTAINERS and _is_identifier(container):
+        return containers, container
+    return "", ""
+
+
+def _records(containers: str) -> Iterator[dict[str, object]]:
+    """Give what a store has on each of its containers."""
+    import json
+
+    _check_private(containers)
+    for path in (f"{containers}/{name}" for name in _RECORDS):
+        if not os.path.lexists(path):
+            continue
+        try:
+            listed = json.loads(_text_of(path, _LONGEST_RECORD))
+        except (ValueError, RecursionError):
+            raise UnknownError(f"{path} is not valid JSON") from None
+        yield from (record for record in _list(listed) if isinstance(record, dict))
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _lower_layer(store: str, entry: str) -> list[str]:
+    """Give the directories of an entry l/SHORT in a list of lower layers, topmost first."""
+    directory, _, name = entry.partition("/")
+    if directory != "l" or not _is_identifier(name):
+        raise UnknownError(f"{entry[:80]!r} names no lower layer")
+    try:
+        link = os.readlink(f"{store}/{entry}")
+    except OSError as error:
+        raise UnknownError(f"{store}/{entry}: {error.strerror}") from error
+    parts = link.split("/")
+    if len(parts) != 3 or parts[0] != ".." or parts[1] in ("", ".", "..") or parts[2] != "diff":
+        raise UnknownError(f"{store}/{entry} leads to {link}, which is no layer")
+    layer = f"{store}/{parts[1]}"
+    if os.path.lexists(f"{layer}/composefs-data"):
+        raise UnknownError(f"the lower layer {layer} is an image of composefs, which is not mounted any more")
+    return [_directory(f"{layer}/diff"), *_older(layer)]
+
+
+def _older(layer: str) -> list[str]:
+    """Give what a layer was before its owners were mapped to others: diff1 and so on, below its diff."""
+    found: list[str] = []
+    while os.path.lexists(f"{layer}/diff{len(found) + 1}"):
+        found.append(_directory(f"{layer}/diff{len(found) + 1}"))
+    return found
+
+
+def _is_identifier(name: str) -> bool:
+    return name.isascii() and name.isalnum()
+
+
+def _check_private(directory: str) -> None:
+    """Make sure that nobody but the engine's user can put anything into a directory."""
+    try:
+        status = os.stat(directory)
+    except OSError as error:
+        raise UnknownError(f"{directory}: {error.strerror}") from error
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UnknownError(f"{directory} may be written to by others, so it is no engine's")
+
+
+def _directory(path: str) -> str:
+    try:
+        is_directory = stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError as error:
+        raise UnknownError(f"{path}: {error.strerror}") from error
+    if not is_directory:
+        raise UnknownError(f"{path} is no directory")
+    return path
+
+
+def _text_of(path: str, longest: int) -> str:
+    try:
+        fd = os.open(path, READ)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise UnknownError(f"{path} is no file")
+            with open(fd, "rb", closefd=False) as file:
+                text = file.read(longest + 1)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise UnknownError(f"{path}: {error.strerror}") from error
+    if len(text) > longest:
+        raise UnknownError(f"{path} is longer than any list of an engine")
+    return os.fsdecode(text)
