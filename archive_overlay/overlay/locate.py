@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from archive_overlay.overlay.dialect import Dialect
+    from archive_overlay.overlay.owners import OwnerMap
 
 
 # Mount options with which an upperdir does not say all by itself. (nfs_export needs index.)
@@ -54,6 +55,7 @@ class OverlayMount(Record):
         may_refer_to_lowers: whether the upperdir may have files whose data, directories whose contents,
             or names of files, are in the lower layers.
         lowers_unknown: why it is not known what the lowerdirs are; "" if it is.
+        lower_owners: whose it is what lies in the lowerdirs; None: whose it is on disk.
     """
 
     upper: str
@@ -62,13 +64,17 @@ class OverlayMount(Record):
     dialect: Dialect
     may_refer_to_lowers: bool = True
     lowers_unknown: str = ""
+    lower_owners: OwnerMap | None = None
 
-    def with_lowers(self, lowers: Sequence[str], *, unknown: str = "") -> OverlayMount:
+    def with_lowers(
+        self, lowers: Sequence[str], *, unknown: str = "", owners: OwnerMap | None = None
+    ) -> OverlayMount:
         """Give the same overlay with other lowerdirs, none of them for data alone.
 
         Args:
             lowers: see `lowers`.
             unknown: see `lowers_unknown`.
+            owners: see `lower_owners`.
         """
         return OverlayMount(
             upper=self.upper,
@@ -76,6 +82,7 @@ class OverlayMount(Record):
             dialect=self.dialect,
             may_refer_to_lowers=self.may_refer_to_lowers,
             lowers_unknown=unknown,
+            lower_owners=owners,
         )
 
 
@@ -315,6 +322,7 @@ def _left_in(layer: str, root: str) -> OverlayMount | None:
         if store.has_mount_program(layer):
             raise store.UnknownError("it was served by a mount program, whose options nobody knows any more")
         lowers = store.lowers(layer)
+        owners = store.lower_owners(layer)
         upper = store.upper(layer)
         with open("/proc/self/uid_map", encoding="ascii") as file:
             whole = file.read().split() == ["0", "0", "4294967295"]
@@ -330,6 +338,7 @@ def _left_in(layer: str, root: str) -> OverlayMount | None:
         upper=upper,
         lowers=tuple(lowers),
         dialect=dialect.NATIVE if whole else dialect.NATIVE_USERXATTR,
+        lower_owners=owners,
     )
 
 
@@ -339,7 +348,7 @@ def _with_lowers_of_store(overlay: OverlayMount) -> OverlayMount:
     if not layer:
         return overlay
     try:
-        return overlay.with_lowers(store.lowers(layer))
+        return overlay.with_lowers(store.lowers(layer), owners=store.lower_owners(layer))
     except store.UnknownError as error:
         # The layers may be in a second store, of which the mount table has the paths. Those in the container's own
         # layer are mounts of the engine's making, and empty directories once it has detached them.

@@ -4,9 +4,10 @@
     STORE/overlay/LAYER/diff1    the same before the engine changed its owners; diff2 and so on below it
     STORE/overlay/LAYER/lower    the layers below, topmost first: l/SHORT:l/SHORT:...
     STORE/overlay/LAYER/merged   the mount point
+    STORE/overlay/LAYER/mapped   where the layers below were mounted for a user namespace, if they ever were
     STORE/overlay/l/SHORT        a symbolic link to ../LAYER/diff
     STORE/overlay-containers/ID/userdata               podman's bundle
-    STORE/overlay-containers/containers.json           layer of each container
+    STORE/overlay-containers/containers.json           layer and user namespace of each container
     STORE/overlay-containers/volatile-containers.json  the same for containers run with --rm
 
 The mount table does not say all of this: it shows names as the mounting process wrote them, and those may be numbers of
@@ -22,6 +23,7 @@ from __future__ import annotations
 import os
 import stat
 
+from archive_overlay.overlay.owners import OwnerMap
 from archive_overlay.system.open_flags import READ
 
 TYPE_CHECKING = False
@@ -105,6 +107,26 @@ def lowers(layer: str) -> list[str]:
     return found
 
 
+def lower_owners(layer: str) -> OwnerMap | None:
+    """Give the owners that a layer's overlay shows for what lies in its lower layers; None: those on disk.
+
+    Raises:
+        UnknownError: they are others, and the store does not say which.
+    """
+    if not os.path.lexists(f"{layer}/mapped"):
+        return None
+    store, name = os.path.split(layer)
+    containers = f"{os.path.dirname(store)}/{_CONTAINERS}"
+    for record in _records(containers):
+        if record.get("layer") == name:
+            users, groups = _ranges(record.get("uidmap")), _ranges(record.get("gidmap"))
+            if users and groups:
+                return OwnerMap(users=users, groups=groups)
+    raise UnknownError(
+        f"{containers} does not say whose the lower layers of {layer} are in its user namespace"
+    )
+
+
 def has_mount_program(layer: str) -> bool:
     """Say whether the overlays of a layer's store are served in user space.
 
@@ -137,6 +159,20 @@ def _records(containers: str) -> Iterator[dict[str, object]]:
         except (ValueError, RecursionError):
             raise UnknownError(f"{path} is not valid JSON") from None
         yield from (record for record in _list(listed) if isinstance(record, dict))
+
+
+def _ranges(listed: object) -> list[tuple[int, int, int]]:
+    """Read ranges of ids; an empty list where anything in them is not as it should be."""
+    found = []
+    for entry in _list(listed):
+        numbers = (
+            [entry.get(key) for key in ("container_id", "host_id", "size")] if isinstance(entry, dict) else []
+        )
+        first, shown, count = numbers or (None, None, None)
+        if not (isinstance(first, int) and isinstance(shown, int) and isinstance(count, int)):
+            return []
+        found.append((first, shown, count))
+    return found
 
 
 def _list(value: object) -> list[object]:

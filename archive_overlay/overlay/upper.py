@@ -111,6 +111,7 @@ class _Reader:
         self._log = log
         self._deletions_first = deletions_first
         self._lowers = Lowers(overlay)
+        self._lower_owners = overlay.lower_owners
         self._first_names: dict[tuple[int, int], str] = {}
         self._file = -1
         try:
@@ -155,6 +156,8 @@ class _Reader:
                 else:
                     below = self._from_below(level, name)
                     if below is not None:
+                        if self._lower_owners:
+                            self._lower_owners.apply(below)
                         yield below
                         self._close_file()
         except OSError as error:

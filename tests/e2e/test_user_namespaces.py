@@ -79,3 +79,25 @@ def test_it_can_be_saved_by_hand_after_podman_has_unmounted_it(machine: Machine)
     machine.run(HOOK, f"--bundle={bundle}", environment=engine.environment)
 
     assert read(engine, archive)["tree/made"].content == b"made\n"
+
+
+@pytest.mark.parametrize("option", [UIDMAP, AUTO])
+def test_what_lies_below_a_renamed_directory_has_the_owner_of_the_container(
+    machine: Machine, option: str
+) -> None:
+    engine = Engine(machine, False, "native", "crun")
+
+    archive = run(
+        engine,
+        f"user-renamed-{option[2:8]}",
+        option,
+        command="touch /tree/made; mv /tree/replaced /tree/renamed; chmod 600 /tree/kept",
+        podman_options=("--storage-opt=overlay.mountopt=nodev,metacopy=on",),
+    )
+
+    saved = read(engine, archive)
+    assert saved["tree/kept"].content == b"kept of the image\n"
+    assert saved["tree/renamed/old/file"].content == b"replaced/old/file of the image\n"
+    owners = {saved[f"tree/{name}"].owner for name in ("made", "kept", "renamed", "renamed/old/file")}
+    assert len(owners) == 1
+    assert owners != {(0, 0)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from tests.integration.conftest import expect_equal
 from tests.integration.overlay.test_unmounted import IDS, REFERRING, Layer, changes
-from tests.support import hooks, overlays
+from tests.support import hooks, overlays, tools
 
 if TYPE_CHECKING:
     from typing import Callable
@@ -332,3 +333,102 @@ def test_a_relative_lower_layer_is_not_looked_for_beside_the_mount_point(referri
 
     assert result.status == 1
     assert "the mount table has 0, and not where that is" in result.only_error()
+
+
+# Lower layers with other owners
+
+ACL_USER = struct.pack("<HHI", 2, 7, 1234)
+ACL = (
+    struct.pack("<I", 2)
+    + struct.pack("<HHI", 1, 6, 2**32 - 1)
+    + ACL_USER
+    + b"".join(struct.pack("<HHI", tag, 4, 2**32 - 1) for tag in (4, 16, 32))
+)
+CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
+SHOWN = 100_000
+COUNT = 2000
+
+
+def furnish(root: Path) -> None:
+    """Put something of each owner into a directory."""
+    directory = root / "renamed" / "owned"
+    directory.mkdir()
+    for number, owner in enumerate((0, 1, COUNT - 1, COUNT, 65_533)):
+        (directory / str(number)).write_text("data")
+        os.chown(directory / str(number), owner, owner)
+    (directory / "program").write_text("of root")
+    os.setxattr(directory / "program", "security.capability", CAPABILITY)
+    (directory / "program").chmod(0o4755)
+    (directory / "shared").touch()
+    os.setxattr(directory / "shared", "system.posix_acl_access", ACL)
+    os.symlink("program", directory / "link")
+    os.chown(directory / "link", 7, 8, follow_symlinks=False)
+
+
+class Mapped(Layer):
+    """A container of a user namespace, whose lower layers were mounted for it while it was mounted itself."""
+
+    def __init__(self, overlay: overlays.Overlay, method: str, directory: Path) -> None:
+        super().__init__(overlay, method, directory)
+        overlay.inside(lambda: furnish(overlay.lowers[1]))
+        # Here they stay mounted, to compare with.
+        shown = overlay.directory / "shown"
+        shown.mkdir()
+        overlay.inside(lambda: overlays.bind_id_mapped(self.store, shown, [(0, SHOWN, COUNT)]))
+        overlay.lowers = [shown / "l" / identifier for identifier in IDS]
+        for path in (overlay.upper, overlay.work):
+            os.chown(path, SHOWN, SHOWN)
+        containers = self.store.parent / "overlay-containers"
+        containers.mkdir(mode=0o700)
+        ranges = [{"container_id": 0, "host_id": SHOWN, "size": COUNT}]
+        self.record = containers / "containers.json"
+        record = {"id": CONTAINER, "layer": self.layer.name, "uidmap": ranges, "gidmap": ranges}
+        self.record.write_text(json.dumps([record]))
+
+    def run_mounted(self) -> hooks.Result:
+        """Run the hook while the layer is mounted, after changes that refer to its lower layers."""
+        mapped = self.layer / "mapped" / "0"
+        mapped.mkdir(parents=True)
+
+        def bound() -> list[object]:
+            overlays.bind_id_mapped(self.store, mapped, [(0, SHOWN, COUNT)])
+            return [mapped / "l" / identifier for identifier in IDS]
+
+        return run_mounted(self, refer, lowerdirs=bound, mounted=lambda: overlays.detach(mapped))
+
+
+@pytest.fixture
+def id_mapped(new_overlay: NewOverlay, method: str, scratch: Path) -> Mapped:
+    """Give a layer of a container in a user namespace."""
+    tools.need_root()
+    return Mapped(new_overlay(REFERRING), method, scratch)
+
+
+def test_what_lies_below_has_the_owners_that_the_container_saw(id_mapped: Mapped) -> None:
+    result = id_mapped.run_mounted()
+
+    expect_what_is_left(id_mapped, result)
+    program = os.stat(id_mapped.extracted / "new" / "owned" / "program")
+    assert (program.st_uid, program.st_mode & 0o7777) == (SHOWN, 0o4755)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text.replace("uidmap", "other"),
+        lambda text: text.replace("c0ffee", "other"),
+        lambda text: text.replace(str(SHOWN), '"0"'),
+        lambda text: text.replace("size", "other"),
+        lambda text: text.replace(f"{SHOWN}", "null"),
+    ],
+)
+def test_without_a_record_of_the_owners_nothing_is_guessed(
+    id_mapped: Mapped, spoil: Callable[[str], str]
+) -> None:
+    id_mapped.record.write_text(spoil(id_mapped.record.read_text()))
+
+    result = id_mapped.run_mounted()
+
+    assert result.status == 1
+    assert "does not say whose the lower layers" in result.only_error()
+    assert os.listdir(id_mapped.out) == []
