@@ -211,10 +211,10 @@ def refer(root: Path) -> None:
 
 def run_mounted(
     layer: Layer,
-    change: Callable[[Path], None],
+    change: Callable[[Path], object],
     *,
     lowerdirs: Callable[[], list[object]],
-    mounted: Callable[[], None] = lambda: None,
+    mounted: Callable[[], object] = lambda: None,
 ) -> hooks.Result:
     """Mount a layer, make changes, and run the hook while it is mounted.
 
@@ -268,7 +268,7 @@ def test_nothing_is_archived_that_refers_to_layers_that_are_not_found(referring:
         referring,
         refer,
         lowerdirs=lambda: descriptors(referring),
-        mounted=lambda: path.rename(path.with_name("gone")) and None,
+        mounted=lambda: path.rename(path.with_name("gone")),
     )
 
     assert result.status == 1
@@ -279,7 +279,7 @@ def test_nothing_is_archived_that_refers_to_layers_that_are_not_found(referring:
 def test_what_refers_to_no_layer_is_archived_without_them(referring: Layer) -> None:
     result = run_mounted(
         referring,
-        lambda root: (root / "made").write_text("by a container") and None,
+        lambda root: (root / "made").write_text("by a container"),
         lowerdirs=lambda: descriptors(referring),
         mounted=lambda: (referring.store / "l" / IDS[1]).unlink(),
     )
