@@ -15,7 +15,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from archive_overlay.overlay.dialect import Dialect
     from archive_overlay.overlay.owners import OwnerMap
@@ -145,11 +145,17 @@ def is_mounted(overlay: OverlayMount) -> bool:
     status = os.stat(overlay.upper)
     for table in mountinfo.read_all():
         for mounted in table.of_type("overlay"):
-            if not any(option.startswith("upperdir=") for option in mounted.options):
+            options = _options(mounted.options)
+            upper = next((_unescaped(value) for key, value in options if key == "upperdir"), "")
+            if not upper:
                 continue
-            origin = mounted.mount_point
-            other = _with_absolute_paths(from_options(mounted.options, None, origin), origin)
-            if os.path.exists(other.upper) and os.path.samestat(os.stat(other.upper), status):
+            if not upper.startswith("/"):
+                upper = os.path.join(_base(upper, mounted.mount_point), upper)
+            try:
+                other = os.stat(upper)
+            except OSError:
+                continue  # not to be found, so another one; it may have vanished since the table was read
+            if os.path.samestat(other, status):
                 return True
     return False
 
@@ -173,8 +179,7 @@ def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> O
     userxattr = False
     permissions = ""
     references: dict[str, str] = {}
-    for option in split(",".join(options), ","):
-        key, _, value = option.partition("=")
+    for key, value in _options(options):
         if key == "upperdir":
             upper = _unescaped(value)
         elif key == "lowerdir":
@@ -219,6 +224,13 @@ def split(text: str, separator: str) -> list[str]:
         position += 1
     parts.append(text[start:])
     return parts
+
+
+def _options(options: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Give keys and values of mount options that were split at commas, escaped ones too."""
+    for option in split(",".join(options), ","):
+        key, _, value = option.partition("=")
+        yield key, value
 
 
 def _makes_references(options: Mapping[str, str]) -> bool:
@@ -366,16 +378,12 @@ def _is_same_directory(one: str, other: str) -> bool:
 
 
 def _with_absolute_paths(overlay: OverlayMount, mount_point: str) -> OverlayMount:
-    # With many layers, storage drivers mount from their own directory with paths relative to it, to
-    # fit all into a page. The mount point lies somewhere below that directory.
     relative = [path for path in (*overlay.lowers, *overlay.data_lowers) if not path.startswith("/")]
     if overlay.upper.startswith("/"):
         if not relative:
             return overlay
         return overlay.with_lowers((), unknown=f"the mount table has {relative[0]}, and not where that is")
-    base = os.path.dirname(mount_point)
-    while base not in ("", "/") and not os.path.isdir(os.path.join(base, overlay.upper)):
-        base = os.path.dirname(base)
+    base = _base(overlay.upper, mount_point)
     return OverlayMount(
         upper=os.path.join(base, overlay.upper),
         lowers=tuple(os.path.join(base, lower) for lower in overlay.lowers),
@@ -383,6 +391,18 @@ def _with_absolute_paths(overlay: OverlayMount, mount_point: str) -> OverlayMoun
         may_refer_to_lowers=overlay.may_refer_to_lowers,
         dialect=overlay.dialect,
     )
+
+
+def _base(upper: str, mount_point: str) -> str:
+    """Give the directory that a mount's relative paths are relative to.
+
+    With many layers, storage drivers mount from their own directory with paths relative to it, to fit all into a
+    page. The mount point lies somewhere below that directory.
+    """
+    base = os.path.dirname(mount_point)
+    while base not in ("", "/") and not os.path.isdir(os.path.join(base, upper)):
+        base = os.path.dirname(base)
+    return base
 
 
 def _unescaped(text: str) -> str:

@@ -17,7 +17,10 @@ from tests.support import faults, hooks, overlays, tools, trees
 from tests.support.overlays import Flavour
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, Callable
+
+    from tests.integration.conftest import NewOverlay
 
 pytestmark = pytest.mark.parametrize("method", ["move"])
 
@@ -451,6 +454,61 @@ def test_it_is_refused_while_another_overlay_is_mounted_on_the_upperdir(saver: S
 
     assert "still mounted" in result.only_error()
     expect_equal(before, view_of_upper(saver))
+
+
+@pytest.fixture
+def strangers(new_overlay: NewOverlay) -> Iterator[overlays.Overlay]:
+    """Give an overlay that is mounted, and none of the hook's business."""
+    made = new_overlay(overlays.NATIVE)
+    made.mount()
+    yield made
+    made.unmount()
+
+
+def test_an_overlay_whose_upperdir_is_gone_is_somebody_else_s(
+    changed: Saver, strangers: overlays.Overlay
+) -> None:
+    shutil.rmtree(strangers.upper)
+
+    result = changed.run()
+
+    assert result.status == 0, result.stderr
+    assert COPIED not in result.stderr
+
+
+def test_an_overlay_whose_upperdir_vanishes_while_it_is_looked_at_is_somebody_else_s(
+    changed: Saver, executable: Path, strangers: overlays.Overlay
+) -> None:
+    subject = hook(changed, executable)
+    inject = "inject=stat,newfstatat,statx:signal=STOP:when=1"
+
+    def run() -> tuple[int, str]:
+        with subprocess.Popen(
+            ["strace", "-P", strangers.upper, "-e", inject, executable],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={},
+        ) as tracer:
+            assert tracer.stdin
+            assert tracer.stderr
+            tracer.stdin.write(subject.bundle.state().decode())
+            tracer.stdin.close()
+            said = []
+            for line in tracer.stderr:
+                said.append(line)
+                if "stopped by SIGSTOP" in line:
+                    shutil.rmtree(strangers.upper)
+                    children = Path(f"/proc/{tracer.pid}/task/{tracer.pid}/children").read_text()
+                    os.kill(int(children), signal.SIGCONT)
+        return tracer.returncode, "".join(said)
+
+    status, said = changed.overlay.inside(run)
+
+    assert status == 0, said
+    assert COPIED not in said
+    assert not strangers.upper.exists(), said
+    assert said.count(str(strangers.upper)) == 1, "one look is enough"
 
 
 def expect_refused(saver: Saver, run: Callable[[], hooks.Result]) -> None:
