@@ -14,21 +14,24 @@ hook begins with is struck: strace counts for each thread by itself, and threads
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import signal
 import subprocess
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support import hooks
+from tests.support import hooks, overlays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# In namespaces of its own, for the hook reads mountinfo and goes through the processes.
+# In namespaces of its own, for the hook reads mountinfo and goes through the processes. They are made from one in
+# which nothing is mounted or unmounted any more: what others do on this machine would change what the hook reads.
 _ALONE = ("unshare", "--mount", "--pid", "--fork", "--mount-proc")
 
 # When threads allocate memory, the C library opens a file of its own now and then, as chance will have it.
@@ -281,12 +284,20 @@ def count(hook: Hook, call: str) -> int:
     return sum(f"{call}(" in line for line in log)
 
 
+@cache
+def _alone() -> tuple[str, ...]:
+    """Give the command that runs another one with mounts that are the same each time."""
+    still = overlays.Namespace(rootless=False)
+    atexit.register(still.close)
+    return ("nsenter", f"--mount={still.path}", "--", *_ALONE)
+
+
 def _started(hook: Hook, options: tuple[str, ...]) -> tuple[Outcome, list[str]]:
     """Run the hook under strace from its beginning."""
     log = hook.scratch / "strace"
     done = subprocess.run(
         # --seccomp-bpf wants -f.
-        [*_ALONE, "strace", "-f", "-qq", "-o", log, *options, hook.executable, *hook.arguments],
+        [*_alone(), "strace", "-f", "-qq", "-o", log, *options, hook.executable, *hook.arguments],
         input=hook.bundle.state(),
         capture_output=True,
         env=_ENVIRONMENT,
@@ -308,7 +319,7 @@ def _attached(hook: Hook, options: tuple[str, ...], calls: Sequence[Call] = ()) 
     os.mkfifo(spec)
     try:
         with subprocess.Popen(
-            [*_ALONE, hook.executable, *hook.arguments],
+            [*_alone(), hook.executable, *hook.arguments],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=_ENVIRONMENT,

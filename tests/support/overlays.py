@@ -119,6 +119,11 @@ class Namespace:
         if rootless:
             self._map_ids()
 
+    @property
+    def path(self) -> str:
+        """The file by which another process enters its mounts."""
+        return f"/proc/{self._holder.pid}/ns/mnt"
+
     def inside(self, function: Callable[[], T]) -> T:
         """Run a function in a process in this namespace.
 
