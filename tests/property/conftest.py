@@ -22,9 +22,17 @@ from tests.integration.conftest import (  # noqa: F401
 
 set_hypothesis_home_dir(Path(__file__).resolve().parents[2] / ".cache" / "hypothesis")
 
-# How many examples of each mount; `make soak` says more.
+# `make soak` says how many examples of each mount it wants.
+SOAKING = bool(os.environ.get("EXAMPLES"))
 EXAMPLES = int(os.environ.get("EXAMPLES") or 60)
 
-# No deadline, for a busy machine is no fault.
-hypothesis.settings.register_profile("oracle", max_examples=EXAMPLES, deadline=None, print_blob=True)
+# No deadline, for a busy machine is no fault. What failed once is tried again when soaking, and else nothing is that
+# is not tried by everybody.
+hypothesis.settings.register_profile(
+    "oracle",
+    max_examples=EXAMPLES,
+    deadline=None,
+    print_blob=True,
+    **({} if SOAKING else {"database": None}),
+)
 hypothesis.settings.load_profile("oracle")

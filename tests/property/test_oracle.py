@@ -6,7 +6,6 @@ seed to see it again. `make soak` tries on.
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,17 +14,18 @@ import pytest
 from hypothesis import HealthCheck, core, given, seed, settings, strategies
 
 from tests.property import containers
+from tests.property.conftest import SOAKING
 from tests.property.stacks import STACKS, Example, faults_of
 from tests.support import overlays
 
 if TYPE_CHECKING:
     from typing import Callable
 
-# Chosen here, so that a failure can name it; --hypothesis-seed chooses for it. In CI it is always the same, so
-# that a change is judged and not its luck: `make soak` is there to find what nobody has seen.
+# Everybody's examples are the same, so that a change is judged and not its luck. `make soak` finds what nobody has
+# seen: it takes others each time, and a failure names the seed for --hypothesis-seed.
 _seed = core.global_force_seed
 if _seed is None:
-    _seed = 3000 if os.environ.get("CI") == "true" else random.randrange(2**32)
+    _seed = random.randrange(2**32) if SOAKING else 3000
 _lowers = strategies.lists(strategies.tuples(strategies.integers(0, 2), containers.changes), max_size=3)
 
 

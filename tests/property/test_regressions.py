@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import overlays
+from tests.support import overlays, trees
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Saver
@@ -79,3 +79,37 @@ def test_an_error_about_the_top_directory_names_it(any_saver: Saver) -> None:
 
     assert result.status == 1
     assert "the attribute user.a=b of . cannot be stored" in result.only_error()
+
+
+# Not in the domain of the random containers: see `stacks._with_several_names`.
+@fuse
+def test_of_a_lower_file_with_two_names_fuse_overlayfs_writes_one_and_that_one_is_saved(saver: Saver) -> None:
+    names = ["one", "other"]
+
+    def two_names(root: Path) -> None:
+        (root / "one").write_text("below")
+        os.link(root / "one", root / "other")
+
+    def texts() -> list[str]:
+        return [(saver.overlay.merged / name).read_text() for name in names]
+
+    saver.overlay.layer(two_names)
+    saver.overlay.change(lambda root: (root / "one").write_text("above"))
+
+    result = saver.run()
+
+    # The container sees one file. The upperdir has one name of it, whichever the program met first.
+    assert result.status == 0, result.stderr
+    assert saver.overlay.inside(texts) == ["above", "above"]
+    (saved,) = os.listdir(saver.extracted)
+    assert saved in names
+    assert (saver.extracted / saved).read_text() == "above"
+    # Another mount of the same layers shows either file for both names: the changes may be gone from sight.
+    saver.overlay.unmount()
+    saver.overlay.mount()
+    assert saver.overlay.inside(texts) in (["above", "above"], ["below", "below"])
+    # The archive has what the upperdir has, whatever a mount shows.
+    below = trees.view(saver.overlay.lowers[0]).entries
+    for flavour in (saver.overlay.flavour, overlays.NATIVE_ROOTLESS):
+        again = saver.overlay.restacked(saver.extracted, flavour).entries
+        assert [name for name in names if again[os.fsencode(name)] != below[os.fsencode(name)]] == [saved]
