@@ -1,46 +1,123 @@
-"""What all tests share: the built program, and a loud list of what could not run."""
+"""What all tests share: the built program, workers that do not meet, and a loud list of what could not run."""
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 
-from tests.support import tools
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support import faults, tools
 
 TOP = Path(__file__).resolve().parent.parent
 
+_SHARED = pytest.StashKey[Path]()
+
+# Modules that take long, longest first. They begin first, so that no worker is left alone with one at the end.
+_LONG = (
+    *("tests/crash/test_every_call.py", "tests/property/test_oracle.py", "tests/e2e/test_podman.py"),
+    *("tests/property/test_limits.py", "tests/crash/test_two_processes.py", "tests/packaging/test_debian.py"),
+)
+# Those of them whose tests share nothing that takes long to make: any worker takes any test.
+_APART = ("tests/crash/test_every_call.py", "tests/property/test_oracle.py", "tests/property/test_limits.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make a directory for what the workers share."""
+    worker = getattr(config, "workerinput", None)
+    # pytest's own directories are 0700, but the users of rootless tests have to reach this one.
+    made = Path(worker["shared"] if worker else tempfile.mkdtemp(prefix="archive_overlay-dist-"))
+    made.chmod(0o755)
+    config.stash[_SHARED] = made
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Delete it, when all workers have ended."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(config.stash[_SHARED])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker where it is."""
+    node.workerinput["shared"] = str(node.config.stash[_SHARED])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give the tests of a module to one worker, and begin with those that take long."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    items.sort(key=lambda item: _LONG.index(_module(item)) if _module(item) in _LONG else len(_LONG))
+    for item in items:
+        if _module(item) not in _APART:
+            item.add_marker(pytest.mark.xdist_group(_group(_module(item))))
+
+
+def _module(item: pytest.Item) -> str:
+    nodeid: str = item.nodeid
+    return nodeid.split("::")[0]
+
+
+def _group(module: str) -> str:
+    # Each worker with such a module sets a machine up.
+    return "tests/e2e" if module.startswith("tests/e2e/") and module not in _LONG else module
+
 
 @pytest.fixture(scope="session")
-def executable() -> Iterator[Path]:
-    """Build the program into one file, from the sources as they are now."""
-    # pytest's own directories are 0700, but the users of rootless tests have to reach this one.
-    with tempfile.TemporaryDirectory(prefix="archive_overlay-dist-") as directory:
-        Path(directory).chmod(0o755)
-        built = Path(directory) / "archive_overlay.pyz"
-        subprocess.run([TOP / "build.sh", built], check=True, stdin=subprocess.DEVNULL)
-        yield built
+def executable(pytestconfig: pytest.Config) -> Path:
+    """Build the program into one file, from the sources as they are now, once for all workers."""
+    built: Path = pytestconfig.stash[_SHARED] / "archive_overlay.pyz"
+    with tools.alone(built.with_name("lock")):
+        if not built.exists():
+            subprocess.run([TOP / "build.sh", f"{built}.new"], check=True, stdin=subprocess.DEVNULL)
+            Path(f"{built}.new").rename(built)
+    return built
 
 
-def pytest_runtest_logstart(nodeid: str) -> None:
-    """Keep the test's id for the list at the end."""
-    tools.current = nodeid
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let a worker hand in how much it struck, and let nothing be skipped in CI, for whatever reason."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["struck"] = faults.tried
+    elif tools.in_ci() and _skipped(session.config.pluginmanager.getplugin("terminalreporter")):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add up what the workers have struck. One that died has failed a test."""
+    for what, count in getattr(node, "workeroutput", {}).get("struck", {}).items():
+        faults.tried[what] = faults.tried.get(what, 0) + count
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List what this machine lacks, and what therefore was not tested."""
-    if not tools.missing:
+    """Say how many system calls were struck; list what this machine lacks, and what therefore was not tested."""
+    if faults.tried:
+        terminalreporter.section("system calls struck, each in a run of its own")
+        for what, count in sorted(faults.tried.items()):
+            terminalreporter.write_line(f"{count:6} {what}")
+        terminalreporter.write_line(f"{sum(faults.tried.values()):6} in all")
+    skipped = _skipped(terminalreporter)
+    if not skipped:
         return
     terminalreporter.section("NOT TESTED ON THIS MACHINE", sep="!", red=True, bold=True)
-    for reason, tests in sorted(tools.missing.items()):
-        functions = Counter(test.split("[")[0] for test in tests)
-        terminalreporter.write_line(f"{reason}: {len(tests)} tests", red=True)
+    for reason, functions in sorted(skipped.items()):
+        terminalreporter.write_line(f"{reason}: {sum(functions.values())} tests", red=True)
         for function, count in sorted(functions.items()):
             terminalreporter.write_line(f"    {function}{f' ({count} times)' if count > 1 else ''}")
+
+
+def _skipped(terminalreporter: pytest.TerminalReporter) -> dict[str, Counter[str]]:
+    """Give the reasons for which tests were skipped, and how often each function was."""
+    reasons: dict[str, Counter[str]] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        # What --dist=loadgroup adds to an id comes after an @.
+        reasons.setdefault(reason, Counter())[re.split(r"[\[@]", report.nodeid)[0]] += 1
+    return reasons

@@ -1,4 +1,4 @@
-"""Places in which the hook can be killed again and again, and how many calls were struck."""
+"""Places in which the hook can be killed again and again."""
 
 from __future__ import annotations
 
@@ -57,16 +57,6 @@ CASES = tuple(
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Name tests after cases."""
     return str(val) if isinstance(val, Case) else None
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many system calls were struck."""
-    if not faults.tried:
-        return
-    terminalreporter.section("system calls struck, each in a run of its own")
-    for what, count in sorted(faults.tried.items()):
-        terminalreporter.write_line(f"{count:6} {what}")
-    terminalreporter.write_line(f"{sum(faults.tried.values()):6} in all")
 
 
 def below(root: Path) -> None:
@@ -361,7 +351,7 @@ def fingerprint(path: Path) -> Print:
 
 
 class Places:
-    """As many places as there are processors, for as many runs at once."""
+    """As many places as there are processors for this worker, for as many runs at once."""
 
     def __init__(self, places: list[Place]) -> None:
         self.all = places
@@ -417,7 +407,8 @@ def make_places(
         tools.cannot_run("no file system here takes whiteouts and extended attributes")
     namespace = overlays.Namespace(rootless=False)
     made = []
-    for _ in range(os.cpu_count() or 1):
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    for _ in range(max(1, (os.cpu_count() or 1) // workers)):
         directory = Path(tempfile.mkdtemp(prefix="archive_overlay-crash-", dir=usable[0]))
         made.append(Place(executable, directory, namespace, change, jobs))
     places = Places(made)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support import overlays
+from tests.support import overlays, tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -454,14 +454,17 @@ def _make_image(machine: Machine) -> None:
 
 def _install(machine: Machine, executable: Path) -> None:
     destination = (f"PROGRAM={executable}", f"DESTDIR={machine.outside('/')}", f"PREFIX={INSTALLED}")
-    subprocess.run(
-        ["make", "--silent", "install", *destination],
-        cwd=TOP,
-        stdin=subprocess.DEVNULL,
-        # The tests may themselves be run by a make, with variables of its own.
-        env={key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))},
-        check=True,
-    )
+    # On its way it writes files in .cache, whose names are always the same.
+    (TOP / ".cache").mkdir(exist_ok=True)
+    with tools.alone(TOP / ".cache/install.lock"):
+        subprocess.run(
+            ["make", "--silent", "install", *destination],
+            cwd=TOP,
+            stdin=subprocess.DEVNULL,
+            # The tests may themselves be run by a make, with variables of its own.
+            env={key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))},
+            check=True,
+        )
 
 
 def prepare_store(engine: Engine, *, hooks_dir: str | None) -> None:

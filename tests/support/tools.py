@@ -1,25 +1,23 @@
 """Programs and privileges that a test needs, and what becomes of it where they are missing.
 
 In CI nothing may be left out, so a missing program is a failure there. Elsewhere the test is skipped,
-and what was missing is listed at the end of the run, where a person sees it.
+and conftest.py lists at the end of the run what was missing, where a person sees it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
     from typing import NoReturn
-
-# What was missing, and the tests that could not run for want of it.
-missing: dict[str, list[str]] = {}
-
-# The id of the test that is about to run or is running; conftest.py keeps it.
-current = ""
 
 
 def in_ci() -> bool:
@@ -50,7 +48,18 @@ def cannot_run(reason: str) -> NoReturn:
     Args:
         reason: what this machine lacks, in a few words; tests that lack the same are listed together.
     """
-    missing.setdefault(reason, []).append(current)
     if in_ci():
         raise pytest.fail.Exception(f"{reason}, and CI leaves nothing out", pytrace=False)
     raise pytest.skip.Exception(reason)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Do something that other workers must not do at the same time.
+
+    Args:
+        lock: a file that stands for it; made if need be.
+    """
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
