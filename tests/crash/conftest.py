@@ -194,6 +194,10 @@ class Place:
         assert result.status == 0, result.stderr
         self._prints[case, "new"] = fingerprint(self.archive)
 
+    def knows(self, case: Case) -> bool:
+        """Say whether that is known."""
+        return (case, "new") in self._prints
+
     def judge(self, case: Case) -> list[str]:
         """Say what is wrong after a run that came to no good end: nothing, or a sentence for each lie."""
         archive = self.identify(case, self.archive)

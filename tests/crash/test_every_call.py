@@ -13,7 +13,11 @@ from tests.support import faults
 if TYPE_CHECKING:
     from typing import Callable
 
-each_case = pytest.mark.parametrize("case", CASES)
+# Files get their names in the same way whatever compresses them, so keeping the old one is tried with one of them.
+each_case = pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.if_exists != "backup" or case.method.name not in ("tar.gz", "tar.zst")],
+)
 
 
 @each_case

@@ -52,7 +52,8 @@ def survivors(place: Place, case: Case, outcome: faults.Outcome, status: int) ->
 
 def strike(call: str, what: str, status: int, case: Case, place: Place, number: int) -> list[str]:
     """Do something to one call of a run."""
-    place.learn(case)
+    if not place.knows(case):
+        place.learn(case)
     place.lay_out(case)
     outcome = faults.strike(place.hook(case), call, number, what)
     return [f"{what} at {call} {number}: {line}" for line in survivors(place, case, outcome, status)]

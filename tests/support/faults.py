@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 # which nothing is mounted or unmounted any more: what others do on this machine would change what the hook reads.
 _ALONE = ("unshare", "--mount", "--pid", "--fork", "--mount-proc")
 
+# The process stops at the calls that are traced, and not at all of them. Signals would be dropped in silence.
+_FEWER_STOPS = ("--seccomp-bpf",)
+
 # When threads allocate memory, the C library opens a file of its own now and then, as chance will have it.
 _ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}
 
@@ -199,7 +202,7 @@ def trace(hook: Hook, *, only: str, options: tuple[str, ...] = ()) -> list[Call]
         only: names of calls, separated by commas.
         options: further options of strace.
     """
-    outcome, log = _started(hook, ("-e", f"trace={only}", *options))
+    outcome, log = _started(hook, (*_FEWER_STOPS, "-e", f"trace={only}", *options))
     assert outcome.status == 0, outcome.stderr
     return list(_calls(hook, log))
 
@@ -246,7 +249,7 @@ def fail(hook: Hook, call: Call, *more: str) -> Outcome:
     outcome, log = _started(
         hook,
         (
-            *("--seccomp-bpf", "-e", f"trace={call.name}"),
+            *(*_FEWER_STOPS, "-e", f"trace={call.name}"),
             *("-e", f"inject={call.name}:error={call.error}:when={call.number}", *more),
         ),
     )
@@ -269,7 +272,10 @@ def strike(hook: Hook, call: str, number: int, what: str) -> Outcome:
     Raises:
         DidNotStrikeError: there was no such call.
     """
-    outcome, log = _started(hook, ("-e", f"trace={call}", "-e", f"inject={call}:{what}:when={number}"))
+    stops = _FEWER_STOPS if what.startswith("error=") else ()
+    outcome, log = _started(
+        hook, (*stops, "-e", f"trace={call}", "-e", f"inject={call}:{what}:when={number}")
+    )
     name = what.partition("=")[2]
     if not any(_INJECTED in line or f"SIG{name}" in line for line in log):
         raise DidNotStrikeError(f"{what} did not come at {call} number {number}\n{_last(log)}")
@@ -279,7 +285,7 @@ def strike(hook: Hook, call: str, number: int, what: str) -> Outcome:
 
 def count(hook: Hook, call: str) -> int:
     """Run the hook, and count how often its processes make a system call."""
-    outcome, log = _started(hook, ("-e", f"trace={call}"))
+    outcome, log = _started(hook, (*_FEWER_STOPS, "-e", f"trace={call}"))
     assert outcome.status == 0, outcome.stderr
     return sum(f"{call}(" in line for line in log)
 
