@@ -37,9 +37,14 @@ def namespace() -> Iterator[Callable[[bool], overlays.Namespace]]:
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Path]:
-    """Give a directory on a file system that can hold upperdirs and their archives."""
-    for candidate in (tmp_path, Path("/dev/shm"), Path("/var/tmp")):
+def scratch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """Give a directory on a file system that can hold upperdirs and their archives.
+
+    It is in memory if that can be, for most of what a test does on a disk is waiting until all is flushed and deleted.
+    Tests marked on_disk are where pytest's own directories are.
+    """
+    memory, disks = Path("/dev/shm"), (tmp_path, Path("/var/tmp"))
+    for candidate in (*disks, memory) if request.node.get_closest_marker("on_disk") else (memory, *disks):
         if os.access(candidate, os.W_OK) and overlays.holds_upperdirs(candidate):
             made = Path(tempfile.mkdtemp(prefix="archive_overlay-test-", dir=candidate))
             yield made

@@ -15,7 +15,7 @@ import pytest
 from tests.integration.conftest import Saver
 from tests.support import overlays, tools, trees
 
-pytestmark = pytest.mark.parametrize("method", ["tar.gz"])
+pytestmark = [pytest.mark.on_disk, pytest.mark.parametrize("method", ["tar.gz"])]
 
 
 def below(root: Path) -> None:

@@ -11,6 +11,9 @@ import pytest
 from tests.integration.conftest import Saver, expect_equal
 from tests.support import trees
 
+# What an access leaves behind is a matter of the file system.
+pytestmark = pytest.mark.on_disk
+
 LONG_AGO = 10**18
 
 
