@@ -509,14 +509,14 @@ def copy_of_program(flavour: Flavour, directory: Path) -> Path:
 
 
 def _process_with_argument(argument: str) -> int:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                arguments = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if argument.encode() in arguments and int(entry.name) != os.getpid():
-                return int(entry.name)
+    # It has just begun, so it is among the last ones.
+    for pid in sorted((int(name) for name in os.listdir("/proc") if name.isdecimal()), reverse=True):
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if argument.encode() in arguments and pid != os.getpid():
+            return pid
     raise AssertionError(f"no process serves {argument}")
 
 
