@@ -76,8 +76,8 @@ _KEPT_ARGUMENTS = {
     **dict.fromkeys(("getxattr", "lgetxattr", "fgetxattr", "readlinkat"), 2),
     **dict.fromkeys(("setxattr", "lsetxattr", "fsetxattr"), 2),
 }
-# In the paths of the program's own file and of the standard library's modules.
-_CODE = (".pyz", "/python3")
+# In the paths of the program's own file, of the standard library's modules, and of the C libraries that these use.
+_CODE = (".pyz", "/python3", ".so")
 
 _THREAD = re.compile(r"(?P<thread>\d+ +|)")  # there with -f only
 _INJECTED = "(INJECTED)"
