@@ -327,7 +327,7 @@ def test_a_file_that_vanishes_while_its_directory_is_read(any_saver: Saver) -> N
     directory = any_saver.overlay.upper / "directory"
 
     result = run_and_change(
-        any_saver, stop_at="getdents64", path=directory, change=(directory / "file").unlink
+        any_saver, stop_at="close", path=directory, change=(directory / "file").unlink
     )
 
     expect_refused(any_saver, result, str(directory / "file"))
@@ -353,7 +353,7 @@ def test_a_file_that_is_replaced_while_its_directory_is_read(any_saver: Saver, k
         else:
             file.mkdir()
 
-    result = run_and_change(any_saver, stop_at="getdents64", path=directory, change=swap)
+    result = run_and_change(any_saver, stop_at="close", path=directory, change=swap)
 
     expect_refused(any_saver, result, str(directory / "file"))
 
@@ -372,7 +372,7 @@ def test_a_directory_that_is_swapped_for_a_symlink(any_saver: Saver, target: str
         (outer / "inner").rename(outer / "moved")
         (outer / "inner").symlink_to(target)
 
-    result = run_and_change(any_saver, stop_at="getdents64", path=outer, change=swap)
+    result = run_and_change(any_saver, stop_at="close", path=outer, change=swap)
 
     expect_refused(any_saver, result, str(outer / "inner"))
 
@@ -390,7 +390,7 @@ def test_a_directory_that_is_moved_out_from_under_the_walk(any_saver: Saver) -> 
 
     result = run_and_change(
         any_saver,
-        stop_at="getdents64",
+        stop_at="close",
         path=outer / "inner",
         change=lambda: (outer / "inner").rename(elsewhere),
     )
