@@ -133,6 +133,11 @@ class Pod:
         """Do what CRI-O does when the container is removed: only now the hook runs."""
         self.machine.run(*self._runtime, "delete", self.id)
 
+    def remove_though_the_hook_fails(self) -> None:
+        """Remove it, whatever the runtime makes of the hook's status: runc 1.3.6 exits with 1, others with 0."""
+        self.machine.run(*self._runtime, "delete", self.id, check=False)
+        assert self.machine.run(*self._runtime, "state", self.id, check=False).returncode, "it is still there"
+
     def saved(self) -> set[str]:
         """Give the names of archives and markers, without the container's id."""
         found = self.machine.run("ls", "-A", self.archives).stdout.split()
@@ -210,7 +215,7 @@ def test_without_the_engine_s_list_of_layers_the_root_file_system_is_not_found(p
     pod.machine.run("umount", pod.root)
     pod.machine.run("rm", f"{posixpath.dirname(pod.root)}/lower")
 
-    pod.remove()
+    pod.remove_though_the_hook_fails()
 
     assert pod.saved() == {"data", "data.success"}
     pod.expect_the_volume()
@@ -224,7 +229,7 @@ def test_an_image_volume_cannot_be_archived_for_it_is_read_only(pod: Pod) -> Non
     spec["annotations"][f"{prefix}.mount-point"] = "/model"
     config.write_text(json.dumps(spec))
 
-    pod.remove()
+    pod.remove_though_the_hook_fails()
 
     assert pod.saved() == {"root", "root.success"}
     assert any("read-only" in said for said in pod.said())
