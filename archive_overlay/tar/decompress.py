@@ -2,7 +2,7 @@
 
 zstd comes from Python's standard library where that has it (3.14), else from the zstd program.
 
-Source: RFC 1952 (gzip), RFC 8878 (zstd), "Magic_Number".
+Source: RFC 1952 (gzip), RFC 8878 (zstd), "Magic_Number" and "Skippable Frames".
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _PIECE = 128 * 1024
 _MOST_AT_ONCE = 1024 * 1024
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
+_SKIPPABLE = tuple(bytes((first,)) + b"\x2a\x4d\x18" for first in range(0x50, 0x60))
 _GZIP_FORMAT = 31  # zlib's window bits for it
 
 
@@ -55,7 +56,8 @@ class Reader:
         self._zstd: _ZstdProgram | None = None
         self._rest = b""
         self._position = 0
-        self._pieces = self._decompressed()
+        # Headers, trailers and frames of other things than data are nothing; but nothing at all is the end.
+        self._pieces = filter(None, self._decompressed())
 
     def read(self, size: int) -> bytes:
         """Give the next bytes, fewer only at the end.
@@ -124,7 +126,7 @@ class Reader:
         first = next(pieces, b"")
         if first.startswith(_GZIP):
             decompressed = _gunzip(first, pieces)
-        elif first.startswith(_ZSTD):
+        elif first.startswith((_ZSTD, *_SKIPPABLE)):
             decompressed = self._unzstd(first, pieces)
         else:
             decompressed = _chain(first, pieces)
