@@ -38,6 +38,9 @@ LARGE = {"tar.gz": 3 * MIB, "tar.zst": 18 * MIB}
 tars = pytest.mark.parametrize("method", ["tar", "tar.gz", "tar.zst"])
 gz = pytest.mark.parametrize("method", ["tar.gz"])
 zst = pytest.mark.parametrize("method", ["tar.zst"])
+by_the_program = pytest.mark.skipif(
+    sys.version_info >= (3, 14), reason="this Python needs no program for zstd"
+)
 compressed = pytest.mark.parametrize("method", ["tar.gz", "tar.zst"])
 
 
@@ -299,6 +302,7 @@ def replace_zstd(saver: Saver, script: str) -> Callable[[], None]:
 
 
 @zst
+@by_the_program
 def test_without_zstd_the_request_fails_before_anything_is_touched(small: Saver) -> None:
     error = with_program(small, hide_zstd(small), lambda: expect_refused_here(small))
 
@@ -313,6 +317,7 @@ def expect_refused_here(saver: Saver) -> str:
 
 
 @zst
+@by_the_program
 def test_without_zstd_other_archives_are_made(small: Saver) -> None:
     other = small.directory / "other"
     also = hooks.annotations("other", mount_point="/data", archive_to=other, method="tar.gz")
@@ -324,6 +329,7 @@ def test_without_zstd_other_archives_are_made(small: Saver) -> None:
 
 
 @zst
+@by_the_program
 @pytest.mark.parametrize("size", [1, 5 * MIB])
 @pytest.mark.parametrize(
     ("script", "said"),
@@ -350,6 +356,7 @@ def test_a_zstd_that_dies_is_a_failure_that_leaves_nothing(
 
 
 @zst
+@by_the_program
 def test_a_zstd_that_cannot_be_started_is_a_failure_that_leaves_nothing(small: Saver) -> None:
     nonsense = small.directory / "nonsense"
     nonsense.write_bytes(b"\0nonsense")
@@ -363,6 +370,7 @@ def test_a_zstd_that_cannot_be_started_is_a_failure_that_leaves_nothing(small: S
 
 
 @zst
+@by_the_program
 def test_zstd_is_started_with_an_empty_environment_and_no_file_of_the_hook_s(small: Saver) -> None:
     seen = small.directory / "seen"
     seen.touch(0o666)
@@ -767,6 +775,7 @@ def test_one_processor_needs_no_threads(any_saver: Saver, executable: Path) -> N
 
 
 @zst
+@by_the_program
 @pytest.mark.parametrize("jobs", ["1", "3", "1024"])
 def test_zstd_gets_as_many_threads_as_were_asked_for(small: Saver, jobs: str) -> None:
     seen = small.directory / "seen"
