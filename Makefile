@@ -27,7 +27,7 @@ PROGRAM = dist/archive_overlay.pyz
 BINDIR_FOR_SED = $(subst |,\|,$(subst &,\&,$(subst \,\\,$(BINDIR))))
 
 .DELETE_ON_ERROR:
-.PHONY: all install uninstall check test soak lint lock man completions bench demo deb rpm release-check clean help FORCE
+.PHONY: all install uninstall check test roots soak lint lock man completions bench demo deb rpm release-check clean help FORCE
 
 all: $(PROGRAM)  ## build the program into one file
 
@@ -63,6 +63,11 @@ check:  ## check style, types and scripts, and run the unit tests: half a minute
 
 test:  ## check and test everything that this machine can run
 	tools/check.sh lint test
+
+ROOTS ?= python3.9 trixie python3.14
+
+roots:  ## get Pythons that this machine lacks, and Debian 13, for the tests, as root (ROOTS="sid")
+	tools/roots.sh $(ROOTS)
 
 soak:  ## try the oracle with random containers (SECONDS=600, or EXAMPLES of each mount)
 	SOAK_SECONDS='$(SECONDS)' EXAMPLES='$(EXAMPLES)' tools/check.sh soak

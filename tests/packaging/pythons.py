@@ -7,6 +7,12 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[2]
+
+# Those of Debian 11, 12 and 13, and the newest one. With 3.14 zstd came into the standard library.
+PROMISED = ((3, 9), (3, 11), (3, 13), (3, 14))
 
 
 @dataclass(frozen=True)
@@ -14,7 +20,7 @@ class Python:
     """An interpreter.
 
     Attributes:
-        path: absolute, symlinks resolved.
+        path: absolute, symlinks resolved. It may be a script that runs the interpreter.
         version: major and minor.
     """
 
@@ -26,7 +32,7 @@ class Python:
 
 
 def find() -> list[Python]:
-    """Find one interpreter of each version, on PATH and among those that pyenv has installed."""
+    """Find one interpreter of each version: on PATH, of those that pyenv has installed, and of those of `make roots`."""
     candidates = [
         os.path.join(directory, name)
         for directory in ("/usr/bin", *os.environ["PATH"].split(":"))
@@ -35,6 +41,8 @@ def find() -> list[Python]:
         if re.fullmatch(r"python[23](\.\d+)?", name)
     ]
     candidates += sorted(glob.glob(os.path.expanduser("~/.pyenv/versions/*/bin/python")))
+    of_roots = sorted(map(str, TOP.glob(".cache/roots/*.python"))) if os.geteuid() == 0 else []
+    candidates += of_roots
     found: dict[tuple[int, int], Python] = {}
     for path in dict.fromkeys(map(os.path.realpath, candidates)):
         # In words that Python 2 knows too. What is on PATH may be a script that starts an interpreter.
@@ -48,10 +56,15 @@ def find() -> list[Python]:
         if asked.returncode == 0:
             major, minor, executable = asked.stdout.strip().split(" ", 2)
             version = int(major), int(minor)
-            found.setdefault(version, Python(os.path.realpath(executable), version))
+            # Those of the roots are what their scripts run, and nothing that could be run without them.
+            known = path if path in of_roots else os.path.realpath(executable)
+            found.setdefault(version, Python(known, version))
     return sorted(found.values(), key=lambda python: python.version)
 
 
 ALL = find()
 SUPPORTED = [python for python in ALL if python.version >= (3, 9)]
 TOO_OLD = [python for python in ALL if python.version < (3, 9)]
+MISSING = [
+    ".".join(map(str, version)) for version in PROMISED if version not in {each.version for each in ALL}
+]

@@ -201,6 +201,11 @@ def test_it_runs_to_its_end_when_the_file_is_replaced_meanwhile(
     assert [archive for archive in archives if not archive.exists()] == []
 
 
+def test_every_python_that_is_promised_is_tried() -> None:
+    if pythons.MISSING:
+        tools.cannot_run(f"no Python {', '.join(pythons.MISSING)} (`make roots` makes them)")
+
+
 @pytest.mark.parametrize("python", pythons.SUPPORTED, ids=str)
 def test_it_runs_on_every_python_from_one_build(
     executable: Path, change: Change, python: pythons.Python
