@@ -27,7 +27,7 @@ PROGRAM = dist/archive_overlay.pyz
 BINDIR_FOR_SED = $(subst |,\|,$(subst &,\&,$(subst \,\\,$(BINDIR))))
 
 .DELETE_ON_ERROR:
-.PHONY: all install uninstall check test roots soak lint lock man completions bench demo deb rpm release-check clean help FORCE
+.PHONY: all install uninstall check test matrix roots soak lint lock man completions bench demo deb rpm release-check clean help FORCE
 
 all: $(PROGRAM)  ## build the program into one file
 
@@ -63,6 +63,12 @@ check:  ## check style, types and scripts, and run the unit tests: half a minute
 
 test:  ## check and test everything that this machine can run
 	tools/check.sh lint test
+
+# What tools/matrix.sh takes: names of roots, and after -- what pytest is to run there.
+MATRIX ?= bullseye trixie sid
+
+matrix:  ## run the end-to-end tests in Debian 11, 13 and sid, as root (MATRIX="trixie -- tests/e2e/test_podman.py")
+	MATRIX='$(MATRIX)' tools/check.sh matrix
 
 ROOTS ?= python3.9 trixie python3.14
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Check and test the project: tools/check.sh [lint|unit|test|soak|man|completions|release-check]...
+# Check and test the project: tools/check.sh [lint|unit|test|matrix|soak|man|completions|release-check]...
 #
 # The tools come from a virtual environment in .venv that this script makes. Where it cannot (no
 # network), the tools on PATH have to do. What could not run is said at the end; with CI=true it is a
@@ -75,6 +75,11 @@ tests() {
     fi
 }
 
+matrix() {
+    # shellcheck disable=SC2086 # several words
+    check tools/matrix.sh $MATRIX
+}
+
 # Try the oracle until the time is up, each round with other examples, or once with as many as asked for.
 soak() {
     if [ -n "${EXAMPLES:-}" ]; then
@@ -101,6 +106,7 @@ for what; do
         lint) lint ;;
         unit) unit ;;
         test) tests ;;
+        matrix) matrix ;;
         soak) soak ;;
         completions) check python3 tools/completions.py completions ;;
         release-check) check python3 -B tools/release_check.py ;;
