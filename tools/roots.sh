@@ -28,7 +28,7 @@ describe() {
     case $1 in
         # With what pip needs there, for its Python may need another pytest.
         bullseye) suite=bullseye packages=$engines,python3-distutils ;;
-        trixie | sid) suite=$1 packages=$engines ;;
+        trixie | sid) suite=$1 packages=$engines,nftables ;; # buildah's networks need it
         python3.9) suite=bullseye packages=python3.9,zstd ;;
         # Not from unstable, which may have another Python tomorrow.
         python3.14) suite=forky packages=python3.14,zstd ;;
