@@ -10,34 +10,22 @@ from contextlib import contextmanager
 from archive_overlay.commands import Output, human_size
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.history.revisions import is_layout, open_revision
-from archive_overlay.history.unpack import split_path
 from archive_overlay.log import Log, escape
 from archive_overlay.marks import (
     FUSE_OPAQUE,
     FUSE_SECURITY,
     FUSE_USER,
-    OPAQUE_MARKER,
     TRUSTED,
     TRUSTED_OPAQUE,
     USER,
     USER_OPAQUE,
-    WHITEOUT_PREFIX,
 )
-from archive_overlay.overlay import dialect
-from archive_overlay.overlay.change import (
-    BLOCK_DEVICE,
-    CHARACTER_DEVICE,
-    DIRECTORY,
-    FIFO,
-    FILE,
-    SYMLINK,
-    WHITEOUT,
-)
+from archive_overlay.overlay import dialect, upper
+from archive_overlay.overlay.change import DIRECTORY, FILE, SYMLINK, WHITEOUT
 from archive_overlay.overlay.locate import OverlayMount
-from archive_overlay.overlay.upper import read_changes
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 from archive_overlay.system.tree import Descent
-from archive_overlay.tar import headers
+from archive_overlay.tar import changes
 from archive_overlay.tar.decompress import Reader
 from archive_overlay.tar.reader import TarReader
 
@@ -47,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
     from typing import Any
 
+    from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.dialect import Dialect
-    from archive_overlay.tar.reader import Entry
 
 _ADDED = "A"
 _DELETED = "D"
@@ -60,59 +48,12 @@ _SIZE_WIDTH = 12
 _HUMAN_WIDTH = 5
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
-_TYPES = {
-    headers.REGULAR: FILE,
-    headers.SYMLINK: SYMLINK,
-    headers.CHARACTER_DEVICE: CHARACTER_DEVICE,
-    headers.BLOCK_DEVICE: BLOCK_DEVICE,
-    headers.DIRECTORY: DIRECTORY,
-    headers.FIFO: FIFO,
-}
 _OPAQUE_ATTRIBUTES = {
     "trusted": (TRUSTED_OPAQUE,),
     "user": (USER_OPAQUE,),
     "fuse": (TRUSTED_OPAQUE, FUSE_OPAQUE),
     "oci": (),
 }
-
-
-class Line:
-    """One path of a change set.
-
-    Attributes:
-        letter: what became of it.
-        path: relative to the top; "." is the top itself.
-        kind: one of those of `overlay.changes`; "" of what was deleted.
-        size: of a file that is no hard link, in bytes; None of everything else.
-        target: of a symbolic link.
-        link_to: of a hard link: the path that it is one with.
-        mode, uid, gid: of what was not deleted.
-    """
-
-    __slots__ = ("gid", "kind", "letter", "link_to", "mode", "path", "size", "target", "uid")
-
-    def __init__(
-        self,
-        letter: str,
-        path: str,
-        *,
-        kind: str = "",
-        size: int | None = None,
-        target: str = "",
-        link_to: str = "",
-        mode: int = 0,
-        uid: int = 0,
-        gid: int = 0,
-    ) -> None:
-        self.letter = letter
-        self.path = path
-        self.kind = kind
-        self.size = size
-        self.target = target
-        self.link_to = link_to
-        self.mode = mode
-        self.uid = uid
-        self.gid = gid
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
@@ -126,23 +67,36 @@ def run(options: argparse.Namespace, log: Log) -> None:
         ArchiveError: there is no such change set, or it cannot be read.
     """
     output = Output()
-    with _lines(options.what, options.marks) as lines:
+    with _changes(options.what, options.marks) as found:
+        # The top is in every change set.
+        shown = (change for change in found if change.name or change.opaque)
         if options.stat:
-            _write_totals(lines, output, options)
+            _write_totals(shown, output, options)
         elif options.json:
-            _write_json(lines, output)
+            _write_json(shown, output)
         else:
-            for line in lines:
-                output.line(_text(line, terminal=output.terminal, human=options.human))
+            for change in shown:
+                output.line(_text(change, terminal=output.terminal, human=options.human))
     output.flush()
 
 
-def _write_totals(lines: Iterable[Line], output: Output, options: argparse.Namespace) -> None:
+def _letter(change: Change) -> str:
+    if change.kind is WHITEOUT:
+        return _DELETED
+    return _OPAQUE if change.opaque else _ADDED
+
+
+def _size(change: Change) -> int | None:
+    """Give the size of a file, once: not at its further names."""
+    return change.size if change.kind is FILE and change.link_to is None else None
+
+
+def _write_totals(shown: Iterable[Change], output: Output, options: argparse.Namespace) -> None:
     counts = dict.fromkeys(_MEANINGS, 0)
     size = 0
-    for line in lines:
-        counts[line.letter] += 1
-        size += line.size or 0
+    for change in shown:
+        counts[_letter(change)] += 1
+        size += _size(change) or 0
     totals = {
         "entries": counts[_ADDED] + counts[_OPAQUE],
         "deletions": counts[_DELETED],
@@ -158,44 +112,46 @@ def _write_totals(lines: Iterable[Line], output: Output, options: argparse.Names
     output.line(f"{entries}{opaque}, {deletions}, {human_size(size) if options.human else f'{size} bytes'}")
 
 
-def _write_json(lines: Iterable[Line], output: Output) -> None:
+def _write_json(shown: Iterable[Change], output: Output) -> None:
     before = "["
-    for line in lines:
-        output.line(f"{before}{json.dumps(_object(line))}")
+    for change in shown:
+        output.line(f"{before}{json.dumps(_object(change))}")
         before = ","
     output.line("]" if before == "," else "[]")
 
 
-def _object(line: Line) -> dict[str, Any]:
-    known: dict[str, Any] = {"path": line.path, "change": _MEANINGS[line.letter]}
-    if line.letter != _DELETED:
-        known.update(type=line.kind, mode=f"{line.mode:04o}", uid=line.uid, gid=line.gid)
-    if line.size is not None:
-        known["size"] = line.size
-    if line.kind is SYMLINK and not line.link_to:
-        known["target"] = line.target
-    if line.link_to:
-        known["link_to"] = line.link_to
+def _object(change: Change) -> dict[str, Any]:
+    known: dict[str, Any] = {"path": change.path or ".", "change": _MEANINGS[_letter(change)]}
+    if change.kind is WHITEOUT:
+        return known
+    known.update(type=change.kind, mode=f"{change.mode:04o}", uid=change.uid, gid=change.gid)
+    size = _size(change)
+    if size is not None:
+        known["size"] = size
+    if change.link_to is not None:
+        known["link_to"] = change.link_to
+    elif change.kind is SYMLINK:
+        known["target"] = change.target
     return known
 
 
-def _text(line: Line, *, terminal: bool, human: bool) -> str:
-    path = escape(line.path)
-    if line.kind is DIRECTORY:
+def _text(change: Change, *, terminal: bool, human: bool) -> str:
+    letter = _letter(change)
+    path = escape(change.path or ".")
+    if change.kind is DIRECTORY:
         path += "/"
-    elif line.link_to:
-        path += f" => {escape(line.link_to)}"
-    elif line.kind is SYMLINK:
-        path += f" -> {escape(line.target)}"
-    size = "-"
-    if line.size is not None:
-        size = human_size(line.size) if human else str(line.size)
-    before, after = (f"\x1b[{_COLOURS[line.letter]}m", "\x1b[0m") if terminal else ("", "")
-    return f"{before}{line.letter} {size.rjust(_HUMAN_WIDTH if human else _SIZE_WIDTH)} {path}{after}"
+    elif change.link_to is not None:
+        path += f" => {escape(change.link_to)}"
+    elif change.kind is SYMLINK:
+        path += f" -> {escape(change.target)}"
+    size = _size(change)
+    column = "-" if size is None else human_size(size) if human else str(size)
+    before, after = (f"\x1b[{_COLOURS[letter]}m", "\x1b[0m") if terminal else ("", "")
+    return f"{before}{letter} {column.rjust(_HUMAN_WIDTH if human else _SIZE_WIDTH)} {path}{after}"
 
 
 @contextmanager
-def _lines(what: str, marks: str | None) -> Generator[Iterable[Line], None, None]:
+def _changes(what: str, marks: str | None) -> Generator[Iterable[Change], None, None]:
     """Open whatever it is, and give what it holds."""
     try:
         status = os.stat(what)
@@ -208,15 +164,15 @@ def _lines(what: str, marks: str | None) -> Generator[Iterable[Line], None, None
     if status is None or (stat.S_ISDIR(status.st_mode) and marks is None and is_layout(what)):
         image, revision = open_revision(what)
         with image, image.layer(revision) as tar:
-            lines = _of_tar(tar, marks or "oci")
-        yield lines
+            found = changes.read_changes(tar, _form(marks or "oci"))
+        yield found
     elif stat.S_ISDIR(status.st_mode):
         yield _of_directory(os.path.abspath(what), marks)
     elif stat.S_ISREG(status.st_mode):
         try:
             reader = Reader(os.open(what, _READ))
             try:
-                lines = _of_tar(TarReader(reader), marks)
+                found = changes.read_changes(TarReader(reader), _form(marks))
                 reader.finish()
             finally:
                 reader.close()
@@ -224,85 +180,28 @@ def _lines(what: str, marks: str | None) -> Generator[Iterable[Line], None, None
             fail(f"cannot read {what}", error)
         except ArchiveError as error:
             raise ArchiveError(f"cannot read {what}: {error.message}", hint=error.hint) from error
-        yield lines
+        yield found
     else:
         raise ArchiveError(f"{what} is neither a directory nor a regular file")
 
 
-def _of_tar(tar: TarReader, marks: str | None) -> list[Line]:
-    """Give what a tar holds, all of it: a mark may come after what it is about, and damage at the end."""
-    lines: list[Line | None] = []
-    opaque: set[str] = set()
-    directories: dict[str, int] = {}  # where in `lines` they are
-    attributes = _OPAQUE_ATTRIBUTES[marks] if marks else (TRUSTED_OPAQUE, USER_OPAQUE)
-    for entry in tar.entries():
-        parts = split_path(entry.name)
-        name = parts[-1] if parts else ""
-        if marks in (None, "oci") and name.startswith(WHITEOUT_PREFIX):
-            directory = "/".join(parts[:-1])
-            if name == OPAQUE_MARKER:
-                opaque.add(directory or ".")
-            elif entry.type == headers.REGULAR:
-                parts[-1] = name[len(WHITEOUT_PREFIX) :]
-                lines.append(Line(_DELETED, "/".join(parts)))
-            continue
-        path = "/".join(parts) or "."
-        if entry.type == headers.CHARACTER_DEVICE and entry.device == 0 and marks != "oci":
-            lines.append(Line(_DELETED, path))
-            continue
-        if entry.type == headers.DIRECTORY:
-            directories[path] = len(lines)
-            if any(entry.attributes.get(attribute) == b"y" for attribute in attributes):
-                opaque.add(path)
-        lines.append(_line_of_entry(entry, path))
-    for path in sorted(opaque):
-        line = lines[directories[path]] if path in directories else None
-        if line:
-            line.letter = _OPAQUE
-        else:
-            lines.append(Line(_OPAQUE, path, kind=DIRECTORY))
-    top = directories.get(".")
-    if top is not None and "." not in opaque:
-        lines[top] = None  # it is in every change set
-    return [line for line in lines if line]
-
-
-def _line_of_entry(entry: Entry, path: str) -> Line:
-    linked = entry.type == headers.HARD_LINK
-    kind = FILE if linked else _TYPES[entry.type]
-    return Line(
-        _ADDED,
-        path,
-        kind=kind,
-        size=entry.size if kind is FILE and not linked else None,
-        target=entry.link if entry.type == headers.SYMLINK else "",
-        link_to="/".join(split_path(entry.link)) if linked else "",
-        mode=entry.mode,
-        uid=entry.uid,
-        gid=entry.gid,
+def _form(marks: str | None) -> changes.Form:
+    """Give the marks to believe in a tar; all, if it is not known who made it."""
+    if marks == "oci":
+        return changes.LAYER
+    return changes.Form(
+        whiteout_files=marks is None,
+        whiteout_devices=True,
+        opaque_attributes=_OPAQUE_ATTRIBUTES[marks] if marks else (TRUSTED_OPAQUE, USER_OPAQUE),
     )
 
 
-def _of_directory(path: str, marks: str | None) -> Iterator[Line]:
+def _of_directory(path: str, marks: str | None) -> Iterator[Change]:
     """Give what an upperdir or an archive that is a directory holds."""
     overlay = OverlayMount(upper=path, lowers=(), dialect=_dialect(marks or _guess_marks(path)))
-    stream = read_changes(overlay, Log("panic", []))
+    stream = upper.read_changes(overlay, Log("panic", []))
     try:
-        for change in stream:
-            if change.kind is WHITEOUT:
-                yield Line(_DELETED, change.path)
-            elif change.name or change.opaque:
-                yield Line(
-                    _OPAQUE if change.opaque else _ADDED,
-                    change.path or ".",
-                    kind=change.kind,
-                    size=change.size if change.kind is FILE and change.link_to is None else None,
-                    target=change.target,
-                    link_to=change.link_to or "",
-                    mode=change.mode,
-                    uid=change.uid,
-                    gid=change.gid,
-                )
+        yield from stream
     finally:
         stream.close()
 

@@ -18,6 +18,7 @@ from archive_overlay.system.metadata import SELINUX_LABEL
 from archive_overlay.system.open_flags import CREATE, LOOK
 from archive_overlay.system.tree import Descent, open_beneath, remove
 from archive_overlay.tar import headers
+from archive_overlay.tar.changes import split_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,24 +39,8 @@ _TYPES = {
 }
 # In a directory, what is made in it inherits these.
 _DEFAULT_ACL = "system.posix_acl_default"
-# The kernel takes these for its own marks once the directory is a layer of an overlay. No container can
-# set them, so no layer has them that was made from what a container did.
 # What the system says to somebody who may not give what an entry has, or where the file system cannot.
 _NOT_GIVEN = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
-
-
-def split_path(name: str) -> list[str]:
-    """Split the path of an entry, which is relative to the image's root however it begins.
-
-    Raises:
-        ArchiveError: it leads out of the image, or is no path.
-    """
-    if "\0" in name:
-        raise ArchiveError(f"{name!r} is no path")
-    parts = [part for part in name.split("/") if part and part != "."]
-    if ".." in parts:
-        raise ArchiveError(f"{name!r} leads out of the image's root directory")
-    return parts
 
 
 class Missing:
@@ -264,6 +249,7 @@ class Unpacker:
             if name == SELINUX_LABEL:
                 continue
             try:
+                # No container can set these, so no layer has them that was made from what a container did.
                 if name.startswith(TRUSTED):
                     raise OSError(errno.EPERM, "an overlay would act on it")
                 os.setxattr(file, name, value)

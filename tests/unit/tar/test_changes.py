@@ -1,0 +1,139 @@
+"""Tars as changes: entries, and what marks say, wherever they stand."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from archive_overlay.errors import ArchiveError
+from archive_overlay.overlay.change import DIRECTORY, FILE, SYMLINK, WHITEOUT
+from archive_overlay.tar import headers
+from archive_overlay.tar.changes import LAYER, Form, read_changes
+from archive_overlay.tar.decompress import Reader
+from archive_overlay.tar.reader import TarReader
+
+if TYPE_CHECKING:
+    from archive_overlay.overlay.change import Change
+
+OVERLAY = Form(
+    whiteout_files=False,
+    whiteout_devices=True,
+    opaque_attributes=("trusted.overlay.opaque", "user.overlay.opaque"),
+)
+OPAQUE = {b"SCHILY.xattr.trusted.overlay.opaque": b"y"}
+
+
+def entry(
+    name: bytes,
+    type_flag: bytes = headers.REGULAR,
+    *,
+    link: bytes = b"",
+    device: int = 0,
+    records: dict[bytes, bytes] | None = None,
+) -> bytes:
+    return headers.of_entry(
+        name=name,
+        type_flag=type_flag,
+        mode=0o640,
+        uid=7,
+        gid=8,
+        mtime_ns=1_700_000_000_123_456_789,
+        link=link,
+        device=device,
+        records=records,
+    )
+
+
+def changes_of(*entries: bytes, form: Form) -> list[Change]:
+    fd = os.memfd_create("tar")
+    os.write(fd, b"".join(entries) + bytes(2 * headers.BLOCK))
+    os.lseek(fd, 0, os.SEEK_SET)
+    reader = Reader(fd)
+    try:
+        return read_changes(TarReader(reader), form)
+    finally:
+        reader.close()
+
+
+def shown(changes: list[Change]) -> list[tuple[str, str, bool]]:
+    return [(change.kind, change.path, change.opaque) for change in changes]
+
+
+def test_an_entry_has_its_metadata_and_its_place() -> None:
+    (change,) = changes_of(entry(b"./a//b/c", records={b"SCHILY.xattr.user.x": b"1"}), form=LAYER)
+
+    assert (change.kind, change.directory, change.name) == (FILE, "a/b/", "c")
+    assert (change.mode, change.uid, change.gid) == (0o640, 7, 8)
+    assert change.mtime_ns == 1_700_000_000_123_456_789
+    assert change.attributes == {"user.x": b"1"}
+
+
+@pytest.mark.parametrize("mark_at", [0, 1, 2])
+def test_a_layer_deletes_and_hides_by_files_wherever_they_stand(mark_at: int) -> None:
+    entries = [entry(b"d/", headers.DIRECTORY), entry(b"d/.wh.a")]
+    entries.insert(mark_at, entry(b"d/.wh..wh..opq"))
+
+    assert shown(changes_of(*entries, form=LAYER)) == [(DIRECTORY, "d", True), (WHITEOUT, "d/a", False)]
+
+
+def test_a_mark_of_a_directory_that_has_no_entry_makes_one() -> None:
+    found = changes_of(entry(b"d/e/.wh..wh..opq"), entry(b"d/e/f"), entry(b".wh..wh..opq"), form=LAYER)
+
+    assert shown(found) == [(FILE, "d/e/f", False), (DIRECTORY, "", True), (DIRECTORY, "d/e", True)]
+    assert (found[2].directory, found[2].name) == ("d/", "e")
+
+
+def test_an_overlay_deletes_by_devices_and_hides_by_attributes() -> None:
+    entries = [
+        entry(b"a", headers.CHARACTER_DEVICE),
+        entry(b"null", headers.CHARACTER_DEVICE, device=os.makedev(1, 3)),
+        entry(b"d/", headers.DIRECTORY, records={**OPAQUE, b"SCHILY.xattr.user.kept": b"1"}),
+    ]
+    deleted, device, directory = changes_of(*entries, form=OVERLAY)
+
+    assert (deleted.kind, deleted.path) == (WHITEOUT, "a")
+    assert (device.kind, device.rdev) == ("character device", os.makedev(1, 3))
+    assert (directory.opaque, directory.attributes) == (True, {"user.kept": b"1"})
+
+
+def test_marks_of_the_other_form_are_what_they_are() -> None:
+    devices = [
+        entry(b"a", headers.CHARACTER_DEVICE),
+        entry(b"d/", headers.DIRECTORY, records=OPAQUE),
+    ]
+    files = [entry(b".wh.a"), entry(b".wh..wh..opq")]
+
+    assert shown(changes_of(*devices, form=LAYER)) == [
+        ("character device", "a", False),
+        (DIRECTORY, "d", False),
+    ]
+    assert shown(changes_of(*files, form=OVERLAY)) == [(FILE, ".wh.a", False), (FILE, ".wh..wh..opq", False)]
+
+
+def test_a_hard_link_is_of_the_kind_of_what_it_is_one_with() -> None:
+    _, _, link, other = changes_of(
+        entry(b"f"),
+        entry(b"s", headers.SYMLINK, link=b"target"),
+        entry(b"t", headers.HARD_LINK, link=b"./s"),
+        entry(b"g", headers.HARD_LINK, link=b"/f"),
+        form=LAYER,
+    )
+
+    assert (link.kind, link.link_to, link.target) == (SYMLINK, "s", "target")
+    assert (other.kind, other.link_to) == (FILE, "f")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        entry(b"../a"),
+        entry(b"a/../../b"),
+        entry(b"l", headers.HARD_LINK, link=b"../a"),
+        entry(b".wh...")[:300],
+    ],
+)
+def test_what_leads_out_or_is_cut_off_is_refused(bad: bytes) -> None:
+    with pytest.raises(ArchiveError):
+        changes_of(entry(b"first"), bad, form=LAYER)
