@@ -13,6 +13,7 @@ from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.layout import read
 from archive_overlay.layout.provenance import read_provenance
 from archive_overlay.system.open_flags import READ, READ_TOP_DIRECTORY
+from archive_overlay.system.record import Record
 from archive_overlay.tar.decompress import Reader
 from archive_overlay.tar.reader import TarReader
 
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Callable
 
+    from archive_overlay.layout.provenance import Provenance
+
 _NUMBERED = re.compile(r"(.*)@([1-9][0-9]{0,8})")
 
 
-class Revision:
+class Revision(Record):
     """A layer of an image.
 
     Attributes:
@@ -38,32 +41,15 @@ class Revision:
         descriptor: as in the manifest.
     """
 
-    __slots__ = (
-        "comment",
-        "created",
-        "created_by",
-        "descriptor",
-        "diff_id",
-        "digest",
-        "number",
-        "provenance",
-        "size",
-    )
-
-    def __init__(
-        self, number: int, descriptor: Mapping[str, Any], diff_id: object, history: Mapping[str, Any]
-    ) -> None:
-        annotations = descriptor.get("annotations")
-        known = annotations if isinstance(annotations, dict) else {}
-        self.number = number
-        self.descriptor = descriptor
-        self.digest = _text(descriptor, "digest")
-        self.diff_id = diff_id if isinstance(diff_id, str) else ""
-        self.size: int = descriptor["size"]
-        self.created = _text(known, read.CREATED) or _text(history, "created")
-        self.created_by = _text(history, "created_by")
-        self.comment = _text(history, "comment")
-        self.provenance = read_provenance(known, history)
+    number: int
+    digest: str
+    diff_id: str
+    size: int
+    created: str
+    created_by: str
+    comment: str
+    provenance: Provenance | None
+    descriptor: Mapping[str, Any]
 
 
 class Image:
@@ -231,7 +217,25 @@ def _revisions(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> list[R
     if len(history) != len(layers):
         history = [{} for _ in layers]  # nobody knows which entry is of which layer
     diff_ids = config["rootfs"]["diff_ids"]
-    return [Revision(i + 1, layers[i], diff_ids[i], history[i]) for i in range(len(layers))]
+    return [_revision(i + 1, layers[i], diff_ids[i], history[i]) for i in range(len(layers))]
+
+
+def _revision(
+    number: int, descriptor: Mapping[str, Any], diff_id: object, history: Mapping[str, Any]
+) -> Revision:
+    annotations = descriptor.get("annotations")
+    known = annotations if isinstance(annotations, dict) else {}
+    return Revision(
+        number=number,
+        digest=_text(descriptor, "digest"),
+        diff_id=diff_id if isinstance(diff_id, str) else "",
+        size=descriptor["size"],
+        created=_text(known, read.CREATED) or _text(history, "created"),
+        created_by=_text(history, "created_by"),
+        comment=_text(history, "comment"),
+        provenance=read_provenance(known, history),
+        descriptor=descriptor,
+    )
 
 
 def _text(values: Mapping[str, Any], key: str) -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _BLOCK = headers.BLOCK
 _ZEROS = bytes(_BLOCK)
 
-# Types besides those of `ustar`.
+# Types besides those of `headers`.
 _OLD_FILE = b"\0"
 _CONTIGUOUS_FILE = b"7"
 _EXTENDED = b"x"
@@ -79,10 +79,10 @@ _NO_ATTRIBUTES: dict[str, bytes] = {}
 
 
 class Entry:
-    """One entry.
+    """One entry. It is no `Record`, which takes 2 us to make instead of 0.8, for each of perhaps millions.
 
     Attributes:
-        type: one of the constants of `ustar`.
+        type: one of the constants of `headers`.
         name: its path as it stands there; a slash at the end is left out.
         link: what a symbolic or hard link points to, as it stands there.
         mode: permission bits.
