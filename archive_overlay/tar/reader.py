@@ -23,7 +23,8 @@ import os
 from array import array
 
 from archive_overlay.errors import ArchiveError
-from archive_overlay.tar import headers
+from archive_overlay.tar import headers, sparse_map
+from archive_overlay.tar.numbers import LARGEST_NUMBER, decimal, nanoseconds, natural, number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,11 +68,6 @@ _MOST_RECORDS = 16 * 1024
 # Each entry looks at all records of global headers. Real ones have one or two.
 _LARGEST_GLOBAL = 64 * 1024
 _MOST_GLOBAL_RECORDS = 256
-# Offsets and lengths of a sparse file's segments, of 8 bytes each.
-_MOST_SPARSE_NUMBERS = 4 * 1024 * 1024
-# Bytes of numbers that are read at once.
-_AT_ONCE = 4096
-_LARGEST_NUMBER = 2**63 - 1
 # One more means "leave it as it is" to chown(2).
 _LARGEST_ID = 2**32 - 2
 _LARGEST_DEVICE_NUMBER = 2**31 - 1  # major or minor, to makedev(3)
@@ -157,7 +153,7 @@ class TarReader:
                 raise ArchiveError("it is no tar" if not header else "it ends too early")
             _check(header)
             type_flag = header[156:157]
-            size = _natural(header[124:136])
+            size = natural(header[124:136])
             if type_flag in (_EXTENDED, _SOLARIS_EXTENDED, _GLOBAL):
                 if type_flag == _GLOBAL:
                     self._global.update(_records(self._read_header(size, _LARGEST_GLOBAL))[0])
@@ -213,7 +209,7 @@ class TarReader:
         self._left = 0
         return data
 
-    def _some(self, most: int = _LARGEST_NUMBER) -> bytes:
+    def _some(self, most: int = LARGEST_NUMBER) -> bytes:
         piece = self._source.read_some(min(self._left, most))
         if not piece:
             raise ArchiveError("it ends too early")
@@ -227,6 +223,12 @@ class TarReader:
         if len(body) < size:
             raise ArchiveError("it ends too early")
         return body[:size]
+
+    def _blocks(self) -> Iterator[bytes]:
+        while self._left >= _BLOCK:
+            block = self._source.read(_BLOCK)
+            self._left -= _BLOCK
+            yield block
 
     def _expect_data(self, size: int) -> None:
         self._left = size
@@ -249,18 +251,18 @@ class TarReader:
         if posix and header[345] and long_name is None:
             name = header[345:500].split(b"\0", 1)[0] + b"/" + name
         link = header[157:257].split(b"\0", 1)[0] if long_link is None else long_link
-        uid, gid = _natural(header[108:116]), _natural(header[116:124])
-        mtime_ns = _number(header[136:148]) * 10**9
+        uid, gid = natural(header[108:116]), natural(header[116:124])
+        mtime_ns = number(header[136:148]) * 10**9
         attributes = _NO_ATTRIBUTES
         if records:
             name = records.get(b"path", name)
             link = records.get(b"linkpath", link)
             if b"mtime" in records:
-                mtime_ns = _nanoseconds(records[b"mtime"])
+                mtime_ns = nanoseconds(records[b"mtime"])
             if len(records) > 1 or b"mtime" not in records:
-                uid = _decimal(records.get(b"uid"), uid)
-                gid = _decimal(records.get(b"gid"), gid)
-                size = _decimal(records.get(b"size"), size)
+                uid = decimal(records.get(b"uid"), uid)
+                gid = decimal(records.get(b"gid"), gid)
+                size = decimal(records.get(b"size"), size)
                 attributes = {
                     os.fsdecode(key[len(_ATTRIBUTE) :]): value
                     for key, value in records.items()
@@ -279,19 +281,23 @@ class TarReader:
         self._expect_data(size)
         self._sparse = None
         if type == _GNU_SPARSE:
-            size = self._read_old_sparse_map(header)
+            self._sparse = sparse_map.of_old_header(header, self._source)
+            size = natural(header[483:495])
         elif kind == headers.REGULAR and (segments or not _SPARSE.isdisjoint(records)):
             name = records.get(b"GNU.sparse.name", name)
-            size = self._read_sparse_map(records, segments, size)
+            self._sparse = sparse_map.of_data(self._blocks()) if b"GNU.sparse.major" in records else segments
+            size = decimal(records.get(b"GNU.sparse.realsize", records.get(b"GNU.sparse.size")), size)
+        if self._sparse is not None:
+            sparse_map.judge(self._sparse, size=size, stored=self._left)
         device = 0
         if kind in (headers.CHARACTER_DEVICE, headers.BLOCK_DEVICE):
-            major, minor = _natural(header[329:337]), _natural(header[337:345])
+            major, minor = natural(header[329:337]), natural(header[337:345])
             if max(major, minor) > _LARGEST_DEVICE_NUMBER:
                 raise ArchiveError(f"{os.fsdecode(name)} is a device that cannot be: {major}:{minor}")
             device = os.makedev(major, minor)
         entry = Entry(kind, os.fsdecode(name.rstrip(b"/") or name[:1]))
         entry.link = os.fsdecode(link)
-        entry.mode = _natural(header[100:108]) & 0o7777
+        entry.mode = natural(header[100:108]) & 0o7777
         entry.uid = uid
         entry.gid = gid
         entry.mtime_ns = mtime_ns
@@ -299,63 +305,6 @@ class TarReader:
         entry.device = device
         entry.attributes = attributes
         return entry
-
-    def _read_old_sparse_map(self, header: bytes) -> int:
-        """Read the segments of a sparse file from its header and the blocks after it; give its size."""
-        numbers: array[int] = array("q")
-        self._sparse = numbers
-        _add_old_segments(numbers, header[386:482])
-        more = header[482]
-        while more:
-            block = self._source.read(_BLOCK)
-            if len(block) < _BLOCK:
-                raise ArchiveError("it ends too early")
-            _add_old_segments(numbers, block[:504])
-            _bound(numbers)
-            more = block[504]
-        return self._checked_sparse(numbers, _natural(header[483:495]))
-
-    def _read_sparse_map(self, records: dict[bytes, bytes], segments: array[int], size: int) -> int:
-        """Read the segments of a sparse file from its records, or from what begins its data; give its size."""
-        if b"GNU.sparse.major" in records:
-            segments = self._read_map_in_data()
-            size = _decimal(records.get(b"GNU.sparse.realsize"), size)
-        else:
-            size = _decimal(records.get(b"GNU.sparse.realsize", records.get(b"GNU.sparse.size")), size)
-        self._sparse = segments
-        return self._checked_sparse(segments, size)
-
-    def _read_map_in_data(self) -> array[int]:
-        numbers: array[int] = array("q")
-        wanted = -1
-        unfinished = b""
-        while len(numbers) != wanted:
-            block = self._source.read(min(_BLOCK, self._left))
-            if len(block) < _BLOCK:
-                raise ArchiveError("it is damaged: the map of a sparse file has no end")
-            self._left -= _BLOCK
-            *lines, unfinished = (unfinished + block).split(b"\n")
-            if len(unfinished) > _BLOCK:
-                raise ArchiveError("it is damaged: the map of a sparse file is no list of numbers")
-            for line in lines:
-                if wanted < 0:
-                    wanted = 2 * _decimal(line, 0)
-                elif len(numbers) < wanted:
-                    numbers.append(_decimal(line, 0))
-            _bound(numbers)
-        return numbers
-
-    def _checked_sparse(self, numbers: array[int], size: int) -> int:
-        end = stored = 0
-        pairs = iter(numbers)
-        for offset, length in zip(pairs, pairs):
-            if offset < end or length < 0:
-                raise ArchiveError("it is damaged: the segments of a sparse file overlap")
-            end = offset + length
-            stored += length
-        if len(numbers) % 2 or end > size or stored > self._left:
-            raise ArchiveError("it is damaged: the segments of a sparse file are not in it")
-        return size
 
 
 def _check(header: bytes) -> None:
@@ -370,46 +319,6 @@ def _check(header: bytes) -> None:
     # Some old programs take bytes for signed numbers.
     if checksum != unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:]):
         raise ArchiveError("it is no tar, or is damaged")
-
-
-def _number(field: bytes) -> int:
-    """Give a number of a header: octal digits, or of GNU's form with a first bit of 1 all other bits."""
-    first = field[0]
-    if first >= 0x80:
-        number = int.from_bytes(field, "big", signed=first == 0xFF)
-        number = number if first == 0xFF else number - (0x80 << (8 * (len(field) - 1)))
-        if not -_LARGEST_NUMBER <= number <= _LARGEST_NUMBER:
-            raise ArchiveError("it is damaged: a header has a number that is too large")
-        return number
-    try:
-        return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
-    except ValueError:
-        raise ArchiveError("it is damaged: a header has a number that is none") from None
-
-
-def _natural(field: bytes) -> int:
-    number = _number(field)
-    if number < 0:
-        raise ArchiveError("it is damaged: a header has a number that is negative")
-    return number
-
-
-def _decimal(text: bytes | None, otherwise: int) -> int:
-    """Give a number of a record, which is neither negative nor too large."""
-    if text is None:
-        return otherwise
-    if not (text.isdigit() and len(text) < 20 and int(text) <= _LARGEST_NUMBER):
-        raise ArchiveError(f"it is damaged: {text[:40]!r} is no size or number")
-    return int(text)
-
-
-def _nanoseconds(text: bytes) -> int:
-    """Give a time in seconds, with a fraction or without, in nanoseconds."""
-    sign = -1 if text.startswith(b"-") else 1
-    whole, _, fraction = text.lstrip(b"-").partition(b".")
-    if not (whole.isdigit() and len(whole) < 19 and (fraction.isdigit() or not fraction)):
-        raise ArchiveError(f"it is damaged: {text[:40]!r} is no time")
-    return sign * (int(whole) * 10**9 + int(fraction[:9].ljust(9, b"0")))
 
 
 def _records(body: bytes) -> tuple[dict[bytes, bytes], array[int]]:
@@ -427,40 +336,10 @@ def _records(body: bytes) -> tuple[dict[bytes, bytes], array[int]]:
                 break  # padding
             raise ArchiveError("it is damaged: an extended header has a record that is none")
         if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes", b"GNU.sparse.map"):
-            _add_numbers(segments, value)
+            sparse_map.add_numbers(segments, value)
         else:
             records[key] = value
             if len(records) > _MOST_RECORDS:
                 raise ArchiveError("it is damaged: an extended header has more records than any")
         position = end
     return records, segments
-
-
-def _add_numbers(numbers: array[int], text: bytes) -> None:
-    """Add what has commas in between, some at a time: a list of all would take ten times the memory."""
-    start = 0
-    while start <= len(text):
-        end = text.find(b",", start + _AT_ONCE)
-        end = len(text) if end < 0 else end
-        some = text[start:end]
-        try:
-            if len(some) > 2 * _AT_ONCE or not some.translate(None, b",").isdigit():
-                raise ValueError
-            numbers.extend(map(int, some.split(b",")))
-        except (OverflowError, ValueError):
-            raise ArchiveError(f"it is damaged: {some[:40]!r} is no size or number") from None
-        _bound(numbers)
-        start = end + 1
-
-
-def _add_old_segments(numbers: array[int], fields: bytes) -> None:
-    for start in range(0, len(fields), 24):
-        if not fields[start]:
-            return
-        numbers.append(_number(fields[start : start + 12]))
-        numbers.append(_number(fields[start + 12 : start + 24]))
-
-
-def _bound(numbers: array[int]) -> None:
-    if len(numbers) > _MOST_SPARSE_NUMBERS:
-        raise ArchiveError("it is damaged: a sparse file has more segments than any")

@@ -1,0 +1,52 @@
+"""Numbers, as headers and extended headers of a tar have them.
+
+Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Extended Header Keywords"; GNU tar manual, "Basic Tar
+Format", for what octal digits cannot hold.
+"""
+
+from __future__ import annotations
+
+from archive_overlay.errors import ArchiveError
+
+LARGEST_NUMBER = 2**63 - 1
+
+
+def number(field: bytes) -> int:
+    """Give a number of a header: octal digits, or of GNU's form with a first bit of 1 all other bits."""
+    first = field[0]
+    if first >= 0x80:
+        found = int.from_bytes(field, "big", signed=first == 0xFF)
+        found = found if first == 0xFF else found - (0x80 << (8 * (len(field) - 1)))
+        if not -LARGEST_NUMBER <= found <= LARGEST_NUMBER:
+            raise ArchiveError("it is damaged: a header has a number that is too large")
+        return found
+    try:
+        return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
+    except ValueError:
+        raise ArchiveError("it is damaged: a header has a number that is none") from None
+
+
+def natural(field: bytes) -> int:
+    """Give a number of a header that must not be negative."""
+    found = number(field)
+    if found < 0:
+        raise ArchiveError("it is damaged: a header has a number that is negative")
+    return found
+
+
+def decimal(text: bytes | None, otherwise: int) -> int:
+    """Give a number of a record, which is neither negative nor too large."""
+    if text is None:
+        return otherwise
+    if not (text.isdigit() and len(text) < 20 and int(text) <= LARGEST_NUMBER):
+        raise ArchiveError(f"it is damaged: {text[:40]!r} is no size or number")
+    return int(text)
+
+
+def nanoseconds(text: bytes) -> int:
+    """Give a time in seconds, with a fraction or without, in nanoseconds."""
+    sign = -1 if text.startswith(b"-") else 1
+    whole, _, fraction = text.lstrip(b"-").partition(b".")
+    if not (whole.isdigit() and len(whole) < 19 and (fraction.isdigit() or not fraction)):
+        raise ArchiveError(f"it is damaged: {text[:40]!r} is no time")
+    return sign * (int(whole) * 10**9 + int(fraction[:9].ljust(9, b"0")))
