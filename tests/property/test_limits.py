@@ -326,9 +326,7 @@ def test_a_file_that_vanishes_while_its_directory_is_read(any_saver: Saver) -> N
     any_saver.overlay.change(change)
     directory = any_saver.overlay.upper / "directory"
 
-    result = run_and_change(
-        any_saver, stop_at="close", path=directory, change=(directory / "file").unlink
-    )
+    result = run_and_change(any_saver, stop_at="close", path=directory, change=(directory / "file").unlink)
 
     expect_refused(any_saver, result, str(directory / "file"))
 
