@@ -22,7 +22,7 @@ from archive_overlay.marks import (
 )
 from archive_overlay.overlay import dialect, upper
 from archive_overlay.overlay.change import DIRECTORY, FILE, SYMLINK, WHITEOUT
-from archive_overlay.overlay.locate import OverlayMount
+from archive_overlay.overlay.mount import OverlayMount
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 from archive_overlay.system.tree import Descent
 from archive_overlay.tar import changes

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from archive_overlay.hook.runtime import Spec
     from archive_overlay.log import Log
     from archive_overlay.overlay.change import Change
-    from archive_overlay.overlay.locate import OverlayMount
+    from archive_overlay.overlay.mount import OverlayMount
     from archive_overlay.settings import Settings
     from archive_overlay.system.flush import Flush
 

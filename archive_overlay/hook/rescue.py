@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.hook.ledger import Failure, Ledger
     from archive_overlay.hook.rescue_dir import RescueDirectory
-    from archive_overlay.overlay.locate import OverlayMount
+    from archive_overlay.overlay.mount import OverlayMount
 
     Find = Callable[[str], OverlayMount]
 

@@ -19,7 +19,8 @@ from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.log import escape
 from archive_overlay.methods import Target, copy
 from archive_overlay.overlay import dialect
-from archive_overlay.overlay.locate import OverlayMount, is_mounted
+from archive_overlay.overlay.locate import is_mounted
+from archive_overlay.overlay.mount import OverlayMount
 from archive_overlay.overlay.upper import read_changes
 from archive_overlay.system import kernel, metadata
 from archive_overlay.system.flush import Never, ToDisk

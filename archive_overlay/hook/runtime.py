@@ -9,7 +9,7 @@ import os
 import posixpath
 
 from archive_overlay.errors import HookError
-from archive_overlay.overlay.locate import Mount
+from archive_overlay.overlay.mount import Mount
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from archive_overlay.destination.staging import Staging
     from archive_overlay.log import Log
     from archive_overlay.overlay.change import Change
-    from archive_overlay.overlay.locate import OverlayMount
+    from archive_overlay.overlay.mount import OverlayMount
     from archive_overlay.system.flush import Flush
 
     class Request(Protocol):

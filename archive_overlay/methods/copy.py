@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
     from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Change
-    from archive_overlay.overlay.locate import OverlayMount
+    from archive_overlay.overlay.mount import OverlayMount
 
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
 _SPECIAL_BITS = 0o1000  # from here on: sticky, set-group-ID, set-user-ID

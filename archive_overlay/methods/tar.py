@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
     from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Change
-    from archive_overlay.overlay.locate import OverlayMount
+    from archive_overlay.overlay.mount import OverlayMount
 
 
 def require(compression: str) -> None:

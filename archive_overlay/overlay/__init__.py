@@ -1,0 +1,1 @@
+"""Reading: from a mount to the changes that its upperdir holds."""

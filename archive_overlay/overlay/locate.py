@@ -10,80 +10,17 @@ import stat
 
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.overlay import dialect, mount_programs, store
+from archive_overlay.overlay.mount import Mount, OverlayMount
+from archive_overlay.overlay.options import from_options, upperdir
 from archive_overlay.system import mountinfo
-from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from archive_overlay.overlay.dialect import Dialect
-    from archive_overlay.overlay.owners import OwnerMap
-
-
-# Mount options with which an upperdir does not say all by itself. (nfs_export needs index.)
-_REFERRING = ("metacopy", "redirect_dir", "index")
 
 # A file that podman mounts into each container.
 _ENVIRONMENT_FILE = "/run/.containerenv"
-
-
-class Mount(Record):
-    """One mount of the spec.
-
-    Attributes:
-        destination: where it is in the container, normalised.
-        type: "overlay", "bind", ...; empty where the spec has none.
-        source: path in the runtime namespace; empty where the spec has none.
-        options: as the spec has them.
-    """
-
-    destination: str
-    type: str
-    source: str
-    options: tuple[str, ...]
-
-
-class OverlayMount(Record):
-    """An overlay, by its directories in the runtime namespace.
-
-    Attributes:
-        upper: absolute path of the upperdir.
-        lowers: absolute paths of the lowerdirs, topmost first.
-        data_lowers: of those that have nothing but the data of files, topmost first.
-        dialect: how it marks deletions and the like.
-        may_refer_to_lowers: whether the upperdir may have files whose data, directories whose contents,
-            or names of files, are in the lower layers.
-        lowers_unknown: why it is not known what the lowerdirs are; "" if it is.
-        lower_owners: whose it is what lies in the lowerdirs; None: whose it is on disk.
-    """
-
-    upper: str
-    lowers: tuple[str, ...]
-    data_lowers: tuple[str, ...] = ()
-    dialect: Dialect
-    may_refer_to_lowers: bool = True
-    lowers_unknown: str = ""
-    lower_owners: OwnerMap | None = None
-
-    def with_lowers(
-        self, lowers: Sequence[str], *, unknown: str = "", owners: OwnerMap | None = None
-    ) -> OverlayMount:
-        """Give the same overlay with other lowerdirs, none of them for data alone.
-
-        Args:
-            lowers: see `lowers`.
-            unknown: see `lowers_unknown`.
-            owners: see `lower_owners`.
-        """
-        return OverlayMount(
-            upper=self.upper,
-            lowers=tuple(lowers),
-            dialect=self.dialect,
-            may_refer_to_lowers=self.may_refer_to_lowers,
-            lowers_unknown=unknown,
-            lower_owners=owners,
-        )
 
 
 def find_overlay(
@@ -145,8 +82,7 @@ def is_mounted(overlay: OverlayMount) -> bool:
     status = os.stat(overlay.upper)
     for table in mountinfo.read_all():
         for mounted in table.of_type("overlay"):
-            options = _options(mounted.options)
-            upper = next((_unescaped(value) for key, value in options if key == "upperdir"), "")
+            upper = upperdir(mounted.options)
             if not upper:
                 continue
             if not upper.startswith("/"):
@@ -158,103 +94,6 @@ def is_mounted(overlay: OverlayMount) -> bool:
             if os.path.samestat(other, status):
                 return True
     return False
-
-
-def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> OverlayMount:
-    """Read an overlay's directories from its mount options.
-
-    Args:
-        options: as a list that was split at commas, escaped ones too.
-        kind: the dialect; None: native, and the options say which.
-        origin: what the options belong to, for messages.
-
-    Raises:
-        ArchiveError: there is no upperdir in them.
-
-    Source: overlayfs.rst, "Multiple lower layers": a backslash escapes colons and commas.
-    """
-    upper = ""
-    lowers: list[str] = []
-    data_lowers: list[str] = []
-    userxattr = False
-    permissions = ""
-    references: dict[str, str] = {}
-    for key, value in _options(options):
-        if key == "upperdir":
-            upper = _unescaped(value)
-        elif key == "lowerdir":
-            lowers, data_lowers = _lowerdirs(value)
-        elif key == "lowerdir+":
-            lowers.append(_unescaped(value))
-        elif key == "datadir+":
-            data_lowers.append(_unescaped(value))
-        elif key in _REFERRING:
-            references[key] = value
-        elif key == "xattr_permissions":
-            permissions = value
-        elif key == "userxattr":
-            userxattr = True
-    if not upper:
-        raise ArchiveError(
-            f"{origin} is an overlay without an upperdir: it is mounted read-only",
-            hint="mount it with rw=true (image mounts) or :O (volumes)",
-        )
-    if kind is dialect.FUSE_OVERLAYFS:
-        kind = dialect.FUSE_OVERLAYFS_WITH_OWNERS.get(permissions, kind)
-    native = dialect.NATIVE_USERXATTR if userxattr else dialect.NATIVE
-    return OverlayMount(
-        upper=upper,
-        lowers=tuple(lowers),
-        data_lowers=tuple(data_lowers),
-        dialect=kind or native,
-        may_refer_to_lowers=not userxattr and _makes_references(references),
-    )
-
-
-def split(text: str, separator: str) -> list[str]:
-    r"""Split at a separator, but not where a backslash stands before it; the backslashes stay."""
-    parts = []
-    start = position = 0
-    while position < len(text):
-        if text[position] == "\\":
-            position += 1
-        elif text[position] == separator:
-            parts.append(text[start:position])
-            start = position + 1
-        position += 1
-    parts.append(text[start:])
-    return parts
-
-
-def _options(options: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Give keys and values of mount options that were split at commas, escaped ones too."""
-    for option in split(",".join(options), ","):
-        key, _, value = option.partition("=")
-        yield key, value
-
-
-def _makes_references(options: Mapping[str, str]) -> bool:
-    """Say whether an overlay leaves data or contents in the lower layers, by its options or by default."""
-    for key in _REFERRING:
-        value = options.get(key)
-        if value is None:
-            try:
-                with open(f"/sys/module/overlay/parameters/{key}", encoding="utf-8") as file:
-                    value = "off" if file.read().strip() == "N" else "on"
-            except OSError:
-                value = "on"  # nobody knows
-        if value == "on":
-            return True
-    return False
-
-
-def _lowerdirs(value: str) -> tuple[list[str], list[str]]:
-    """Give the merged and the data-only layers of a lowerdir option: `::` stands before the latter."""
-    parts = split(value, ":")
-    merged = parts.index("") if "" in parts else len(parts)
-    return [_unescaped(part) for part in parts[:merged]], [
-        _unescaped(part) for part in parts[merged:] if part
-    ]
 
 
 def _of_mount(mount: Mount, mount_program: str) -> OverlayMount:
@@ -403,10 +242,3 @@ def _base(upper: str, mount_point: str) -> str:
     while base not in ("", "/") and not os.path.isdir(os.path.join(base, upper)):
         base = os.path.dirname(base)
     return base
-
-
-def _unescaped(text: str) -> str:
-    if "\\" not in text:
-        return text
-    parts = iter(text)
-    return "".join(next(parts, "") if char == "\\" else char for char in parts)

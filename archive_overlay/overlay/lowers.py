@@ -20,7 +20,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from archive_overlay.overlay.locate import OverlayMount
+    from archive_overlay.overlay.mount import OverlayMount
 
 _NO_ATTRIBUTE = (errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP)
 

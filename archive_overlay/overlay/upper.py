@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from archive_overlay.log import Log
     from archive_overlay.overlay.dialect import Dialect
-    from archive_overlay.overlay.locate import OverlayMount
     from archive_overlay.overlay.lowers import Place
+    from archive_overlay.overlay.mount import OverlayMount
 
 _KINDS = {
     stat.S_IFDIR: DIRECTORY,

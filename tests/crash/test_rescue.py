@@ -17,7 +17,7 @@ import pytest
 from archive_overlay.hook.rescue_dir import RescueDirectory
 from archive_overlay.log import Log, StreamSink
 from archive_overlay.overlay.dialect import NATIVE
-from archive_overlay.overlay.locate import OverlayMount
+from archive_overlay.overlay.mount import OverlayMount
 from tests.crash.conftest import CASES, Place, Places, changed
 from tests.support import faults, hooks, overlays, trees
 

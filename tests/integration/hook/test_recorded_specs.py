@@ -17,6 +17,8 @@ from archive_overlay.hook.annotations import Context, group_by_name, parse_reque
 from archive_overlay.log import Log
 from archive_overlay.overlay import locate
 from archive_overlay.overlay.dialect import FUSE_OVERLAYFS, NATIVE, NATIVE_USERXATTR
+from archive_overlay.overlay.mount import OverlayMount
+from archive_overlay.overlay.options import from_options
 from archive_overlay.system.mountinfo import MountTable
 from tests.support import tools
 from tests.support.hooks import TOP
@@ -70,12 +72,12 @@ class Record:
         (found,) = (mount.source for mount in self.spec.mounts if mount.destination == destination)
         return found
 
-    def behind(self, path: str) -> locate.OverlayMount:
+    def behind(self, path: str) -> OverlayMount:
         """Give the overlay of the kernel that is mounted at a path, by the record's mounts."""
         mounted = self.mounts.at(path)
         assert mounted, f"nothing is mounted at {path}"
         assert (mounted.type, mounted.root) == ("overlay", "/")
-        return locate.from_options(mounted.options, None, path)
+        return from_options(mounted.options, None, path)
 
 
 @pytest.fixture(params=[pytest.param(path, id=path.stem) for path in RECORDS])
@@ -158,7 +160,7 @@ def test_the_annotations_ask_for_what_the_user_wanted_and_the_engine_s_own_for_n
     assert said.messages == []
 
 
-def find(of_podman: Record, mount_point: str, mount_program: str) -> locate.OverlayMount:
+def find(of_podman: Record, mount_point: str, mount_program: str) -> OverlayMount:
     spec = of_podman.spec
     return locate.find_overlay(spec.mounts, spec.root, mount_point, mount_program=mount_program)
 

@@ -6,7 +6,7 @@ import pytest
 
 from archive_overlay.errors import ArchiveError
 from archive_overlay.overlay.dialect import FUSE_OVERLAYFS, NATIVE, NATIVE_USERXATTR
-from archive_overlay.overlay.locate import from_options, split
+from archive_overlay.overlay.options import from_options, split
 from archive_overlay.system.mountinfo import MountTable
 
 
