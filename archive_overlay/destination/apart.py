@@ -16,19 +16,19 @@ def keep_apart(label: str, path: str, upper: str) -> None:
         upper: the upperdir that is archived.
 
     Raises:
-        ArchiveError: they are not apart.
+        ArchiveError: they are not apart, or one of them cannot be looked at.
     """
     try:
         upper_status = os.stat(upper)
     except OSError as error:
         fail(f"cannot read the upperdir {upper}", error)
     for place in _self_and_parents(path):
-        status = _status(place)
+        status = _status(place, label)
         if status and os.path.samestat(status, upper_status):
             raise ArchiveError(
                 f"{label} {path} is the upperdir {upper} or in it", hint="name a path outside of it"
             )
-    status = _status(path)
+    status = _status(path, label)
     if status:
         for place in _self_and_parents(os.path.realpath(upper)):
             if os.path.samestat(os.stat(place), status):
@@ -42,8 +42,10 @@ def _self_and_parents(path: str) -> list[str]:
     return found
 
 
-def _status(path: str) -> os.stat_result | None:
+def _status(path: str, label: str) -> os.stat_result | None:
     try:
         return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        fail(f"cannot look at {label} {path}", error)
