@@ -1,0 +1,157 @@
+"""One tree over another: each entry whole, what is not named stays, and nothing is left open."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from archive_overlay.destination import merge
+from archive_overlay.system import kernel
+from tests.support.flushing import open_files
+
+TIME = 1_000_000_000 * 10**9
+
+
+class Trees:
+    """Two trees with an obstacle of each kind.
+
+    Attributes:
+        top: the directory that both are in.
+        new: the one that is moved.
+        old: the one that it is moved into.
+    """
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self.new = top / "new"
+        self.old = top / "old"
+        for tree in (self.new, self.old):
+            for directory in (tree, tree / "both", tree / "both" / "deep"):
+                directory.mkdir()
+                (directory / f"of {tree.name}").touch()
+                (directory / "file").write_text(tree.name)
+        (self.new / "file on directory").touch()
+        (self.old / "file on directory" / "deep").mkdir(parents=True)
+        (self.new / "directory on file" / "deep").mkdir(parents=True)
+        (self.old / "directory on file").touch()
+        (self.new / "directory on link").mkdir()
+        (self.old / "directory on link").symlink_to(top)
+        (self.new / "only new" / "deep").mkdir(parents=True)
+        for number, directory in enumerate((self.new / "both" / "deep", self.new / "both", self.new)):
+            directory.chmod(0o710 + number)
+            os.setxattr(directory, "user.new", b"yes")
+            os.utime(directory, ns=(TIME, TIME + number))
+        for directory in (self.old / "both" / "deep", self.old / "both", self.old):
+            os.setxattr(directory, "user.old", b"yes")
+
+    def merge(self) -> None:
+        fd = os.open(self.top, os.O_RDONLY)
+        try:
+            merge.merge("new", fd, "old", fd)
+        finally:
+            os.close(fd)
+
+    def names(self) -> set[str]:
+        return {str(path.relative_to(self.old)) for path in self.old.rglob("*")}
+
+
+@pytest.fixture
+def trees(tmp_path: Path) -> Trees:
+    return Trees(tmp_path)
+
+
+NAMES = {
+    *("both", "both/deep", "file", "both/file", "both/deep/file"),
+    *("of new", "both/of new", "both/deep/of new", "of old", "both/of old", "both/deep/of old"),
+    *("file on directory", "directory on file", "directory on file/deep", "directory on link"),
+    *("only new", "only new/deep"),
+}
+
+
+def expect_merged(trees: Trees) -> None:
+    assert trees.names() == NAMES
+    assert (trees.old / "file on directory").is_file()
+    assert not (trees.old / "directory on link").is_symlink()
+    for number, directory in enumerate((trees.old / "both" / "deep", trees.old / "both", trees.old)):
+        assert (directory / "file").read_text() == "new"
+        status = directory.stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_mtime_ns) == (0o710 + number, TIME + number)
+        assert os.listxattr(directory) == ["user.new"]
+    assert open_files(trees.top) == []
+
+
+def test_each_entry_of_the_new_tree_is_there_whole_and_the_others_stay(trees: Trees) -> None:
+    trees.merge()
+
+    expect_merged(trees)
+
+
+def test_where_names_cannot_be_exchanged_it_is_the_same(
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exchange(*_: object) -> None:
+        raise kernel.CannotExchangeError(errno.EINVAL, "not here")
+
+    monkeypatch.setattr(kernel, "exchange", exchange)
+
+    trees.merge()
+
+    expect_merged(trees)
+
+
+def test_a_directory_is_never_missing_while_it_is_replaced(trees: Trees) -> None:
+    # It takes one step: what was there is then in the new tree, which is going to be removed.
+    trees.merge()
+
+    assert (trees.new / "file on directory" / "deep").is_dir()
+    assert (trees.new / "directory on file").is_file()
+
+
+def test_entries_are_moved_in_the_order_of_their_names_up_to_one_that_cannot_be(
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def fail(name: str, *arguments: object, **more: int) -> None:
+        if name == "of new" and (trees.new / "both" / "deep" / "of new").exists():
+            raise OSError(errno.EIO, "in the middle")
+        rename(name, *arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "rename", fail)
+
+    with pytest.raises(OSError, match="in the middle"):
+        trees.merge()
+
+    # Depth first: the deepest directory was the first that had something to move by this name.
+    assert (trees.old / "both" / "deep" / "file").read_text() == "new"
+    assert (trees.old / "file").read_text() == "old"
+    assert not (trees.old / "only new").exists()
+    assert open_files(trees.top) == []
+
+
+@pytest.mark.parametrize("missing", ["new", "old"])
+def test_a_tree_that_is_missing_is_an_error_and_leaves_nothing_open(trees: Trees, missing: str) -> None:
+    (trees.top / missing).rename(trees.top / "elsewhere")
+
+    with pytest.raises(FileNotFoundError):
+        trees.merge()
+
+    assert open_files(trees.top) == []
+
+
+def test_metadata_that_cannot_be_given_leave_nothing_open(
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "no attributes here")
+
+    monkeypatch.setattr("archive_overlay.system.metadata.replace", replace)
+
+    with pytest.raises(OSError, match="no attributes here"):
+        trees.merge()
+
+    assert open_files(trees.top) == []

@@ -1,0 +1,189 @@
+"""Renaming that takes nobody's place, and exchanging, with the kernel's help and without."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from archive_overlay.system import kernel, signals
+
+TOP = Path(__file__).resolve().parents[3]
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Callable
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture(params=["renameat2", "without"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rename with the kernel's help, or on a file system that has none to give."""
+    if request.param == "without":
+        monkeypatch.setattr(kernel, "_renameat2", failing(errno.EINVAL))
+
+
+def failing(number: int) -> Callable[..., None]:
+    """Give a call that fails."""
+
+    def call(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+each_kind = pytest.mark.parametrize("makes", ["directory", "file", "link"])
+
+
+def put(path: Path, makes: str) -> None:
+    if makes == "directory":
+        path.mkdir()
+        (path / path.name).touch()
+    elif makes == "file":
+        path.write_text(path.name)
+    else:
+        path.symlink_to(path.name)
+
+
+@each_kind
+@pytest.mark.usefixtures("either_way")
+def test_a_new_name_is_given(tmp_path: Path, directory: int, makes: str) -> None:
+    put(tmp_path / "a", makes)
+    inode = (tmp_path / "a").lstat().st_ino
+
+    kernel.rename_new("a", directory, "b", directory)
+
+    assert os.listdir(tmp_path) == ["b"]
+    assert (tmp_path / "b").lstat().st_ino == inode
+
+
+@each_kind
+@pytest.mark.parametrize("taken", ["directory", "file", "link"])
+@pytest.mark.usefixtures("either_way")
+def test_a_name_that_is_taken_stays_what_it_is(
+    tmp_path: Path, directory: int, makes: str, taken: str
+) -> None:
+    put(tmp_path / "a", makes)
+    put(tmp_path / "b", taken)
+    inode = (tmp_path / "b").lstat().st_ino
+
+    with pytest.raises(FileExistsError):
+        kernel.rename_new("a", directory, "b", directory)
+
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    assert (tmp_path / "b").lstat().st_ino == inode
+
+
+@pytest.mark.usefixtures("either_way")
+def test_an_empty_directory_is_somebody_s_too(tmp_path: Path, directory: int) -> None:
+    put(tmp_path / "a", "directory")
+    (tmp_path / "b").mkdir()
+
+    with pytest.raises(FileExistsError):
+        kernel.rename_new("a", directory, "b", directory)
+
+
+@pytest.mark.usefixtures("either_way")
+def test_what_is_not_there_gets_no_name(tmp_path: Path, directory: int) -> None:
+    with pytest.raises(FileNotFoundError):
+        kernel.rename_new("a", directory, "b", directory)
+
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_that_cannot_be_renamed_leaves_no_other(
+    tmp_path: Path, directory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "a", "directory")
+    monkeypatch.setattr(kernel, "_renameat2", failing(errno.ENOSYS))
+    monkeypatch.setattr(os, "rename", failing(errno.EIO))
+
+    with pytest.raises(OSError, match="Input/output error"):
+        kernel.rename_new("a", directory, "b", directory)
+
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EIO])
+def test_another_file_system_is_no_want_of_help(
+    tmp_path: Path, directory: int, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    put(tmp_path / "a", "file")
+    monkeypatch.setattr(kernel, "_renameat2", failing(number))
+
+    with pytest.raises(OSError, match=os.strerror(number)) as raised:
+        kernel.rename_new("a", directory, "b", directory)
+
+    assert raised.value.errno == number
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@each_kind
+@pytest.mark.parametrize("other", ["directory", "file", "link"])
+def test_two_names_take_each_other_s_place(tmp_path: Path, directory: int, makes: str, other: str) -> None:
+    put(tmp_path / "a", makes)
+    put(tmp_path / "b", other)
+    a, b = ((tmp_path / name).lstat().st_ino for name in "ab")
+
+    kernel.exchange("a", directory, "b", directory)
+
+    assert [(tmp_path / name).lstat().st_ino for name in "ab"] == [b, a]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV])
+def test_where_names_cannot_be_exchanged_that_is_said(
+    directory: int, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(kernel, "_renameat2", failing(number))
+
+    with pytest.raises(kernel.CannotExchangeError) as raised:
+        kernel.exchange("a", directory, "b", directory)
+
+    assert raised.value.errno == number
+
+
+def test_a_name_that_is_missing_is_another_matter(tmp_path: Path, directory: int) -> None:
+    put(tmp_path / "a", "file")
+
+    with pytest.raises(FileNotFoundError):
+        kernel.exchange("a", directory, "b", directory)
+
+
+def test_what_cannot_be_flushed_is_an_error() -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        kernel.sync_file_system(-1)
+
+
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    script = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from archive_overlay.system import kernel
+ready, tell = os.pipe()
+if os.fork():
+    os.read(ready, 1)
+    os._exit(0)
+kernel.end_with_parent()
+os.write(tell, b"x")
+time.sleep(60)
+"""
+    # It has this pipe open until it ends.
+    subprocess.run([sys.executable, "-ISc", script, TOP], stdout=subprocess.PIPE, timeout=20, check=True)
+
+
+def test_where_no_process_can_end_with_another_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "KILL", 1000)
+
+    with pytest.raises(OSError, match="Invalid argument"):
+        kernel.end_with_parent()
