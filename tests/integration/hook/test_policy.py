@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from pathlib import Path
 
 import pytest
 
+from archive_overlay import methods
 from tests.integration.conftest import Saver
+from tests.support import image_layouts
 
 METHODS = ["copy", "tar.gz", "move"]
 
@@ -23,6 +26,21 @@ def set_id(root: Path) -> None:
     (root / "program").write_text("#!/bin/sh\n")
     (root / "program").chmod(0o6755)
     os.setxattr(root / "program", "user.kept", b"yes")
+
+
+def capable(root: Path) -> None:
+    (root / "program").write_text("#!/bin/sh\n")
+    # capabilities(7), "File capability extended attribute versioning": version 2, effective; CAP_NET_RAW.
+    os.setxattr(root / "program", "security.capability", struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0))
+    os.setxattr(root / "program", "user.kept", b"yes")
+
+
+def attributes_of_program(saver: Saver) -> set[str]:
+    """Give the names of the extended attributes that the archived program has."""
+    if methods.METHODS[saver.method].makes != "layout":
+        return set(os.listxattr(saver.extracted / "program"))
+    (layer,) = image_layouts.read(saver.archive).layers
+    return {key.partition("SCHILY.xattr.")[2] for key in layer.member("program").pax_headers} - {""}
 
 
 def sparse(root: Path) -> None:
@@ -113,6 +131,21 @@ def test_set_id_bits_are_archived_otherwise(any_saver: Saver) -> None:
 
     assert any_saver.run().status == 0
     assert stat.S_IMODE((any_saver.archive / "program").stat().st_mode) == 0o6755
+
+
+@pytest.mark.parametrize("method", methods.METHODS, indirect=True)
+@pytest.mark.parametrize(("arguments", "given"), [((), True), (("--no-setid",), False)], ids=["", "no-setid"])
+def test_file_capabilities_are_archived_where_set_id_bits_are(
+    any_saver: Saver, arguments: tuple[str, ...], given: bool
+) -> None:
+    any_saver.overlay.change(capable)
+
+    result = any_saver.run(*arguments)
+
+    assert result.status == 0, result.stderr
+    found = attributes_of_program(any_saver)
+    assert "user.kept" in found
+    assert ("security.capability" in found) == given
 
 
 @pytest.mark.parametrize("method", METHODS, indirect=True)
