@@ -52,6 +52,8 @@ CASES = tuple(
     for if_exists in method.if_exists
     if if_exists != "fail"
 )
+# These have no if-exists, so there is no case for them.
+HAVE_TESTS_OF_THEIR_OWN = {"oci": "test_image_layout.py"}
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

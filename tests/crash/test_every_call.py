@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.crash.conftest import ATTEMPTS, CASES, Case, Place, Places
+from archive_overlay.methods import METHODS
+from tests.crash.conftest import ATTEMPTS, CASES, HAVE_TESTS_OF_THEIR_OWN, Case, Place, Places
 from tests.support import faults
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ each_case = pytest.mark.parametrize(
     "case",
     [case for case in CASES if case.if_exists != "backup" or case.method.name not in ("tar.gz", "tar.zst")],
 )
+
+
+def test_no_method_is_left_out() -> None:
+    assert {case.method.name for case in CASES} | HAVE_TESTS_OF_THEIR_OWN.keys() == METHODS.keys()
 
 
 @each_case

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LAYERS = 2  # of the revision that is there before
+
+# A call, the directory that it is about, and a name in it; strace shows what a descriptor is of.
+_FLUSH = re.compile(r"(?:fsync|fdatasync|syncfs|sync)\(\d*<(?P<path>[^>]*)>")
+_RENAME = re.compile(r"renameat2?\(.*\d+<(?P<path>[^>]*)>, \"(?P<name>[^\"]*)\"")
+_MARKER = re.compile(r"(?P<call>unlinkat|openat)\(.*\"success\", (?P<flags>[A-Z_|0]*)")
 
 
 class Place:
@@ -104,6 +111,31 @@ class Place:
             yield f"after the next run there are {self.layers()} layers, not {before + 1}; {self.strangers()}"
 
 
+def steps(place: Place, *arguments: str) -> list[str]:
+    """Say what a run flushes, and when it gives what a name in the layout."""
+    place.lay_out()
+    hook = dataclasses.replace(place.hook, arguments=(*place.hook.arguments, *arguments))
+    calls = faults.trace(
+        hook,
+        only="fsync,fdatasync,syncfs,sync,renameat,renameat2,rename,unlinkat,openat",
+        options=("--decode-fds=path",),
+    )
+    return [step for call in calls if (step := _step(call))]
+
+
+def _step(call: faults.Call) -> str:
+    """Say what a call does for durability, if anything; numbers and what differs from run to run are #."""
+    if flush := _FLUSH.match(call.text):
+        return f"{call.name} {flush['path']}"
+    if rename := _RENAME.match(call.text):
+        return f"name {rename['path']}/{rename['name']}"
+    if marker := _MARKER.match(call.text):
+        if marker["call"] == "unlinkat":
+            return "remove the marker"
+        return "create the marker" if "O_CREAT" in marker["flags"] else ""
+    return ""
+
+
 @pytest.fixture(params=[True, False], ids=["layout", "no-layout"])
 def place(request: pytest.FixtureRequest, executable: Path) -> Iterator[Place]:
     """Give a place with an old revision, and one without."""
@@ -117,6 +149,37 @@ def place(request: pytest.FixtureRequest, executable: Path) -> Iterator[Place]:
     yield made
     made.overlay.close()
     namespace.close()
+
+
+def test_blobs_come_before_what_refers_to_them_and_all_before_the_marker(place: Place) -> None:
+    staging = "HOME/layout/.#"
+    first = [] if place.old else ["oci-layout"]
+
+    assert steps(place) == [
+        "remove the marker",
+        "fsync HOME",
+        f"fsync {staging}/archive",  # the layer; config and manifest are named by their digests
+        f"fsync {staging}/#",
+        f"fsync {staging}/#",
+        *[f"fsync {staging}/{name}" for name in first],
+        f"fsync {staging}/index.json",
+        *["name HOME/layout/blobs/sha#/#"] * 3,
+        "fsync HOME/layout/blobs/sha#",
+        "fsync HOME/layout/blobs",
+        *[f"name HOME/layout/{name}" for name in first],
+        "fsync HOME/layout",
+        "name HOME/layout/index.json",
+        "fsync HOME/layout",
+        "create the marker",
+        "fsync HOME",
+    ]
+
+
+def test_without_fsync_nothing_is_flushed(place: Place) -> None:
+    done = steps(place, "--no-fsync")
+
+    assert "create the marker" in done
+    assert [step for step in done if "sync" in step] == []
 
 
 def test_a_kill_at_any_call_leaves_at_most_blobs_that_nothing_refers_to(place: Place) -> None:

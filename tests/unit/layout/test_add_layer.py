@@ -1,0 +1,380 @@
+"""One more layer of an image in a layout: where it may be, what stays as it was, and what is flushed when."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import hashlib
+import json
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from archive_overlay.destination.paths import Paths
+from archive_overlay.errors import ArchiveError
+from archive_overlay.layout.add_layer import judge_destination
+from archive_overlay.layout.layer import MEDIA_TYPES, Layer
+from archive_overlay.layout.provenance import Provenance
+from archive_overlay.log import Log
+from tests.support import image_layouts
+from tests.support.flushing import Flushed, open_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from archive_overlay.layout.add_layer import LayoutDestination
+
+TAR = bytes(10240)  # a tar with nothing in it
+
+
+class Stop:
+    """One stop of a container that has made a layer, and has only to add it.
+
+    Attributes:
+        layout: where the image is to be.
+        said: what was logged.
+        flushed: what would be flushed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.layout = directory / "layout"
+        self.upper = directory / "upper"
+        self.upper.mkdir()
+        self.said: list[str] = []
+        self.flushed = Flushed(directory)
+        self.log = Log("info", [self])
+
+    def write(self, level: str, message: str) -> None:
+        self.said.append(f"{level}: {message}")
+
+    def judge(self, archive_to: Path | str = "", parent: str = "") -> LayoutDestination:
+        return judge_destination(
+            str(archive_to or self.layout),
+            parent=parent,
+            provenance=Provenance(container="c1", archive="data", mount_point="/data"),
+            upper=str(self.upper),
+            paths=Paths(),
+            log=self.log,
+        )
+
+    def add(
+        self,
+        archive_to: Path | str = "",
+        parent: str = "",
+        *,
+        tar: bytes = TAR,
+        entries: int = 1,
+        deletions: int = 0,
+    ) -> str:
+        destination = self.judge(archive_to, parent)
+        blob = gzip.compress(tar, mtime=0)
+        layer = Layer(
+            media_type=MEDIA_TYPES["gzip"],
+            digest=f"sha256:{hashlib.sha256(blob).hexdigest()}",
+            size=len(blob),
+            diff_id=f"sha256:{hashlib.sha256(tar).hexdigest()}",
+            entries=entries,
+            deletions=deletions,
+        )
+        with destination.stage(self.flushed, self.log) as staging:
+            fd = os.open("archive", os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=staging.directory)
+            with open(fd, "wb") as file:
+                file.write(blob)
+            return destination.publish(staging, layer)
+
+    def index(self) -> Any:
+        return json.loads((self.layout / "index.json").read_bytes())
+
+
+@pytest.fixture
+def stop(tmp_path: Path) -> Stop:
+    return Stop(tmp_path)
+
+
+# Where it may be
+
+
+def test_a_layout_is_not_in_the_upperdir(stop: Stop) -> None:
+    with pytest.raises(ArchiveError, match=r"archive-to .*/upper/layout is the upperdir .* or in it"):
+        stop.judge(stop.upper / "layout:tag")
+
+
+def test_a_layout_does_not_contain_the_upperdir(stop: Stop) -> None:
+    with pytest.raises(ArchiveError, match="contains the upperdir"):
+        stop.judge(stop.directory)
+
+
+def test_no_path_with_a_colon_is_taken(stop: Stop) -> None:
+    with pytest.raises(
+        ArchiveError, match="has a colon before its last slash; in a tag no slash is possible"
+    ):
+        stop.judge(f"{stop.directory}/a:b/layout")
+
+
+@pytest.mark.parametrize(("archive_to", "parent"), [("layout:-", ""), ("layout:tag", "a b")])
+def test_tags_are_what_the_specification_says(stop: Stop, archive_to: str, parent: str) -> None:
+    with pytest.raises(ArchiveError, match="is no tag of an image"):
+        stop.judge(stop.directory / archive_to, parent)
+
+
+def test_a_parent_has_to_be_there(stop: Stop) -> None:
+    error = f"the image layout {stop.layout} has no tag main, which is to be the parent"
+    with pytest.raises(ArchiveError, match=error):
+        stop.judge(f"{stop.layout}:branch", "main")
+    image_layouts.put(stop.layout, "other")
+    with pytest.raises(ArchiveError, match=error):
+        stop.judge(f"{stop.layout}:branch", "main")
+
+
+def test_a_directory_with_something_else_is_no_layout(stop: Stop) -> None:
+    stop.layout.mkdir()
+    (stop.layout / "something").touch()
+    with pytest.raises(
+        ArchiveError, match="archive-to is a directory that is no image layout: it has no index"
+    ):
+        stop.judge()
+
+
+def test_what_a_killed_run_left_is_nothing_else(stop: Stop) -> None:
+    stop.layout.mkdir()
+    for name in (".archive_overlay-0123456789ab", "blobs"):
+        (stop.layout / name).mkdir()
+    (stop.layout / "oci-layout").touch()
+
+    assert stop.add() == "revision 1 of latest"
+
+    image_layouts.expect_sound(stop.layout)
+
+
+def test_damage_is_seen_before_anything_is_written(stop: Stop) -> None:
+    image_layouts.put(stop.layout, "latest", layers=[b"a layer"])
+    image_layouts.blob(stop.layout, image_layouts.read(stop.layout).manifest["layers"][0]).unlink()
+
+    with pytest.raises(ArchiveError, match=r"the image layout is damaged: blobs/sha256/.* is missing"):
+        stop.judge()
+    assert open_files(stop.directory) == []
+
+
+def test_a_file_in_the_layout_s_place_is_an_error(stop: Stop) -> None:
+    stop.layout.touch()
+    with pytest.raises(ArchiveError, match=f"cannot read the image layout {stop.layout}: Not a directory"):
+        stop.judge()
+
+
+def test_a_layout_that_cannot_be_read_is_an_error(stop: Stop) -> None:
+    image_layouts.put(stop.layout, "latest")
+    (stop.layout / "index.json").unlink()
+    (stop.layout / "index.json").symlink_to("oci-layout")
+    with pytest.raises(ArchiveError, match=f"cannot read the image layout {stop.layout}: Too many levels"):
+        stop.judge()
+    assert open_files(stop.directory) == []
+
+
+# What comes, and what stays
+
+
+def test_a_new_image_has_one_layer_and_says_where_it_comes_from(stop: Stop) -> None:
+    assert stop.add(entries=3, deletions=2) == "revision 1 of latest"
+
+    image_layouts.expect_sound(stop.layout)
+    image = image_layouts.read(stop.layout)
+    assert image.config["os"] == "linux"
+    assert image.config["config"] == {}
+    assert image.manifest["schemaVersion"] == 2
+    assert stop.index()["mediaType"] == "application/vnd.oci.image.index.v1+json"
+    (history,) = image.config["history"]
+    assert history["created_by"] == "archive_overlay"
+    assert history["comment"] == "container c1, archive data, mount point /data"
+    (layer,) = image.manifest["layers"]
+    facts = {key.rpartition(".")[2]: value for key, value in layer["annotations"].items()}
+    created = facts.pop("created")
+    assert facts == {
+        "container": "c1",
+        "archive": "data",
+        "mount-point": "/data",
+        "entries": "3",
+        "deletions": "2",
+    }
+    assert image.manifest["annotations"] == layer["annotations"]
+    assert history["created"] == image.config["created"] == created
+
+
+@pytest.mark.parametrize(
+    ("machine", "architecture"),
+    [("x86_64", "amd64"), ("aarch64", "arm64"), ("armv6l", "arm"), ("riscv64", "riscv64")],
+)
+def test_a_new_image_is_of_this_machine(
+    stop: Stop, monkeypatch: pytest.MonkeyPatch, machine: str, architecture: str
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "host", "6", "1", machine)))
+
+    stop.add()
+
+    assert image_layouts.read(stop.layout).config["architecture"] == architecture
+
+
+def test_what_the_image_had_stays(stop: Stop) -> None:
+    image_layouts.put(
+        stop.layout,
+        "latest",
+        layers=[b"one", b"two"],
+        config={"author": "somebody", "config": {"Cmd": ["sh"]}},
+        manifest={"com.example": 1, "annotations": {"theirs": "kept"}},
+        annotations={"of the entry": "kept"},
+    )
+    index = stop.index()
+    platform = {"architecture": "arm64", "os": "linux", "variant": "v8"}
+    index["manifests"][0].update(platform=platform, unknown="of this manifest alone")
+    index["com.example"] = "kept"
+    (stop.layout / "index.json").write_text(json.dumps(index))
+
+    assert stop.add() == "revision 3 of latest"
+
+    image_layouts.expect_whole(stop.layout)
+    image = image_layouts.read(stop.layout)
+    assert image.descriptor["platform"] == platform
+    assert "unknown" not in image.descriptor
+    assert image.descriptor["annotations"] == {"of the entry": "kept", image_layouts.REF_NAME: "latest"}
+    assert stop.index()["com.example"] == "kept"
+    assert (image.config["author"], image.config["config"]) == ("somebody", {"Cmd": ["sh"]})
+    assert image.manifest["com.example"] == 1
+    assert image.manifest["annotations"]["theirs"] == "kept"
+    assert [layer.tar for layer in image.layers] == [b"one", b"two", TAR]
+
+
+def test_a_history_with_holes_gets_an_entry_for_each_layer(stop: Stop) -> None:
+    history = [{"created_by": "FROM"}, {"created_by": "ENV", "empty_layer": True}]
+    image_layouts.put(stop.layout, "latest", layers=[b"one", b"two", b"three"], config={"history": history})
+
+    stop.add()
+
+    said = [each["created_by"] for each in image_layouts.read(stop.layout).config["history"]]
+    assert said == ["FROM", "ENV", "unknown", "unknown", "archive_overlay"]
+
+
+def test_a_branch_is_built_upon_its_parent_which_stays(stop: Stop) -> None:
+    stop.add(f"{stop.layout}:main")
+
+    assert stop.add(f"{stop.layout}:branch", "main", tar=bytes(20480)) == "revision 2 of branch"
+
+    assert image_layouts.tags(stop.layout) == ["main", "branch"]
+    assert [len(image_layouts.read(stop.layout, tag).layers) for tag in ("main", "branch")] == [1, 2]
+
+
+def test_nothing_changed_is_no_revision(stop: Stop) -> None:
+    assert stop.add(entries=0) == "no layer, because nothing was changed,"
+    assert os.listdir(stop.layout) == []
+    stop.add()
+    before = stop.index()
+
+    assert stop.add(entries=0) == "no layer, because nothing was changed,"
+    assert stop.index() == before
+
+
+def test_a_deletion_alone_is_a_change(stop: Stop) -> None:
+    assert stop.add(entries=0, deletions=1) == "revision 1 of latest"
+
+
+def test_nothing_changed_on_a_branch_is_its_tag(stop: Stop) -> None:
+    stop.add(f"{stop.layout}:main")
+
+    done = stop.add(f"{stop.layout}:branch", "main", entries=0)
+
+    assert done == "no layer, because nothing was changed, but the tag branch,"
+    main, branch = (image_layouts.read(stop.layout, tag) for tag in ("main", "branch"))
+    assert main.descriptor["digest"] == branch.descriptor["digest"]
+    image_layouts.expect_sound(stop.layout)
+
+
+# Disks and other programs
+
+
+def test_everything_is_flushed_before_what_refers_to_it(stop: Stop) -> None:
+    stop.add()
+
+    assert [digests_left_out(step) for step in stop.flushed.steps] == [
+        "file .",  # the layout's directory was missing
+        "file layout/.archive_overlay-/archive",
+        "file layout/.archive_overlay-/DIGEST",
+        "file layout/.archive_overlay-/DIGEST",
+        "file layout/.archive_overlay-/oci-layout",
+        "file layout/.archive_overlay-/index.json",
+        "file layout/blobs/sha256",
+        "file layout/blobs",
+        "file layout",
+        "file layout",
+    ]
+    assert open_files(stop.directory) == []
+
+
+def digests_left_out(step: str) -> str:
+    directory, slash, name = step.rpartition("/")
+    return f"{directory}{slash}{'DIGEST' if len(name) == 64 else name}"
+
+
+def test_everybody_can_read_what_was_written(stop: Stop) -> None:
+    old = os.umask(0)
+    try:
+        stop.add()
+    finally:
+        os.umask(old)
+
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in stop.layout.rglob("*")}
+    assert modes == {0o644, 0o755}
+
+
+def test_a_layout_that_another_program_has_locked_is_waited_for_but_not_for_ever(
+    stop: Stop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        assert len(stop.said) == 1, "it is said before anybody waits, and once"
+        slept.append(seconds)
+
+    monkeypatch.setattr("time.sleep", sleep)
+    stop.add()
+    lock = os.open(stop.layout, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    with pytest.raises(
+        ArchiveError, match=f"the image layout {stop.layout} has been locked by another program for 300 s"
+    ):
+        stop.add()
+
+    assert round(sum(slept)) == 300
+    assert max(slept) < 1
+    assert [line.partition(",")[0] for line in stop.said] == ["info: waiting for another program"]
+    assert str(stop.layout) in stop.said[0]
+    os.close(lock)
+    assert open_files(stop.directory) == []
+    assert stop.add(tar=bytes(20480)) == "revision 2 of latest", "and nobody has it now"
+
+
+def test_a_parent_that_went_away_in_the_meantime_is_missed(stop: Stop) -> None:
+    stop.add(f"{stop.layout}:main")
+    destination = stop.judge(f"{stop.layout}:branch", "main")
+    (stop.layout / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
+    layer = Layer(media_type="", digest="sha256:", size=0, diff_id="", entries=1, deletions=0)
+
+    missing = pytest.raises(ArchiveError, match="has no tag main, which is to be the parent")
+    with destination.stage(stop.flushed, stop.log) as staging, missing:
+        destination.publish(staging, layer)
+
+
+def test_a_layout_that_takes_no_writes_is_an_error(stop: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop.add()
+
+    def failing(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stop.flushed, "file", failing)
+
+    with pytest.raises(ArchiveError, match=f"cannot write to the image layout {stop.layout}: No space left"):
+        stop.add()
+
+    assert open_files(stop.directory) == []
+    image_layouts.expect_sound(stop.layout)
