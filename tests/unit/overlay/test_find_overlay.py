@@ -1,0 +1,482 @@
+"""From a container's mounts to its upperdir: by the spec, by the mount table, by processes, by what an engine left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from archive_overlay.errors import ArchiveError
+from archive_overlay.overlay.dialect import FUSE_OVERLAYFS, NATIVE, NATIVE_USERXATTR
+from archive_overlay.overlay.locate import find_overlay, is_mounted
+from archive_overlay.overlay.mount import Mount
+from archive_overlay.overlay.options import from_options
+from archive_overlay.system import mountinfo
+from archive_overlay.system.mountinfo import MountTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Callable
+
+    from archive_overlay.overlay.mount import OverlayMount
+
+    Mounted = Callable[..., None]
+
+PROGRAM = "/nowhere/fuse-overlayfs"
+
+
+def find(*mounts: Mount, root: Path | str = "", at: str = "/data", program: str = PROGRAM) -> OverlayMount:
+    return find_overlay(mounts, str(root), at, mount_program=program)
+
+
+def overlay_mount(upper: Path | str, *options: str, at: str = "/data", source: str = "overlay") -> Mount:
+    all_options = ("lowerdir=/l1:/l2", f"upperdir={upper}", "workdir=/w", *options)
+    return Mount(destination=at, type="overlay", source=source, options=all_options)
+
+
+def bind_mount(source: Path | str) -> Mount:
+    return Mount(destination="/data", type="bind", source=str(source), options=("rbind",))
+
+
+@pytest.fixture
+def upper(tmp_path: Path) -> Path:
+    made = tmp_path / "upper"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def mounted(monkeypatch: pytest.MonkeyPatch) -> Mounted:
+    """Have something mounted: as the kernel's list says it."""
+    lines: list[bytes] = []
+
+    def mounted(at: Path | str, *options: str, kind: str = "overlay", root: str = "/") -> None:
+        lines.append(f"1 0 0:1 {root} {at} rw - {kind} source rw,{','.join(options)}\n".encode())
+
+    monkeypatch.setattr(mountinfo, "read", lambda: MountTable(lines))
+    monkeypatch.setattr(mountinfo, "read_all", lambda: iter([MountTable([]), MountTable(lines)]))
+    return mounted
+
+
+# The spec's mounts
+
+
+def test_a_mount_of_type_overlay_says_it_all(upper: Path) -> None:
+    found = find(overlay_mount("/other", at="/other"), overlay_mount(upper))
+
+    assert (found.upper, found.lowers, found.dialect) == (str(upper), ("/l1", "/l2"), NATIVE)
+
+
+def test_of_several_mounts_at_one_place_the_last_is_seen(upper: Path) -> None:
+    assert find(overlay_mount("/covered"), overlay_mount(upper)).upper == str(upper)
+
+
+def test_a_mount_that_is_not_there_is_said_with_those_that_are(upper: Path) -> None:
+    mounts = [overlay_mount(upper, at=at) for at in ("/b", "/a", "/b")]
+    with pytest.raises(
+        ArchiveError,
+        match=r"the container has no mount at /data; mount-point must be the destination of a mount; there are: /a, /b$",
+    ):
+        find(*mounts)
+    with pytest.raises(ArchiveError, match=r"there are: none$"):
+        find(at="/")
+
+
+def test_the_root_directory_may_be_a_mount_like_others(upper: Path, tmp_path: Path) -> None:
+    assert find(overlay_mount(upper, at="/"), root=tmp_path, at="/").upper == str(upper)
+
+
+@pytest.mark.parametrize(
+    ("there", "error"),
+    [
+        ("relative", "the upperdir relative of /data is a relative path, and nobody knows of what"),
+        ("/nowhere/upper", "the upperdir /nowhere/upper of /data does not exist"),
+        ("/dev/null", "the upperdir /dev/null of /data is no directory"),
+        ("/dev/null/x", "cannot read the upperdir /dev/null/x of /data: Not a directory"),
+    ],
+)
+def test_an_upperdir_has_to_be_a_directory(there: str, error: str) -> None:
+    with pytest.raises(ArchiveError, match=error):
+        find(overlay_mount(there, source=""))
+
+
+@pytest.mark.parametrize("base", ["store/overlay/merged", "store/overlay/deeper/merged"])
+def test_relative_layers_are_of_a_directory_above_the_mount_point(tmp_path: Path, base: str) -> None:
+    store = tmp_path / "store"
+    (store / "upper").mkdir(parents=True)
+    (store / "overlay").mkdir()
+    options = ("lowerdir=l/A:/B::l/D", "upperdir=upper")
+
+    found = find(Mount(destination="/data", type="overlay", source=str(tmp_path / base), options=options))
+
+    assert found.upper == str(store / "upper")
+    assert found.lowers == (str(store / "l/A"), "/B")
+    assert found.data_lowers == (str(store / "l/D"),)
+
+
+@pytest.mark.parametrize(
+    ("mount", "said"),
+    [
+        (bind_mount("/srv/volume"), "a bind mount of /srv/volume"),
+        (Mount(destination="/data", type="", source="", options=()), "a bind mount of nothing"),
+        (Mount(destination="/data", type="tmpfs", source="tmpfs", options=()), "a tmpfs mount of tmpfs"),
+        (bind_mount("relative"), "a bind mount of relative"),
+        (bind_mount("/with\0"), "a bind mount of /with\0"),
+    ],
+)
+def test_what_is_no_overlay_is_said_to_be_none(mounted: Mounted, mount: Mount, said: str) -> None:
+    mounted("/elsewhere", "upperdir=/u")
+    with pytest.raises(ArchiveError, match=f"/data is {said}, not an overlay; mount it with rw=true"):
+        find(mount)
+
+
+# Mount options
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("metacopy=off", "redirect_dir=off", "index=off"), False),
+        (("metacopy=on", "redirect_dir=off", "index=off"), True),
+        (("metacopy=off", "redirect_dir=on", "index=off"), True),
+        (("metacopy=off", "redirect_dir=nofollow", "index=on"), True),
+        (("metacopy=on", "redirect_dir=on", "index=on", "userxattr"), False),
+    ],
+)
+def test_options_say_whether_an_upperdir_stands_on_its_own(options: tuple[str, ...], expected: bool) -> None:
+    assert from_options(["upperdir=/u", *options], None, "x").may_refer_to_lowers is expected
+
+
+@pytest.mark.parametrize("parameter", ["metacopy", "redirect_dir", "index"])
+def test_what_no_option_says_is_the_module_s_default(parameter: str) -> None:
+    others = [f"{key}=off" for key in ("metacopy", "redirect_dir", "index") if key != parameter]
+    try:
+        default = Path(f"/sys/module/overlay/parameters/{parameter}").read_text().strip() != "N"
+    except OSError:
+        default = True  # nobody knows
+
+    assert from_options(["upperdir=/u", *others], None, "x").may_refer_to_lowers is default
+
+
+def test_where_the_module_says_nothing_the_worst_is_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_file(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", no_file)
+
+    assert from_options(["upperdir=/u"], None, "x").may_refer_to_lowers is True
+
+
+def test_fuse_overlayfs_may_keep_owners_in_attributes() -> None:
+    kinds = [
+        from_options(["upperdir=/u", f"xattr_permissions={value}"], FUSE_OVERLAYFS, "x").dialect
+        for value in ("0", "1", "2")
+    ]
+    assert kinds[0] is FUSE_OVERLAYFS
+    assert len({id(kind) for kind in kinds}) == 3
+
+
+@pytest.mark.parametrize("text", ["a\\", "\\a\\"])
+def test_a_backslash_at_the_end_stands_for_nothing(text: str) -> None:
+    assert from_options([f"upperdir=/{text}"], None, "x").upper == "/a"
+
+
+# The mount table
+
+
+def test_a_bind_mount_of_an_overlay_is_that_overlay(upper: Path, tmp_path: Path, mounted: Mounted) -> None:
+    mounted(tmp_path / "merged", "lowerdir=/l", f"upperdir={upper}", "userxattr")
+
+    found = find(bind_mount(f"{tmp_path}/other/../merged/"))
+
+    assert (found.upper, found.dialect) == (str(upper), NATIVE_USERXATTR)
+
+
+@pytest.mark.parametrize("what", [{"kind": "ext4"}, {"root": "/part"}], ids=["another type", "a part"])
+def test_a_part_of_an_overlay_is_none(
+    upper: Path, tmp_path: Path, mounted: Mounted, what: dict[str, str]
+) -> None:
+    mounted(tmp_path / "merged", f"upperdir={upper}", **what)
+    with pytest.raises(ArchiveError, match="not an overlay"):
+        find(bind_mount(tmp_path / "merged"))
+
+
+def test_the_root_file_system_is_an_overlay_that_is_mounted(
+    upper: Path, tmp_path: Path, mounted: Mounted
+) -> None:
+    mounted(tmp_path / "merged", "lowerdir=/l", f"upperdir={upper}")
+
+    assert find(root=tmp_path / "merged", at="/").upper == str(upper)
+
+
+def test_a_root_file_system_that_is_no_overlay_is_said_to_be_none(tmp_path: Path, mounted: Mounted) -> None:
+    mounted("/elsewhere", "upperdir=/u")
+    with pytest.raises(
+        ArchiveError, match=f"root file system {tmp_path}/rootfs is no overlay; only what is mounted"
+    ):
+        find(root=tmp_path / "rootfs", at="/")
+
+
+def test_where_mounts_cannot_be_read_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read() -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/self/mountinfo")
+
+    monkeypatch.setattr(mountinfo, "read", read)
+    with pytest.raises(
+        ArchiveError, match=r"cannot read the mounts of this namespace: .*/proc/self/mountinfo"
+    ):
+        find(bind_mount(tmp_path))
+
+
+# Processes that serve a mount
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., str]]:
+    """Start a process that looks as if it served a mount, and give the path of its program."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def serve(*arguments: str | Path) -> str:
+        script = "import sys; sys.stdout.write('x'); sys.stdout.flush(); sys.stdin.read()"
+        process = subprocess.Popen(
+            [sys.executable, "-ISc", script, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        running.append(process)
+        assert process.stdout
+        assert process.stdout.read(1) == b"x"
+        return os.readlink(f"/proc/{process.pid}/exe")
+
+    yield serve
+    for process in running:
+        process.communicate()
+
+
+@pytest.mark.parametrize("form", [["-o"], ["-f", "-o"], ["-olowerdir=/l", "-o"]])
+def test_the_command_line_of_who_serves_a_mount_says_it_all(
+    upper: Path, tmp_path: Path, mounted: Mounted, serve: Callable[..., str], form: list[str]
+) -> None:
+    mounted(tmp_path / "merged", kind="fuse.fuse-overlayfs")
+    program = serve(*form, f"lowerdir=/l,upperdir={upper}", tmp_path / "merged")
+
+    found = find(bind_mount(tmp_path / "merged"), program=program)
+
+    assert (found.upper, found.lowers, found.dialect) == (str(upper), ("/l",), FUSE_OVERLAYFS)
+
+
+def test_of_several_that_served_a_mount_the_newest_does(
+    upper: Path, tmp_path: Path, mounted: Mounted, serve: Callable[..., str]
+) -> None:
+    mounted(tmp_path / "merged", kind="fuse.fuse-overlayfs")
+    for directory in (tmp_path, upper):
+        program = serve("-o", f"upperdir={directory}", tmp_path / "merged")
+        ticks = os.sysconf("SC_CLK_TCK")
+        subprocess.run(["sleep", str(2 / ticks)], check=True)  # starts are told apart by ticks of the clock
+
+    assert find(bind_mount(tmp_path / "merged"), program=program).upper == str(upper)
+
+
+def test_the_mount_program_and_the_mount_point_may_be_symbolic_links(
+    upper: Path, tmp_path: Path, mounted: Mounted, serve: Callable[..., str]
+) -> None:
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "link").symlink_to("merged")
+    mounted(tmp_path / "merged", kind="fuse.fuse-overlayfs")
+    (tmp_path / "program").symlink_to(serve("-o", f"upperdir={upper}", f"{tmp_path}/merged/."))
+
+    found = find(bind_mount(tmp_path / "link"), program=str(tmp_path / "program"))
+
+    assert found.upper == str(upper)
+
+
+@pytest.mark.parametrize("where", ["elsewhere", ""])
+def test_who_serves_another_mount_is_not_asked(
+    upper: Path, tmp_path: Path, mounted: Mounted, serve: Callable[..., str], where: str
+) -> None:
+    mounted(tmp_path / "merged", kind="fuse.fuse-overlayfs")
+    program = serve("-o", f"upperdir={upper}", *([tmp_path / where] if where else []))
+    with pytest.raises(ArchiveError, match="not an overlay"):
+        find(bind_mount(tmp_path / "merged"), program=program)
+
+
+def test_another_program_is_not_believed(
+    upper: Path, tmp_path: Path, mounted: Mounted, serve: Callable[..., str]
+) -> None:
+    mounted(tmp_path / "merged", kind="fuse.fuse-overlayfs")
+    serve("-o", f"upperdir={upper}", tmp_path / "merged")
+    with pytest.raises(ArchiveError, match="not an overlay"):
+        find(bind_mount(tmp_path / "merged"))
+
+
+# What an engine leaves when it has unmounted
+
+
+class Store:
+    """An engine's directory of layers, one of which was a container's root file system."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        for layer in ("own", "base", "top"):
+            (top / layer / "diff").mkdir(parents=True)
+        (top / "own" / "merged").mkdir()
+        (top / "own" / "lower").write_text("l/TOP:l/BASE")
+        (top / "l").mkdir()
+        for layer in ("base", "top"):
+            (top / "l" / layer.upper()).symlink_to(f"../{layer}/diff")
+        self.root = top / "own" / "merged"
+
+    def find(self) -> OverlayMount:
+        return find(root=self.root, at="/")
+
+
+@pytest.fixture
+def store(tmp_path: Path, mounted: Mounted) -> Store:
+    mounted("/elsewhere", "upperdir=/u")
+    return Store(tmp_path)
+
+
+def whole_namespace() -> bool:
+    return Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+
+
+def test_a_root_file_system_that_was_unmounted_is_found(store: Store) -> None:
+    found = store.find()
+
+    assert found.upper == str(store.top / "own/diff")
+    assert found.lowers == (str(store.top / "top/diff"), str(store.top / "base/diff"))
+    assert found.dialect is (NATIVE if whole_namespace() else NATIVE_USERXATTR)
+    assert found.may_refer_to_lowers is True
+
+
+def test_a_mount_point_that_the_engine_removed_is_not_missed(store: Store) -> None:
+    store.root.rmdir()
+
+    assert store.find().upper == str(store.top / "own/diff")
+
+
+def test_layers_whose_owners_were_mapped_have_older_ones_below(store: Store) -> None:
+    for name in ("own/diff1", "own/diff2", "base/diff1"):
+        (store.top / name).mkdir()
+
+    names = ("own/diff1", "own/diff2", "top/diff", "base/diff", "base/diff1")
+    assert store.find().lowers == tuple(str(store.top / name) for name in names)
+
+
+@pytest.mark.parametrize(
+    "used", ["merged has something in it", "merged is a link", "no diff", "another name"]
+)
+def test_what_no_engine_left_is_no_overlay(store: Store, used: str) -> None:
+    if used == "merged has something in it":
+        (store.root / "file").touch()
+    elif used == "merged is a link":
+        store.root.rmdir()
+        store.root.symlink_to("diff")
+    elif used == "no diff":
+        (store.top / "own/diff").rmdir()
+    else:
+        store.root = store.root.rename(store.top / "own" / "rootfs")
+    with pytest.raises(ArchiveError, match="is no overlay"):
+        store.find()
+
+
+def test_where_something_else_is_mounted_that_is_what_counts(store: Store, mounted: Mounted) -> None:
+    mounted(store.root, kind="tmpfs")
+    with pytest.raises(ArchiveError, match="is no overlay"):
+        store.find()
+
+
+def test_what_a_mount_program_served_is_not_known_any_more(store: Store) -> None:
+    (store.top / ".has-mount-program").write_text("false\n")
+    store.find()
+    (store.top / ".has-mount-program").write_text("true\n")
+    with pytest.raises(
+        ArchiveError, match=f"{store.root} is not mounted any more, and .* by a mount program"
+    ):
+        store.find()
+
+
+def instead(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Give what puts something else in the place of an entry of the store."""
+
+    def replace(top: Path) -> None:
+        path = top / name
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        make(path)
+
+    return replace
+
+
+def listing(text: str) -> Callable[[Path], object]:
+    """Give what writes another list of lower layers."""
+    return lambda top: (top / "own/lower").write_text(text)
+
+
+def linked_to(target: str) -> Callable[[Path], object]:
+    """Give what lets the name of a layer lead elsewhere."""
+    return instead("l/BASE", lambda path: path.symlink_to(target))
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "no list": ("own/lower: No such file or directory", lambda top: (top / "own/lower").unlink()),
+    "a list that is none": ("own/lower is no file", instead("own/lower", os.mkfifo)),
+    "too long a list": ("own/lower is longer than any list of an engine", listing("l/BASE:" * 10_000)),
+    "a path": ("'../top/diff' names no lower layer", listing("../top/diff")),
+    "an odd name": ("'l/A-B' names no lower layer", listing("l/A-B")),
+    "no name": ("'l/' names no lower layer", listing("l/")),
+    "a name that is cut": (f"'l/{'-' * 78}' names no lower layer", listing("l/" + "-" * 100)),
+    "a layer that is gone": ("l/GONE: No such file or directory", listing("l/TOP:l/GONE")),
+    "a layer elsewhere": ("l/BASE leads to /etc, which is no layer", linked_to("/etc")),
+    "a layer further up": ("leads to ../../diff, which is no layer", linked_to("../../diff")),
+    "a layer beside": ("leads to ./base/diff, which is no layer", linked_to("./base/diff")),
+    "another directory": ("leads to ../base/work, which is no layer", linked_to("../base/work")),
+    "an image": (
+        "base is an image of composefs, which is not mounted any more",
+        lambda top: (top / "base/composefs-data").mkdir(),
+    ),
+    "a file for a layer": ("base/diff is no directory", instead("base/diff", Path.touch)),
+    "a link for an upperdir": (
+        "own/diff is no directory",
+        instead("own/diff", lambda path: path.symlink_to("../top/diff")),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_an_engine_left_has_to_be_whole(store: Store, damage: str) -> None:
+    said, do = DAMAGES[damage]
+    do(store.top)
+    with pytest.raises(ArchiveError) as raised:
+        store.find()
+    assert f"the container's root file system {store.root} is not mounted any more" in str(raised.value)
+    assert "what it was made of is not to be found: " in str(raised.value)
+    assert str(raised.value).endswith(said)
+
+
+# What is still mounted
+
+
+def test_an_upperdir_is_in_use_while_some_namespace_has_it_mounted(
+    upper: Path, tmp_path: Path, mounted: Mounted
+) -> None:
+    (tmp_path / "link").symlink_to("upper")
+    overlay = find(overlay_mount(upper))
+    mounted("/read-only", "lowerdir=/l1:/l2")
+    mounted("/gone", "lowerdir=/l", "upperdir=/nowhere/upper")
+    mounted("/other", "lowerdir=/l", f"upperdir={tmp_path}")
+    assert is_mounted(overlay) is False
+
+    mounted("/by-another-name", "lowerdir=/l", f"upperdir={tmp_path / 'link'}")
+    assert is_mounted(overlay) is True
+
+
+def test_an_upperdir_is_in_use_by_a_mount_that_names_it_from_its_own_directory(
+    upper: Path, tmp_path: Path, mounted: Mounted
+) -> None:
+    mounted(tmp_path / "merged", "lowerdir=l", "upperdir=upper")
+
+    assert is_mounted(find(overlay_mount(upper))) is True
