@@ -27,7 +27,7 @@ PROGRAM = dist/archive_overlay.pyz
 BINDIR_FOR_SED = $(subst |,\|,$(subst &,\&,$(subst \,\\,$(BINDIR))))
 
 .DELETE_ON_ERROR:
-.PHONY: all install uninstall check test matrix roots soak lint lock man completions bench demo deb rpm release-check clean help FORCE
+.PHONY: all install uninstall check test matrix roots soak lint lock mutants man completions bench demo deb rpm release-check clean help FORCE
 
 all: $(PROGRAM)  ## build the program into one file
 
@@ -81,7 +81,12 @@ soak:  ## try the oracle with random containers (SECONDS=600, or EXAMPLES of eac
 lint:  ## check style, types and scripts
 	tools/check.sh lint
 
-lock:  ## renew the versions of all tools in tools/requirements.txt, by tools/requirements.in
+# MUTANTS are modules of the table in tools/mutants.py; all of them take hours.
+mutants:  ## put faults into modules, and say which ones no test notices (MUTANTS=archive_overlay/hook/policy.py)
+	tools/check.sh
+	$(PYTHON) -B tools/mutants.py $(MUTANTS)
+
+lock:  ## renew the versions of all tools, by tools/requirements.in and tools/mutants.in
 	tools/lock.sh
 
 man:  ## write man/archive_overlay.1 anew

@@ -46,6 +46,13 @@ def test_other_requirements_make_the_lock_stale(source: Path, old: str, new: str
     assert "make lock" in done.stderr
 
 
+def test_what_makes_mutants_has_a_lock_of_its_own(source: Path) -> None:
+    (source / "tools/mutants.in").write_text("cosmic-ray>=8\n")
+    done = check(source)
+    assert done.returncode == 1
+    assert "tools/mutants.txt is not the lock of mutants.in" in done.stderr
+
+
 def test_a_comment_does_not(source: Path) -> None:
     requirements = source / "tools/requirements.in"
     requirements.write_text(f"# Said in other words.\n\n{requirements.read_text()}")
@@ -53,8 +60,9 @@ def test_a_comment_does_not(source: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_lock_names_no_index(source: Path) -> None:
-    lock = (source / "tools/requirements.txt").read_text()
+@pytest.mark.parametrize("name", ["requirements", "mutants"])
+def test_a_lock_names_no_index(source: Path, name: str) -> None:
+    lock = (source / f"tools/{name}.txt").read_text()
     assert "://" not in lock
     # Options of pip begin a line; those of a requirement, its hashes, do not.
     assert [line for line in lock.splitlines() if line.startswith("-")] == []
