@@ -104,7 +104,9 @@ class Ledger:
             name: of the archive.
             reason: what went wrong.
         """
-        self.failures.append(Failure(name=name, keys=self._pending.pop(name), reason=reason))
+        # A signal may come at any point: what has failed is pending until it is noted.
+        self.failures.append(Failure(name=name, keys=self._pending[name], reason=reason))
+        self.done(name)
 
 
 class FailingAlone:

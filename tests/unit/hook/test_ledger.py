@@ -156,3 +156,21 @@ def test_an_error_that_an_interruption_led_to_is_an_interruption(ledger: Ledger)
 
     assert isinstance(raised.value.__cause__, OSError)
     assert ledger.failures == []
+
+
+def test_a_signal_does_not_make_a_failure_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Struck(Failure):
+        def __init__(self, **_: object) -> None:
+            raise Interrupted(15)
+
+    known = Ledger({"data": {"mount-point": "/data"}}, Log("panic", []))
+    monkeypatch.setattr("archive_overlay.hook.ledger.Failure", Struck)
+
+    with pytest.raises(Interrupted) as struck, known.failing_alone("data"):
+        raise OSError("the disk is full")
+    monkeypatch.undo()
+    known.give_up(str(struck.value))
+
+    assert [(failure.name, failure.reason) for failure in known.failures] == [
+        ("data", "interrupted by signal 15")
+    ]
