@@ -63,8 +63,9 @@ def read_changes(tar: TarReader, form: Form) -> list[Change]:
         form: which marks count.
 
     Returns:
-        Its changes, in its order and without data; opaque directories that have no entry of their own come last.
-        A later entry of the same name does not replace an earlier one.
+        Its changes, in its order, without data and without extended attributes, of which each entry may have 16 MiB;
+        opaque directories that have no entry of their own come last. A later entry of the same name does not replace
+        an earlier one.
 
     Raises:
         ArchiveError: it is no tar, is damaged, or an entry leads out of the top.
@@ -110,9 +111,6 @@ def read_changes(tar: TarReader, form: Form) -> list[Change]:
             )
             changes.append(directory)
         directory.opaque = True
-        directory.attributes = {
-            name: value for name, value in directory.attributes.items() if name not in form.opaque_attributes
-        }
     return changes
 
 
@@ -140,4 +138,4 @@ def _change(kind: str, entry: Entry, prefix: str, name: str) -> Change:
             "st_blocks": entry.size,  # whether there are holes is not known
         },
     )
-    return Change(kind, prefix, name, status, entry.attributes)
+    return Change(kind, prefix, name, status, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,12 +63,27 @@ def shown(changes: list[Change]) -> list[tuple[str, str, bool]]:
 
 
 def test_an_entry_has_its_metadata_and_its_place() -> None:
-    (change,) = changes_of(entry(b"./a//b/c", records={b"SCHILY.xattr.user.x": b"1"}), form=LAYER)
+    (change,) = changes_of(entry(b"./a//b/c"), form=LAYER)
 
     assert (change.kind, change.directory, change.name) == (FILE, "a/b/", "c")
     assert (change.mode, change.uid, change.gid) == (0o640, 7, 8)
     assert change.mtime_ns == 1_700_000_000_123_456_789
-    assert change.attributes == {"user.x": b"1"}
+
+
+def test_attributes_take_no_memory_when_their_entry_was_read() -> None:
+    size = 1024 * 1024
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        found = changes_of(
+            *(entry(b"f", records={b"SCHILY.xattr.user.x": bytes(size)}) for _ in range(16)), form=LAYER
+        )
+        kept = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+    assert len(found) == 16
+    assert kept < size
 
 
 @pytest.mark.parametrize("mark_at", [0, 1, 2])
@@ -89,13 +105,13 @@ def test_an_overlay_deletes_by_devices_and_hides_by_attributes() -> None:
     entries = [
         entry(b"a", headers.CHARACTER_DEVICE),
         entry(b"null", headers.CHARACTER_DEVICE, device=os.makedev(1, 3)),
-        entry(b"d/", headers.DIRECTORY, records={**OPAQUE, b"SCHILY.xattr.user.kept": b"1"}),
+        entry(b"d/", headers.DIRECTORY, records=OPAQUE),
     ]
     deleted, device, directory = changes_of(*entries, form=OVERLAY)
 
     assert (deleted.kind, deleted.path) == (WHITEOUT, "a")
     assert (device.kind, device.rdev) == ("character device", os.makedev(1, 3))
-    assert (directory.opaque, directory.attributes) == (True, {"user.kept": b"1"})
+    assert (directory.kind, directory.path, directory.opaque) == (DIRECTORY, "d", True)
 
 
 def test_marks_of_the_other_form_are_what_they_are() -> None:
