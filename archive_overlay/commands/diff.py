@@ -68,8 +68,8 @@ def run(options: argparse.Namespace, log: Log) -> None:
     """
     output = Output()
     with _changes(options.what, options.marks) as found:
-        # The top is in every change set.
-        shown = (change for change in found if change.name or change.opaque)
+        # The top is in every change set, as a directory.
+        shown = (change for change in found if change.path or change.opaque or change.kind is not DIRECTORY)
         if options.stat:
             _write_totals(shown, output, options)
         elif options.json:

@@ -161,6 +161,18 @@ def test_a_mark_may_stand_anywhere_in_a_layer(scratch: Path) -> None:
     ]
 
 
+def test_what_a_layer_cannot_mean_is_shown_all_the_same(scratch: Path) -> None:
+    entries = [directory("d"), file("d/.wh."), file(".wh."), file("./")]
+    image_layouts.put(scratch / "layout", "main", layers=[layer(*entries)])
+
+    assert lines_of(f"{scratch}/layout:main") == [
+        "A            - d/",
+        "A            0 .",
+        "D            - .",
+        "D            - d/",
+    ]
+
+
 @pytest.mark.parametrize("method", ["copy", "tar.gz"])
 def test_marks_that_a_container_made_are_not_believed_when_it_is_known_whose_count(
     new_overlay: Any, scratch: Path, method: str
