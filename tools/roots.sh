@@ -62,7 +62,10 @@ make_root() {
     timeout "$limit" mmdebstrap --mode=root --variant=extract --setup-hook="$merge" --include="$packages" \
         --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Retries "3"' \
         --aptopt='Acquire::http::Timeout "60"' --aptopt='Acquire::https::Timeout "60"' \
-        "$suite" "$root" "$from" >"$root.log" 2>&1 </dev/null ||
+        "$suite" "$root" "$from" >"$root.log" 2>&1 </dev/null &
+    making=$!
+    trap 'kill "$making"; exit 1' TERM
+    wait "$making" ||
         { tail -n 20 "$root.log" >&2; die "cannot make $root of Debian's $suite; $root.log has all that was said"; }
     for directory in dev mnt proc root run sys tmp var/cache var/lib var/tmp; do
         mkdir -p "$root/$directory"
@@ -93,8 +96,9 @@ END
 
 [ $# -gt 0 ] || die "give names; they are in the first lines of this file"
 mkdir -p .cache/roots
-# Most of it is waiting for the network: all at once.
+# Most of it is waiting for the network: all at once. What runs in the background ignores Ctrl-C, so we pass it on.
 pids=
+trap 'trap "" TERM; kill $pids; wait; exit 1' HUP INT TERM
 for name; do
     (
         flock 9 # two of us must not make one and the same
