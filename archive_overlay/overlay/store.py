@@ -123,7 +123,7 @@ def lower_owners(layer: str) -> OwnerMap | None:
             if users and groups:
                 return OwnerMap(users=users, groups=groups)
     raise UnknownError(
-        f"{containers} does not say whose the lower layers of {layer} are in its user namespace"
+        f"{containers} does not say who owns the lower layers of {layer} in its user namespace"
     )
 
 
@@ -216,7 +216,7 @@ def _check_private(directory: str) -> None:
     except OSError as error:
         raise UnknownError(f"{directory}: {error.strerror}") from error
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UnknownError(f"{directory} may be written to by others, so it is no engine's")
+        raise UnknownError(f"others can write to {directory}, so it is not an engine's store")
 
 
 def _directory(path: str) -> str:
@@ -234,7 +234,7 @@ def _text_of(path: str, longest: int) -> str:
         fd = os.open(path, READ)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise UnknownError(f"{path} is no file")
+                raise UnknownError(f"{path} is not a regular file")
             with open(fd, "rb", closefd=False) as file:
                 text = file.read(longest + 1)
         finally:
@@ -242,5 +242,5 @@ def _text_of(path: str, longest: int) -> str:
     except OSError as error:
         raise UnknownError(f"{path}: {error.strerror}") from error
     if len(text) > longest:
-        raise UnknownError(f"{path} is longer than any list of an engine")
+        raise UnknownError(f"{path} is longer than any list that an engine writes")
     return os.fsdecode(text)

@@ -158,7 +158,7 @@ class TarReader:
                 if type_flag == _GLOBAL:
                     self._global.update(_records(self._read_header(size, _LARGEST_GLOBAL))[0])
                     if len(self._global) > _MOST_GLOBAL_RECORDS:
-                        raise ArchiveError("it is damaged: its global headers have more records than any")
+                        raise ArchiveError("it is damaged: its global headers have too many records")
                 else:
                     records, segments = _records(self._read_header(size))
                 continue
@@ -218,7 +218,7 @@ class TarReader:
 
     def _read_header(self, size: int, most: int = _LARGEST_HEADER) -> bytes:
         if size > most:
-            raise ArchiveError("it is damaged: an extended header is larger than any")
+            raise ArchiveError("it is damaged: an extended header is too large")
         body = self._source.read(size + -size % _BLOCK)
         if len(body) < size:
             raise ArchiveError("it ends too early")
@@ -293,7 +293,7 @@ class TarReader:
         if kind in (headers.CHARACTER_DEVICE, headers.BLOCK_DEVICE):
             major, minor = natural(header[329:337]), natural(header[337:345])
             if max(major, minor) > _LARGEST_DEVICE_NUMBER:
-                raise ArchiveError(f"{os.fsdecode(name)} is a device that cannot be: {major}:{minor}")
+                raise ArchiveError(f"{os.fsdecode(name)} has an impossible device number: {major}:{minor}")
             device = os.makedev(major, minor)
         entry = Entry(kind, os.fsdecode(name.rstrip(b"/") or name[:1]))
         entry.link = os.fsdecode(link)
@@ -340,6 +340,6 @@ def _records(body: bytes) -> tuple[dict[bytes, bytes], array[int]]:
         else:
             records[key] = value
             if len(records) > _MOST_RECORDS:
-                raise ArchiveError("it is damaged: an extended header has more records than any")
+                raise ArchiveError("it is damaged: an extended header has too many records")
         position = end
     return records, segments

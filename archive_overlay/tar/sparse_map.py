@@ -130,4 +130,4 @@ def _add_old_segments(numbers: array[int], fields: bytes) -> None:
 
 def _bound(numbers: array[int]) -> None:
     if len(numbers) > _MOST_NUMBERS:
-        raise ArchiveError("it is damaged: a sparse file has more segments than any")
+        raise ArchiveError("it is damaged: a sparse file has more than two million segments")

@@ -24,7 +24,7 @@ OVERRIDE_DIRECTORY = "/etc/containers/oci/hooks.d"
 UNKNOWN_RELEASE = Finding(
     WARNING,
     "hooks-dir",
-    "which release of podman runs here is not known, and they differ: what begins with releases is true for those"
+    "the release of podman is not known, and releases differ: a finding that begins with releases is true for those"
     " alone",
     "say which directories podman reads with --hooks-dir",
 )

@@ -170,14 +170,14 @@ def test_a_record_that_is_a_link_is_refused(container: Container) -> None:
 def test_records_that_others_may_write_are_no_engine_s(container: Container, mode: int) -> None:
     container.containers.chmod(mode)
 
-    container.expect_refusal(f"{container.containers} may be written to by others")
+    container.expect_refusal(f"others can write to {container.containers}")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a directory of another user")
 def test_records_of_another_user_are_no_engine_s(container: Container) -> None:
     os.chown(container.containers, 1, 1)
 
-    container.expect_refusal(f"{container.containers} may be written to by others")
+    container.expect_refusal(f"others can write to {container.containers}")
 
 
 def test_a_program_that_serves_another_upperdir_at_the_mount_point_is_not_believed(
@@ -430,5 +430,5 @@ def test_without_a_record_of_the_owners_nothing_is_guessed(
     result = id_mapped.run_mounted()
 
     assert result.status == 1
-    assert "does not say whose the lower layers" in result.only_error()
+    assert "does not say who owns the lower layers" in result.only_error()
     assert os.listdir(id_mapped.out) == []

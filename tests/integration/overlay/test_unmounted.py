@@ -181,8 +181,8 @@ def fifo(path: Path) -> None:
     [
         (lambda path: path.unlink(), "No such file or directory"),
         (link, "Too many levels of symbolic links"),
-        (fifo, "is no file"),
-        (lambda path: (path.unlink(), path.mkdir()), "is no file"),
+        (fifo, "is not a regular file"),
+        (lambda path: (path.unlink(), path.mkdir()), "is not a regular file"),
         (lambda path: path.write_text(":".join([f"l/{IDS[0]}"] * 5000)), "longer than any list"),
     ],
     ids=["missing", "link", "fifo", "directory", "long"],
@@ -275,7 +275,7 @@ def test_what_a_mount_program_served_is_refused(layer: Layer) -> None:
 def test_a_store_that_others_may_write_to_is_no_engine_s(layer: Layer, mode: int) -> None:
     layer.store.chmod(mode)
 
-    layer.expect_refusal(f"{layer.store} may be written to by others")
+    layer.expect_refusal(f"others can write to {layer.store}")
 
 
 # What is no such place

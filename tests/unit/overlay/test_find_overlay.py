@@ -423,8 +423,11 @@ def linked_to(target: str) -> Callable[[Path], object]:
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no list": ("own/lower: No such file or directory", lambda top: (top / "own/lower").unlink()),
-    "a list that is none": ("own/lower is no file", instead("own/lower", os.mkfifo)),
-    "too long a list": ("own/lower is longer than any list of an engine", listing("l/BASE:" * 10_000)),
+    "a list that is none": ("own/lower is not a regular file", instead("own/lower", os.mkfifo)),
+    "too long a list": (
+        "own/lower is longer than any list that an engine writes",
+        listing("l/BASE:" * 10_000),
+    ),
     "a path": ("'../top/diff' names no lower layer", listing("../top/diff")),
     "an odd name": ("'l/A-B' names no lower layer", listing("l/A-B")),
     "no name": ("'l/' names no lower layer", listing("l/")),
