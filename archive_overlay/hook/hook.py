@@ -111,10 +111,10 @@ def run(settings: Settings, log: Log) -> int:
         log=log,
     )
     keeper = _rescue_directory(settings, state.id, log)
-    for fault in spec.faults:
-        ledger.complain(fault)
     hurry = False
     try:
+        for fault in spec.faults:
+            ledger.complain(fault)
         _archive_all(asked, this)
     except Interrupted as interruption:
         ledger.give_up(str(interruption))

@@ -32,15 +32,18 @@ def settle(ledger: Ledger, find: Find, rescue: RescueDirectory | None, *, hurry:
         Interrupted: a signal came meanwhile.
     """
     interrupted = None
-    for failure in ledger.failures:
+    failures = list(ledger.failures)
+    while failures:
+        failure = failures[0]
         try:
             where = _settle(failure, ledger.moved, find, rescue, hurry=hurry)
+            ledger.complain(f"archive {failure.name}: {failure.reason}{where}")
+            del failures[0]
         except Interrupted as error:
-            # From now on signals are ignored, and only what takes no time is done.
+            # From now on signals are ignored, and only what takes no time is done. A failure is rather said twice
+            # than not at all.
             interrupted = error
             hurry = True
-            where = _settle(failure, ledger.moved, find, rescue, hurry=hurry)
-        ledger.complain(f"archive {failure.name}: {failure.reason}{where}")
     if interrupted:
         raise interrupted
 

@@ -94,3 +94,33 @@ def test_an_error_that_an_interruption_led_to_is_an_interruption(
         "archive first: interrupted by signal 15",
         "archive second: interrupted by signal 15",
     ]
+
+
+class Struck(Kept):
+    """A log sink that is interrupted at its first error."""
+
+    def write(self, level: str, message: str) -> None:
+        super().write(level, message)
+        if len(self.errors) == 1:
+            raise Interrupted(15)
+
+
+@pytest.mark.parametrize("fault", [[], [{"destination": 1}]], ids=["failure", "fault"])
+def test_a_signal_while_an_error_is_logged_costs_no_failure_its_rescue(
+    tmp_path: Path, fault: list[object]
+) -> None:
+    mounts, annotations = [*fault], {}
+    for name in ("first", "second"):
+        upper = tmp_path / name / "upper"
+        (upper / "made").mkdir(parents=True)
+        options = [f"lowerdir={tmp_path}", f"upperdir={upper}", f"workdir={tmp_path / name / 'work'}"]
+        mounts.append({"destination": f"/{name}", "type": "overlay", "options": options})
+        annotations[f"{PREFIX}{name}.mount-point"] = f"/{name}"
+        annotations[f"{PREFIX}{name}.archive-to"] = "relative"
+    (tmp_path / "config.json").write_text(json.dumps({"mounts": mounts, "annotations": annotations}))
+
+    with pytest.raises(Interrupted):
+        hook.run(Settings(bundle=str(tmp_path), rescue_dir=str(tmp_path / "rescue")), Log("info", [Struck()]))
+
+    for name in ("first", "second"):
+        assert (tmp_path / "rescue" / tmp_path.name / name / "made").is_dir()
