@@ -290,9 +290,14 @@ def count(hook: Hook, call: str) -> int:
     return sum(f"{call}(" in line for line in log)
 
 
-@cache
 def _alone() -> tuple[str, ...]:
-    """Give the command that runs another one with mounts that are the same each time."""
+    """Give the command that runs another one with the mounts that are here now, the same each time."""
+    return _alone_from(os.readlink("/proc/self/ns/mnt"))
+
+
+@cache
+def _alone_from(mounts: str) -> tuple[str, ...]:
+    """Give it for this process, which is in the namespace `mounts`: `Overlay.inside` has others."""
     still = overlays.Namespace(rootless=False)
     atexit.register(still.close)
     return ("nsenter", f"--mount={still.path}", "--", *_ALONE)
