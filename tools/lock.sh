@@ -2,16 +2,16 @@
 # Lock the tools: tools/lock.sh [--check | --entries PACKAGE...]
 #
 # Resolves tools/requirements.in anew, for every Python that the project supports, and writes the newest
-# versions that fit, with hashes, to tools/requirements.txt, the lock; and mutants.in to mutants.txt. The
-# options need no network: --check fails if what is resolved has changed since, and --entries prints what
-# requirements.txt has of some packages, for pip to read.
+# versions that fit, with hashes, to tools/requirements.txt, the lock. The same goes for mutants.in (what
+# `make mutants` runs) and locker.in (what resolves all of them). The options need no network: --check fails if
+# what is resolved has changed since, and --entries prints what requirements.txt has of some packages, for pip
+# to read.
 set -eu
 cd "$(dirname -- "$0")/.."
 python=${PYTHON:-/usr/bin/python3}
 [ -x "$python" ] || python=$(command -v python3)
 
-uv=0.13.9
-locks='requirements mutants'
+locks='requirements mutants locker'
 
 # Give the line of a lock that says what it was made of. Comments may change without a new resolution.
 sum() {
@@ -41,7 +41,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 "$python" -I -m venv "$work/venv"
-"$work/venv/bin/python" -I -m pip install --quiet --only-binary :all: "uv==$uv"
+"$work/venv/bin/python" -I -m pip install --quiet --only-binary :all: --require-hashes -r tools/locker.txt
 
 # One version of each for all Pythons: then a check says the same on every one of them.
 for lock in $locks; do

@@ -3,7 +3,8 @@
 #
 # NAME is one that tools/roots.sh makes a root file system of. In namespaces of its own that is the root, read-only, and
 # this checkout is in it: the program is built, installed and tested there. Without arguments of pytest it is the
-# end-to-end tests, of which Debian 11 runs what its engines can. Tests for which a release lacks a program are listed at the end, or, with CI=true, fail.
+# end-to-end tests, of which Debian 11 runs what its engines can. Tests for which a release lacks a program are
+# listed at the end, or, with CI=true, fail.
 #
 #     LIMIT    how long the tests of one root may take, in seconds (1200)
 set -eu
@@ -76,6 +77,15 @@ find_modules() {
     modules=$PWD/$theirs
 }
 
+# What containers have written. (An interrupted run leaves it to the trap.)
+scratch=
+remove_scratch() {
+    [ -z "$scratch" ] || rm -rf --one-file-system "$scratch"
+    scratch=
+}
+trap remove_scratch EXIT
+trap 'exit 1' HUP INT TERM
+
 test_in() {
     name=$1
     shift
@@ -93,13 +103,12 @@ test_in() {
     # Containers need a directory that is on no overlay. Where there is none, there is a tmpfs.
     scratch=
     if [ "$(stat -f -c %T .cache/matrix)" != overlayfs ]; then
-        scratch=$(mktemp -d "$PWD/.cache/matrix/$name.XXXXXX")
-        chmod 1777 "$scratch"
+        scratch=$(mktemp -d "$PWD/.cache/matrix/$name.XXXXXX") && chmod 1777 "$scratch" || return
     fi
     status=0
     CI=${CI:-} unshare --mount --pid --fork --uts --ipc --kill-child --propagation=private -- sh -ec "$inside" sh \
         "$(realpath ".cache/roots/$name")" "$scratch" "$PWD" "$modules" "$limit" "$@" || status=$?
-    [ -z "$scratch" ] || rm -rf --one-file-system "$scratch"
+    remove_scratch
     return $status
 }
 
