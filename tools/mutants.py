@@ -105,9 +105,6 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         f"if change.fd >= 0:  # nearly all => if change.fd {other}:  # nearly all": _NEVER_0
         for other in ("> 0", ">= 1")
     },
-    "archive_overlay/hook/policy.py": {
-        "return change.size => pass": "what has no holes takes as many blocks as its size",
-    },
     "archive_overlay/layout/add_layer.py": {
         f"{_MANIFEST.format('>= 0')} => {_MANIFEST.format('>= 1')}": _NEVER_0,
         f"{_MANIFEST.format('>= 0')} => {_MANIFEST.format('> 0')}": _NEVER_0,
