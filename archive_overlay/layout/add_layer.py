@@ -178,13 +178,7 @@ def _add_layer(destination: LayoutDestination, layout: int, staging: Staging, la
         done = f"no layer, because nothing was changed, but the tag {destination.tag},"
     else:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        provenance = Provenance(
-            container=destination.provenance.container,
-            archive=destination.provenance.archive,
-            mount_point=destination.provenance.mount_point,
-            entries=layer.entries,
-            deletions=layer.deletions,
-        )
+        provenance = destination.provenance.replace(entries=layer.entries, deletions=layer.deletions)
         files.add_layer(layer)
         config = _config_with(config, manifest, layer, provenance.comment(), now)
         config_descriptor = {"mediaType": _CONFIG_TYPE, **files.add_json_blob(config)}

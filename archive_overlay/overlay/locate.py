@@ -223,12 +223,10 @@ def _with_absolute_paths(overlay: OverlayMount, mount_point: str) -> OverlayMoun
             return overlay
         return overlay.with_lowers((), unknown=f"the mount table has {relative[0]}, and not where that is")
     base = _base(overlay.upper, mount_point)
-    return OverlayMount(
+    return overlay.replace(
         upper=os.path.join(base, overlay.upper),
         lowers=tuple(os.path.join(base, lower) for lower in overlay.lowers),
         data_lowers=tuple(os.path.join(base, lower) for lower in overlay.data_lowers),
-        may_refer_to_lowers=overlay.may_refer_to_lowers,
-        dialect=overlay.dialect,
     )
 
 

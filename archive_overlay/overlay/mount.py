@@ -60,11 +60,4 @@ class OverlayMount(Record):
             unknown: see `lowers_unknown`.
             owners: see `lower_owners`.
         """
-        return OverlayMount(
-            upper=self.upper,
-            lowers=tuple(lowers),
-            dialect=self.dialect,
-            may_refer_to_lowers=self.may_refer_to_lowers,
-            lowers_unknown=unknown,
-            lower_owners=owners,
-        )
+        return self.replace(lowers=tuple(lowers), data_lowers=(), lowers_unknown=unknown, lower_owners=owners)

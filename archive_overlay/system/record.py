@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, NoReturn
 
-    from typing_extensions import dataclass_transform
+    from typing_extensions import Self, dataclass_transform
 else:
 
     def dataclass_transform(**_: bool) -> Callable[[type], type]:
@@ -38,6 +38,10 @@ class Record:
         if len(values) > len(kind.__annotations__):
             raise TypeError(f"{kind.__name__} has no {sorted(values.keys() - kind.__annotations__.keys())}")
         self.__dict__.update(values)
+
+    def replace(self, **values: Any) -> Self:
+        """Give the same record with other values of some fields, by name."""
+        return type(self)(**{**self.__dict__, **values})
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{type(self).__name__}.{name} cannot be changed")

@@ -45,3 +45,12 @@ def test_records_of_two_kinds_are_two() -> None:
         y: int = 2
 
     assert Point(x=1) != Size(x=1)
+
+
+def test_a_record_with_another_value_is_another_record() -> None:
+    point = Point(x=1, y=3)
+
+    assert point.replace(y=4) == Point(x=1, y=4)
+    assert point == Point(x=1, y=3)
+    with pytest.raises(TypeError, match="Point has no "):
+        point.replace(z=5)
