@@ -374,17 +374,15 @@ def _open_log(settings: Settings) -> log.Log:
     failure = None
     if settings.log_file:
         try:
-            fd = os.open(
-                settings.log_file,
-                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY,
-                0o640,
-            )
-            sinks.append(log.StreamSink(fd, terminal=False))
+            from archive_overlay.system.resolve import open_log_file
+
+            sinks.append(log.StreamSink(open_log_file(settings.log_file), terminal=False))
         except (OSError, ValueError) as error:
             failure = error
     logger = log.Log(settings.log_level, sinks)
     if failure:
-        logger.warning(f"cannot open the log file {settings.log_file}: {failure}; going on without it")
+        reason = getattr(failure, "strerror", None) or failure
+        logger.warning(f"cannot open the log file {settings.log_file}: {reason}; going on without it")
     return logger
 
 

@@ -1,28 +1,21 @@
 """Where archives and success markers may be, and how to get there.
 
-A path is resolved once, and judged. After that it is walked component by component by directory file
+A path is resolved once (`system/resolve.py` says which links are followed), and judged. After that it is walked component by component by directory file
 descriptors, following no symbolic link: whoever changes it in between makes the request fail, and does
 not lead it elsewhere.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.system.open_flags import LOOK, READ_DIRECTORY, STEP
+from archive_overlay.system.open_flags import READ_DIRECTORY, STEP
+from archive_overlay.system.resolve import Resolver
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from archive_overlay.system.flush import Flush
-
-_SHARED = stat.S_ISVTX | stat.S_IWOTH  # a directory like /tmp
-_MOST_LINKS = 40  # as the kernel has it, path_resolution(7)
-# What is in there is the kernel's. Its links lead to files of processes, whatever their text says: /proc/self/exe
-# is the interpreter.
-_OF_THE_KERNEL = ("proc", "sys")
 
 
 class Paths:
@@ -33,19 +26,21 @@ class Paths:
     """
 
     def __init__(self, allowed: tuple[str, ...] = ()) -> None:
-        self._allowed = tuple(os.path.realpath(directory) for directory in allowed)
+        self._named = allowed
+        self._resolved: tuple[str, ...] | None = None
+        self._resolver = Resolver()
 
     def resolve(self, path: str, label: str) -> str:
-        """Resolve symbolic links, but not those that others put into a directory that everybody may write to.
+        """Resolve symbolic links, but not those that others may have made.
 
         Args:
             path: absolute; its end need not exist.
-            label: the annotation that has the path.
+            label: the annotation or the option that has the path.
 
         Raises:
             ArchiveError: the path leads nowhere, or to a place that is not allowed.
         """
-        return self._judged(path, _look(path, path, label), label)
+        return self._judged(path, self._look(path, path, label), label)
 
     def resolve_parent(self, path: str, label: str) -> str:
         """Resolve the symbolic links on the way to an entry, but not the entry itself.
@@ -54,7 +49,7 @@ class Paths:
             ArchiveError: see `resolve`.
         """
         directory, name = os.path.split(path)
-        return self._judged(path, os.path.join(_look(directory, path, label), name), label)
+        return self._judged(path, os.path.join(self._look(directory, path, label), name), label)
 
     def open(self, path: str) -> int:
         """Open a directory.
@@ -79,107 +74,65 @@ class Paths:
         """
         return self._walk(path, flush)
 
+    def _look(self, path: str, whole: str, label: str) -> str:
+        """Resolve a path, which is all or a part of what an annotation says.
+
+        Raises:
+            ArchiveError: it leads nowhere, by a link of others, or through what is the kernel's.
+        """
+        try:
+            found = self._resolver.resolve(path)
+            _expect_reachable(path)
+        except OSError as error:
+            fail(f"cannot look at {label} {whole}", error)
+        return found.path
+
     def _judged(self, path: str, resolved: str, label: str) -> str:
-        if self._allowed and not self._base(resolved):
+        if self._named and not self._base(resolved):
             where = f"{path}, which is {resolved}," if resolved != path else path
             raise ArchiveError(
-                f"{label} {where} is not allowed", hint=f"it must be in {' or '.join(self._allowed)}"
+                f"{label} {where} is not allowed",
+                hint=f"it must be in {' or '.join(self._allowed() or self._named)}",
             )
         return resolved
 
     def _base(self, path: str) -> str:
-        return next((base for base in self._allowed if path.startswith(base.rstrip("/") + "/")), "")
+        return next((base for base in self._allowed() if path.startswith(base.rstrip("/") + "/")), "")
+
+    def _allowed(self) -> tuple[str, ...]:
+        """Give the allowed directories, resolved. One to which a link of others leads allows nothing."""
+        if self._resolved is None:
+            found = []
+            for directory in self._named:
+                try:
+                    found.append(self._resolver.resolve(directory).path)
+                except OSError:
+                    continue  # what is asked for in there says why
+            self._resolved = tuple(found)
+        return self._resolved
 
     def _walk(self, path: str, flush: Flush | None) -> int:
-        # An allowed directory itself may be what is opened: something is to be made in it.
-        base = self._base(path + "/") or "/"
-        fd = os.open(base, STEP)
+        # An allowed directory is there: only what is below it is made. It may be what is to be opened itself.
+        base = self._base(path + "/")
+        fd = os.open("/", STEP)
         try:
-            for name in path[len(base) :].split("/"):
-                if name:
-                    inner = _enter(name, fd, flush)
-                    os.close(fd)
-                    fd = inner
+            for names, make in ((base, None), (path[len(base) :], flush)):
+                for name in names.split("/"):
+                    if name:
+                        inner = _enter(name, fd, make)
+                        os.close(fd)
+                        fd = inner
             return os.open(".", READ_DIRECTORY, dir_fd=fd)
         finally:
             os.close(fd)
 
 
-def _look(path: str, whole: str, label: str) -> str:
-    """Resolve a path, which is all or a part of what an annotation says.
-
-    Raises:
-        ArchiveError: it leads nowhere, or through what is the kernel's.
-    """
-    try:
-        resolved = _resolved(path)
-        _expect_reachable(path)
-    except OSError as error:
-        fail(f"cannot look at {label} {whole}", error)
-    return resolved
-
-
 def _expect_reachable(path: str) -> None:
-    """Ask the kernel too, which knows more reasons not to go there than `_resolved`."""
+    """Ask the kernel too, which knows more reasons not to go there than `Resolver`."""
     try:
         os.stat(path)
     except FileNotFoundError:
         pass
-
-
-def _resolved(path: str) -> str:
-    """Resolve symbolic links, each with the directory that it was found in at hand.
-
-    What does not exist is taken as it is. The kernel's own rule for links of others may be switched off,
-    and holds for a whole path at once: who exchanges a directory for a link after that is not stopped by it.
-
-    Source: proc(5), /proc/sys/fs/protected_symlinks.
-    """
-    found: list[str] = []
-    pending = path.split("/")[::-1]
-    links = 0
-    fd = os.open("/", STEP)
-    try:
-        while pending:
-            name = pending.pop()
-            if name in ("", "."):
-                continue
-            if name in _OF_THE_KERNEL and not found:
-                raise PermissionError(errno.EACCES, f"it leads through /{name}, where no archive can be")
-            try:
-                inner = os.open(name, LOOK, dir_fd=fd)
-            except FileNotFoundError:
-                return os.path.normpath("/" + "/".join([*found, name, *pending[::-1]]))
-            status = os.fstat(inner)
-            if not stat.S_ISLNK(status.st_mode):
-                os.close(fd)
-                fd = inner
-                found = found[:-1] if name == ".." else [*found, name]
-                continue
-            try:
-                links += 1
-                _expect_trusted(status, os.fstat(fd))
-                target = os.readlink("", dir_fd=inner)
-            finally:
-                os.close(inner)
-            if links > _MOST_LINKS:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-            pending += target.split("/")[::-1]
-            if target.startswith("/"):
-                os.close(fd)
-                fd = -1
-                fd = os.open("/", STEP)
-                found = []
-        return "/" + "/".join(found)
-    finally:
-        if fd >= 0:
-            os.close(fd)
-
-
-def _expect_trusted(link: os.stat_result, directory: os.stat_result) -> None:
-    shared = directory.st_mode & _SHARED == _SHARED
-    if shared and link.st_uid not in (os.geteuid(), directory.st_uid):
-        raise PermissionError(errno.EACCES, "a symbolic link of somebody else is in a directory like /tmp")
 
 
 def _enter(name: str, directory: int, flush: Flush | None) -> int:

@@ -13,6 +13,27 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+# What is in these is the kernel's: files are questions and orders to it, and hold no data. Some links lead to what
+# processes have open. Source: /proc/filesystems, "nodev", without those that hold data or lead to such (tmpfs, ramfs,
+# devtmpfs, hugetlbfs, overlay, autofs, network file systems, FUSE).
+_OF_THE_KERNEL = frozenset(
+    b"proc sysfs cgroup cgroup2 cpuset resctrl debugfs tracefs securityfs configfs bpf devpts mqueue nsfs pidfs pstore"
+    b" efivarfs binfmt_misc selinuxfs smackfs apparmorfs fusectl nfsd rpc_pipefs binder functionfs gadgetfs xenfs"
+    b" openpromfs spufs".split()
+)
+
+
+class Devices(Record):
+    """File systems about which the mount table has something to say, by their device numbers.
+
+    Attributes:
+        of_the_kernel: they hold no data.
+        of_others: a program of another user serves them, and says as it likes to whom files belong.
+    """
+
+    of_the_kernel: frozenset[int]
+    of_others: frozenset[int]
+
 
 class MountedFilesystem(Record):
     """One line of the table.
@@ -76,6 +97,33 @@ def read() -> MountTable:
         return MountTable(file)
 
 
+def read_devices() -> Devices:
+    """Read which file systems of this process's namespace are the kernel's, and which are served by others.
+
+    Raises:
+        OSError: /proc is not mounted, or is that of other processes.
+    """
+    with open("/proc/self/mountinfo", "rb") as file:
+        return devices_of(file)
+
+
+def devices_of(lines: Iterable[bytes]) -> Devices:
+    """Give what `read_devices` reads.
+
+    Args:
+        lines: of a mountinfo file.
+    """
+    of_the_kernel, of_others = set(), set()
+    for line in lines:
+        mount, _, served = line.partition(b" - ")
+        kind, _, rest = served.partition(b" ")
+        if kind in _OF_THE_KERNEL:
+            of_the_kernel.add(_device(mount))
+        elif kind.startswith(b"fuse") and _is_of_another(rest):
+            of_others.add(_device(mount))
+    return Devices(of_the_kernel=frozenset(of_the_kernel), of_others=frozenset(of_others))
+
+
 def read_all() -> Iterator[MountTable]:
     """Read the mounts of all namespaces that processes are in, as far as this process may see them.
 
@@ -94,6 +142,17 @@ def read_all() -> Iterator[MountTable]:
                     yield MountTable(file)
         except OSError:
             continue  # it has ended, or is another user's
+
+
+def _device(mount: bytes) -> int:
+    major, _, minor = mount.split(b" ", 3)[2].partition(b":")
+    return os.makedev(int(major), int(minor))
+
+
+def _is_of_another(served: bytes) -> bool:
+    """Say whether a FUSE mount is another user's; without allow_other, nobody but that user gets in."""
+    options = served.split()[-1].split(b",")
+    return b"allow_other" in options and not {b"user_id=0", b"user_id=%d" % os.geteuid()} & set(options)
 
 
 def _decoded(field: bytes) -> str:

@@ -98,10 +98,14 @@ def open_beneath(path: str, top: int) -> tuple[int, str]:
     """
     *directories, name = path.split("/")
     fd = os.dup(top)
-    for directory in directories:
-        inner = os.open(directory, STEP, dir_fd=fd)
+    try:
+        for directory in directories:
+            inner = os.open(directory, STEP, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+    except BaseException:
         os.close(fd)
-        fd = inner
+        raise
     return fd, name
 
 

@@ -227,7 +227,7 @@ def test_no_path_leads_through_links_of_proc(
     result = small.run(method=method, archive_to=paths["archive_to"], success=paths["success"])
 
     assert result.status == 1
-    assert f"{path}: it leads through /proc, where no archive can be" in result.only_error()
+    assert f"{path}: it leads through /proc, which belongs to the kernel" in result.only_error()
     assert os.listdir(small.out) == []
     assert small.success.exists(), "something was touched before it was judged"
     # By way of the link it would have been made in the working directory.
@@ -259,6 +259,41 @@ def test_what_is_no_file_is_neither_opened_nor_replaced(
     assert result.status == 1
     assert str(special) in result.only_error()
     assert os.path.samestat(before, special.lstat())
+
+
+@as_root
+@pytest.mark.parametrize("method", ["copy", "oci"])
+@pytest.mark.parametrize("key", ["archive_to", "success"])
+def test_no_path_leads_through_another_mount_of_proc(saver: Saver, key: str) -> None:
+    saver.overlay.change(lambda root: (root / "made").touch())
+    place = saver.directory / "place"
+    place.mkdir()
+    path = f"{place}/self/cwd/found"
+    keys: dict[str, Any] = {key: path}
+
+    def run() -> hooks.Result:
+        subprocess.run(["mount", "-t", "proc", "proc", place], check=True)
+        result = saver.run_here(**keys)
+        overlays.unmount(place)
+        return result
+
+    result = saver.overlay.inside(run)
+
+    assert result.status == 1
+    assert f"{path}: it leads through {place}, which belongs to the kernel" in result.only_error()
+    assert os.listdir(saver.directory / "bundle") == ["config.json"]
+
+
+@pytest.mark.parametrize("method", ["copy"])
+def test_no_path_leads_out_of_what_does_not_exist(small: Saver, victim: Path) -> None:
+    before = trees.view(victim)
+    (small.out / "link").symlink_to(f"nowhere/../../{victim.name}")
+
+    result = small.run(archive_to=small.out / "link" / "file", success=None)
+
+    assert result.status == 1
+    assert "No such file or directory" in result.only_error()
+    expect_equal(before, trees.view(victim))
 
 
 def test_a_hundred_thousand_annotations_that_mean_nothing_cost_no_archive(small: Saver) -> None:
@@ -359,6 +394,97 @@ def test_no_link_of_another_user_is_followed_in_a_directory_like_tmp(
     assert result.status == 1
     assert f"{shared}/link" in result.only_error()
     expect_equal(before, trees.view(victim))
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [("copy", "archive_to"), ("oci", "archive_to"), ("copy", "success"), ("oci", "success")],
+)
+def test_no_link_is_followed_in_a_directory_that_another_user_made_in_one_like_tmp(
+    saver: Saver, key: str, victim: Path
+) -> None:
+    saver.overlay.change(lambda root: (root / "made").touch())
+    backups = saver.directory / "shared" / "backups"
+    backups.mkdir(parents=True)
+    backups.parent.chmod(0o1777)
+    (backups / "data").symlink_to(victim)
+    os.chown(backups, OF_ANOTHER_USER, OF_ANOTHER_USER)
+    before = trees.view(victim)
+
+    for path in (backups / "data", backups / "data" / "file"):
+        if key == "success" and path.name == "data":
+            continue  # a marker takes the place of a link
+        keys: dict[str, Any] = {key: path}
+        result = saver.run(**keys)
+        assert result.status == 1
+        assert f"{backups}/data is a symbolic link that another user may have made" in result.only_error()
+
+    expect_equal(before, trees.view(victim))
+    keys = {key: backups / "elsewhere" / "data"}
+    assert saver.run(**keys).status == 0, "without a link it is the place that was named"
+
+
+@pytest.mark.parametrize("overlay", [overlays.NATIVE_ROOTLESS], indirect=True)
+@pytest.mark.parametrize("method", ["copy", "tar.gz"])
+def test_no_link_of_another_user_is_followed_in_a_user_namespace(saver: Saver, victim: Path) -> None:
+    tools.need_root()
+    saver.overlay.change(lambda root: (root / "made").touch())
+    shared = saver.directory / "shared"
+    shared.mkdir()
+    (shared / "data").symlink_to(victim / ("file" if saver.method == "tar.gz" else ""))
+    # Neither has an id in there, so both are shown as the same.
+    os.chown(shared, 70_000, 70_000)
+    os.lchown(shared / "data", 80_000, 80_000)
+    shared.chmod(0o1777)
+    before = trees.view(victim)
+
+    result = saver.run(archive_to=shared / "data")
+
+    assert result.status == 1
+    assert f"{shared}/data is a symbolic link that another user may have made" in result.only_error()
+    expect_equal(before, trees.view(victim))
+
+
+@as_root
+@pytest.mark.parametrize("method", ["copy"])
+def test_no_link_of_another_user_says_where_archives_may_go(saver: Saver, victim: Path) -> None:
+    saver.overlay.change(lambda root: (root / "made").touch())
+    shared = saver.directory / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "archives").symlink_to(victim)
+    os.lchown(shared / "archives", OF_ANOTHER_USER, OF_ANOTHER_USER)
+    before = trees.view(victim)
+
+    result = saver.run("--allow-archive-to", shared / "archives", archive_to=victim / "x", success=None)
+
+    assert result.status == 1
+    assert f"is not allowed; it must be in {shared}/archives" in result.only_error()
+    expect_equal(before, trees.view(victim))
+
+
+@as_root
+@pytest.mark.parametrize("method", ["copy"])
+def test_a_log_file_that_another_user_put_there_costs_no_archive_and_gets_no_line(
+    saver: Saver, victim: Path
+) -> None:
+    saver.overlay.change(lambda root: (root / "made").touch())
+    shared = saver.directory / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "log").symlink_to(victim / "file")
+    os.lchown(shared / "log", OF_ANOTHER_USER, OF_ANOTHER_USER)
+
+    result = saver.run("--log-file", shared / "log")
+
+    assert result.status == 0
+    assert result.messages("warning") == [
+        f"cannot open the log file {shared}/log: {shared}/log is a symbolic link that another user may have made;"
+        " going on without it"
+    ]
+    assert saver.archive.exists()
+    assert (victim / "file").read_text() == "precious"
 
 
 @as_root

@@ -1,0 +1,272 @@
+"""Where a path leads, and which symbolic links on the way are followed.
+
+In a directory to which others than its owner may write, only entries of root, of this process's user and of that owner
+are believed: a link of anybody else is not followed, and no link at all below a directory of anybody else.
+
+So the links in /home/alice are followed, for whoever made that directory trusts her with what is in it; those that she
+puts into /tmp are not, nor those in a directory that she makes there. The kernel's own rule may be switched off, knows
+nothing of directories, and does not hold for who exchanges a directory for a link afterwards.
+
+Source: proc(5), /proc/sys/fs/protected_symlinks and protected_hardlinks; path_resolution(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from archive_overlay.system import mountinfo
+from archive_overlay.system.open_flags import APPEND, CREATE, LOOK, STEP
+from archive_overlay.system.record import Record
+from archive_overlay.system.tree import open_beneath
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from archive_overlay.system.mountinfo import Devices
+
+# Others may write. If a directory has an ACL, the bits of its group are the most that any user or group is given there.
+_SHARED = stat.S_IWGRP | stat.S_IWOTH
+_MOST_LINKS = 40  # as the kernel has it, path_resolution(7)
+_NOBODY = 65534
+# How often a log file may turn out to be something else than a moment ago.
+_ATTEMPTS = 100
+
+
+class Resolved(Record):
+    """Where a path leads.
+
+    Attributes:
+        path: absolute, without symbolic links. Its end need not exist.
+        strange: somebody else may have put there what the path leads to, or a directory on the way.
+        status: of what the path leads to; None: nothing is there.
+    """
+
+    path: str
+    strange: bool
+    status: os.stat_result | None
+
+
+class Resolver:
+    """Resolves paths. The mount table is read once at most, when a path leads to another file system."""
+
+    def __init__(self) -> None:
+        self._devices: Devices | None = None
+        self._overflow = -1
+
+    def resolve(self, path: str) -> Resolved:
+        """Find out where a path leads, each link with the directory that it was found in at hand.
+
+        Args:
+            path: absolute; its end need not exist.
+
+        Raises:
+            OSError: it leads nowhere, by a link that is not followed, or through a file system of the kernel's own:
+                links there lead to files of processes, whatever their text says.
+        """
+        way = _Way()
+        try:
+            status = self._walk(way, path)
+            return Resolved(path=way.path, strange=way.strange, status=status)
+        finally:
+            way.close()
+
+    def is_ours(self, status: os.stat_result) -> bool:
+        """Say whether something belongs to root or to this process's user, and has no second name."""
+        return self._owner(status) in (0, os.geteuid()) and _has_one_name(status)
+
+    def _walk(self, way: _Way, path: str) -> os.stat_result | None:
+        pending = path.split("/")[::-1]
+        links = 0
+        while pending:
+            name = pending.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                way.leave()
+                continue
+            try:
+                inner = os.open(name, LOOK, dir_fd=way.fd)
+            except FileNotFoundError:
+                missing = [name, *(each for each in pending[::-1] if each not in ("", "."))]
+                if ".." in missing:
+                    raise  # who leaves a directory by .. has to be in it
+                way.missing = missing
+                return None
+            try:
+                status = os.fstat(inner)
+                if status.st_dev != way.status.st_dev and self._is_of_the_kernel(status, inner):
+                    raise _refusal(f"it leads through {way.place(name)}, which belongs to the kernel")
+                believed = not way.strange and self._is_believed(status, way.status)
+                if not stat.S_ISLNK(status.st_mode):
+                    way.enter(name, inner, status, strange=not believed)
+                    inner = -1
+                    continue
+                if not believed:
+                    raise _refusal(f"{way.place(name)} is a symbolic link that another user may have made")
+                target = os.readlink("", dir_fd=inner)
+            finally:
+                if inner >= 0:
+                    os.close(inner)
+            links += 1
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            pending += target.split("/")[::-1]
+            if target.startswith("/"):
+                way.restart()
+        return way.status
+
+    def _is_of_the_kernel(self, status: os.stat_result, fd: int) -> bool:
+        try:
+            return status.st_dev in self._mounted().of_the_kernel
+        except OSError:
+            # /proc is not this process's. What has no room for data is no place for them either.
+            return os.fstatvfs(fd).f_blocks == 0
+
+    def _is_believed(self, entry: os.stat_result, directory: os.stat_result) -> bool:
+        if not directory.st_mode & _SHARED:
+            return True
+        owner = self._owner(entry)
+        return owner >= 0 and owner in (0, os.geteuid(), self._owner(directory)) and _has_one_name(entry)
+
+    def _owner(self, status: os.stat_result) -> int:
+        """Give an owner; -1: it is not known who that is, and may be anybody.
+
+        In a user namespace, all that have no id in it are shown as one. So may a mount that maps ids.
+        """
+        if self._devices and status.st_dev in self._devices.of_others:
+            return -1
+        return -1 if status.st_uid and status.st_uid == self._overflow_owner() else status.st_uid
+
+    def _overflow_owner(self) -> int:
+        if self._overflow < 0:
+            self._overflow = overflow_owner()
+        return self._overflow
+
+    def _mounted(self) -> Devices:
+        if self._devices is None:
+            self._devices = mountinfo.read_devices()
+        return self._devices
+
+
+class _Way:
+    """A position on the way to something, and how it was reached.
+
+    Attributes:
+        fd: what was found last.
+        status: of that.
+        strange: see `Resolved`.
+        missing: the names that come after it and do not exist.
+    """
+
+    def __init__(self) -> None:
+        self.fd = os.open("/", STEP)
+        self.status = os.fstat(self.fd)
+        self.strange = False
+        self.missing: list[str] = []
+        self._names: list[str] = []
+        self._above: list[os.stat_result] = []
+
+    @property
+    def path(self) -> str:
+        return "/" + "/".join([*self._names, *self.missing])
+
+    def place(self, name: str) -> str:
+        return "/" + "/".join([*self._names, name])
+
+    def enter(self, name: str, fd: int, status: os.stat_result, *, strange: bool) -> None:
+        self._above.append(self.status)
+        self._names.append(name)
+        self._stand_on(fd, status)
+        self.strange = strange
+
+    def leave(self) -> None:
+        """Go up by `..`. What was strange stays so, for it may have led here."""
+        fd = os.open("..", STEP, dir_fd=self.fd)
+        status = os.fstat(fd)
+        if not os.path.samestat(status, self._above[-1] if self._above else self.status):
+            os.close(fd)
+            raise OSError(errno.EAGAIN, f"{self.path} has just been moved")
+        self._stand_on(fd, status)
+        if self._above:
+            self._above.pop()
+            self._names.pop()
+
+    def restart(self) -> None:
+        """Go to the root directory: a link says so that is believed."""
+        fd = os.open("/", STEP)
+        self._stand_on(fd, os.fstat(fd))
+        self._names.clear()
+        self._above.clear()
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def _stand_on(self, fd: int, status: os.stat_result) -> None:
+        before, self.fd, self.status = self.fd, fd, status
+        os.close(before)
+
+
+def _has_one_name(status: os.stat_result) -> bool:
+    # Where the kernel lets them, others give names of their own to files and links of root's that are elsewhere.
+    return status.st_nlink == 1 or stat.S_ISDIR(status.st_mode)
+
+
+def overflow_owner() -> int:
+    """Give the user id that stands for all that have none here.
+
+    Source: proc(5), /proc/sys/kernel/overflowuid.
+    """
+    try:
+        with open("/proc/sys/kernel/overflowuid", "rb") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return _NOBODY
+
+
+def open_log_file(path: str) -> int:
+    """Open a file to append to it, or make it (mode 0640), unless somebody else may have put it there.
+
+    Args:
+        path: absolute, or relative to the working directory.
+
+    Raises:
+        OSError: it cannot be opened, or may be somebody else's.
+        ValueError: no file can have that name.
+    """
+    path = os.path.abspath(path)
+    for _ in range(_ATTEMPTS):
+        resolver = Resolver()
+        found = resolver.resolve(path)
+        if found.strange and found.status and not resolver.is_ours(found.status):
+            raise _refusal("another user may have put it there")
+        if found.status and stat.S_ISDIR(found.status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if (fd := _open_as_found(found)) is not None:
+            return fd
+    raise OSError(errno.EAGAIN, "it is being replaced all the time")
+
+
+def _open_as_found(found: Resolved) -> int | None:
+    """Open a log file; None: it is no longer what it was."""
+    top = os.open("/", STEP)
+    try:
+        parent, name = open_beneath(found.path[1:], top)
+    finally:
+        os.close(top)
+    try:
+        if found.status is None:
+            return os.open(name, CREATE | APPEND, 0o640, dir_fd=parent)
+        fd = os.open(name, APPEND, dir_fd=parent)
+        if os.path.samestat(os.fstat(fd), found.status):
+            return fd
+        os.close(fd)
+    except (FileExistsError, FileNotFoundError):
+        pass
+    finally:
+        os.close(parent)
+    return None
+
+
+def _refusal(reason: str) -> PermissionError:
+    return PermissionError(errno.EACCES, reason)
