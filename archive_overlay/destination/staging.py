@@ -210,7 +210,7 @@ class Staging:
                 fd = os.open(name, READ_DIRECTORY, dir_fd=self.parent)
             except FileNotFoundError:
                 continue
-            _forget_inheritance(fd)
+            forget_inheritance(fd)
             if _lock(fd) is not False and _is_at(fd, name, self.parent):
                 self.directory = fd
             else:
@@ -286,6 +286,24 @@ def take_free_name(name: str, take: Callable[[str], object]) -> str:
     return name
 
 
+def forget_inheritance(fd: int) -> None:
+    """Make a directory private (0700), and keep what its parent gave it from everything that is made in it.
+
+    Args:
+        fd: of the directory.
+
+    Raises:
+        OSError: that is not possible.
+    """
+    os.chmod(fd, stat.S_IRWXU)  # no set-group-ID bit
+    for name in ("system.posix_acl_default", "system.posix_acl_access"):
+        try:
+            os.removexattr(fd, name)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
+
+
 def staging_prefix(name: str) -> str:
     """Give the beginning of the names of all staging directories of one destination.
 
@@ -300,17 +318,6 @@ def staging_prefix(name: str) -> str:
         return f".{name}{_SUFFIX}"
     kept = os.fsdecode(encoded[: room - 9])
     return f".{kept}-{zlib.crc32(encoded):08x}{_SUFFIX}"
-
-
-def _forget_inheritance(fd: int) -> None:
-    """Keep what a directory was given by its parent from everything that is made in it."""
-    os.chmod(fd, stat.S_IRWXU)  # no set-group-ID bit
-    for name in ("system.posix_acl_default", "system.posix_acl_access"):
-        try:
-            os.removexattr(fd, name)
-        except OSError as error:
-            if error.errno not in (errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP):
-                raise
 
 
 def _take_numbered_name(name: str, number: int, take: Callable[[str], object]) -> str:

@@ -216,7 +216,8 @@ def _rescue_directory(settings: Settings, container: str, log: Log) -> RescueDir
         return None
     from archive_overlay.hook.rescue_dir import RescueDirectory
 
-    return RescueDirectory(settings.rescue_dir, container, log)
+    limits = _policy(settings.replace(setid=True))  # what is kept is kept as it was
+    return RescueDirectory(settings.rescue_dir, container, log, limits)
 
 
 class _Tally:

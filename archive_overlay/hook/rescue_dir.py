@@ -2,6 +2,9 @@
 
 RESCUE_DIR/CONTAINER_ID/ARCHIVE_NAME        the upperdir as it was, bookkeeping and all
 RESCUE_DIR/CONTAINER_ID/ARCHIVE_NAME.json   what was asked for, and what went wrong
+
+The container's directory is for the hook's user alone (0700). If something of another user has its name, the
+directory is called CONTAINER_ID.~1~, and so on: what is to be kept is neither given to others nor lost to them.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import stat
 import time
 
 from archive_overlay.destination.paths import Paths
-from archive_overlay.destination.staging import ARCHIVE, Staging, take_free_name
+from archive_overlay.destination.staging import ARCHIVE, Staging, forget_inheritance, take_free_name
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.log import escape
 from archive_overlay.methods import Target, copy
@@ -25,35 +28,41 @@ from archive_overlay.overlay.upper import read_changes
 from archive_overlay.system import kernel, metadata
 from archive_overlay.system.flush import Never, ToDisk
 from archive_overlay.system.open_flags import CREATE, READ_DIRECTORY, READ_TOP_DIRECTORY
+from archive_overlay.system.resolve import overflow_owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from archive_overlay.hook.policy import Policy
     from archive_overlay.log import Log
 
 # What no file name holds, and % itself. JSON can have halves of characters; some of them stand for bytes.
 _NOT_IN_NAMES = re.compile("[%/\0\ud800-\udc7f\udd00-\udfff]")
 _LONGEST_NAME = 200  # leaves room for a backup number and .json
+# How many names the container's directory may have, if others take them.
+_ATTEMPTS = 20
 
 
 class RescueDirectory:
     """A place for what could not be archived.
 
     Args:
-        directory: absolute path; made (mode 0700) when it is needed.
+        directory: absolute path; made when it is needed.
         container: id of the container.
         log: takes warnings.
+        limits: of what may be copied; what is renamed takes no room that it does not have already. None: none.
 
     Attributes:
         path: the directory, as it was given.
     """
 
-    def __init__(self, directory: str, container: str, log: Log) -> None:
+    def __init__(self, directory: str, container: str, log: Log, limits: Policy | None = None) -> None:
         self.path = directory
         self._paths = Paths()
-        self._directory = os.path.join(os.path.realpath(directory), _file_name(container or "unknown"))
+        self._container = _file_name(container or "unknown")
         self._log = log
+        self._limits = limits
 
     def keep(
         self, overlay: OverlayMount, archive: str, *, asked: Mapping[str, object], reason: str, hurry: bool
@@ -73,21 +82,23 @@ class RescueDirectory:
         Raises:
             ArchiveError: it cannot be kept.
         """
+        place = self._paths.resolve(self.path, "--rescue-dir")
         try:
-            above = self._paths.make(os.path.dirname(self._directory), ToDisk())
+            above = self._paths.make(place, ToDisk())
             try:
-                parent = _private_directory(os.path.basename(self._directory), above)
+                container, parent = _own_directory(self._container, above)
             finally:
                 os.close(above)
         except OSError as error:
-            fail(f"cannot write into {self._directory}", error)
+            fail(f"cannot write into {os.path.join(place, self._container)}", error)
+        directory = os.path.join(place, container)
         try:
             name = self._rename(overlay, _file_name(archive), parent)
             if name is None:
                 if hurry:
-                    raise ArchiveError(f"{overlay.upper} cannot be renamed into {self._directory}")
-                name = self._copy(overlay, _file_name(archive))
-            kept = os.path.join(self._directory, name)
+                    raise ArchiveError(f"{overlay.upper} cannot be renamed into {directory}")
+                name = self._copy(overlay, _file_name(archive), directory, parent)
+            kept = os.path.join(directory, name)
             try:
                 self._describe(f"{name}.json", parent, overlay, archive, asked, reason)
                 os.fsync(parent)
@@ -95,7 +106,7 @@ class RescueDirectory:
                 why = error.strerror if isinstance(error, OSError) else "an annotation is nested too deeply"
                 self._log.warning(f"cannot write {kept}.json, which is to say why there is {kept}: {why}")
         except OSError as error:
-            fail(f"cannot keep {overlay.upper} in {self._directory}", error)
+            fail(f"cannot keep {overlay.upper} in {directory}", error)
         finally:
             os.close(parent)
         return kept
@@ -124,12 +135,19 @@ class RescueDirectory:
             os.close(source)
         return kept
 
-    def _copy(self, overlay: OverlayMount, name: str) -> str:
+    def _copy(self, overlay: OverlayMount, name: str, directory: str, parent: int) -> str:
         raw = OverlayMount(upper=overlay.upper, lowers=(), dialect=dialect.RAW)
-        with Staging(self._directory, name, paths=self._paths, flush=ToDisk(), log=self._log) as staging:
+        with Staging(directory, name, paths=self._paths, flush=ToDisk(), log=self._log) as staging:
+            if not os.path.samestat(os.fstat(staging.parent), os.fstat(parent)):
+                raise OSError(errno.EAGAIN, "the directory has just been replaced")
             stream = read_changes(raw, self._log)
             try:
-                copy.write(stream, Target(staging=staging, overlay=raw, flush=Never()), self._log)
+                changes = self._limits.applied(stream) if self._limits else stream
+                copy.write(changes, Target(staging=staging, overlay=raw, flush=Never()), self._log)
+            except ArchiveError as error:
+                raise ArchiveError(
+                    f"{overlay.upper} cannot be renamed into {directory}, nor copied: {error}"
+                ) from error
             finally:
                 stream.close()
             kernel.sync_file_system(staging.directory)
@@ -176,12 +194,37 @@ def _rename_new(name: str, directory: int, new: str, new_directory: int) -> None
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), f"{new}.json")
 
 
-def _private_directory(name: str, directory: int) -> int:
-    try:
-        os.mkdir(name, stat.S_IRWXU, dir_fd=directory)
-    except FileExistsError:
-        pass
-    return os.open(name, READ_DIRECTORY, dir_fd=directory)
+def _own_directory(name: str, directory: int) -> tuple[str, int]:
+    """Open the directory with a name, or with the next one that others have not taken; make it if need be.
+
+    Returns:
+        Its name and its file descriptor. It is this user's, and nobody else gets in.
+    """
+    for attempt in range(_ATTEMPTS):
+        # Others can take names that they can guess.
+        suffix = attempt if attempt < _ATTEMPTS // 2 else os.urandom(8).hex()
+        numbered = f"{name}.~{suffix}~" if attempt else name
+        try:
+            os.mkdir(numbered, stat.S_IRWXU, dir_fd=directory)
+        except FileExistsError:
+            pass
+        try:
+            fd = os.open(numbered, READ_DIRECTORY, dir_fd=directory)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # a link or a file, or nothing any more
+        if _is_own(os.fstat(fd)):
+            try:
+                forget_inheritance(fd)
+            except BaseException:
+                os.close(fd)
+                raise
+            return numbered, fd
+        os.close(fd)
+    raise FileExistsError(errno.EEXIST, "all names that it could have are taken by others")
+
+
+def _is_own(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() != overflow_owner()
 
 
 def _file_name(text: str) -> str:

@@ -366,6 +366,23 @@ def test_across_file_systems_the_upperdir_is_copied(rescued: Rescued, other_disk
     assert trees.view(overlay.upper) == rescued.before
 
 
+def test_what_is_beyond_the_limits_fills_no_other_file_system(rescued: Rescued, other_disk: Path) -> None:
+    there = elsewhere(rescued, other_disk)
+    limits = ("--max-bytes=1", "--no-setid")
+
+    result, names = there.place.overlay.inside(
+        lambda: (there.run(*limits), sorted(path.name for path in other_disk.rglob("*")))
+    )
+
+    assert result.status == 1
+    assert "nor copied: the change set has more than 1 bytes, the most that is allowed" in result.only_error()
+    assert names == ["c1", "rescue"]
+    assert trees.view(there.place.overlay.upper) == there.before
+    # Where that writes nothing, it is kept, and as it was.
+    assert rescued.run(*limits).status == 1
+    assert trees.view(rescued.kept) == rescued.before
+
+
 def test_a_full_rescue_disk_leaves_the_upperdir_and_says_so(rescued: Rescued, other_disk: Path) -> None:
     rescued = elsewhere(rescued, other_disk)
     overlay = rescued.place.overlay

@@ -488,6 +488,45 @@ def test_a_log_file_that_another_user_put_there_costs_no_archive_and_gets_no_lin
 
 
 @as_root
+@pytest.mark.parametrize("method", ["copy"])
+def test_what_is_kept_goes_into_no_directory_of_another_user(saver: Saver) -> None:
+    saver.overlay.change(lambda root: (root / "secret").write_text("by a container"))
+    theirs = saver.directory / "rescue" / "c1"
+    theirs.mkdir(parents=True)
+    theirs.parent.chmod(0o1777)
+    os.chown(theirs, OF_ANOTHER_USER, OF_ANOTHER_USER)
+
+    result = saver.run("--rescue-dir", theirs.parent, archive_to="relative", success=None)
+
+    kept = Path(result.only_error().rpartition("its changes are kept in ")[2])
+    assert kept == theirs.parent / "c1.~1~" / "data"
+    assert (kept / "secret").read_text() == "by a container"
+    assert os.listdir(theirs) == []
+    status = kept.parent.stat()
+    assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o700)
+
+
+@as_root
+@pytest.mark.parametrize("method", ["copy"])
+def test_no_link_of_another_user_says_where_changes_are_kept(saver: Saver, victim: Path) -> None:
+    saver.overlay.change(lambda root: (root / "made").touch())
+    shared = saver.directory / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "rescue").symlink_to(victim)
+    os.lchown(shared / "rescue", OF_ANOTHER_USER, OF_ANOTHER_USER)
+    before = trees.view(victim)
+
+    result = saver.run("--rescue-dir", shared / "rescue", archive_to="relative", success=None)
+
+    assert (
+        f"its changes are in {saver.overlay.upper} until the engine deletes them, and could not be kept: cannot look"
+        f" at --rescue-dir {shared}/rescue: {shared}/rescue is a symbolic link that another user may have made"
+    ) in result.only_error()
+    expect_equal(before, trees.view(victim))
+
+
+@as_root
 @pytest.mark.parametrize("method", ALL_METHODS)
 def test_links_of_whom_the_directory_belongs_to_are_followed_anywhere(saver: Saver, method: str) -> None:
     saver.overlay.change(lambda root: (root / "made").touch())

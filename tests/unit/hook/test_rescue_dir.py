@@ -14,6 +14,7 @@ import pytest
 
 from archive_overlay.destination.staging import Staging
 from archive_overlay.errors import ArchiveError
+from archive_overlay.hook.policy import Policy
 from archive_overlay.hook.rescue_dir import RescueDirectory
 from archive_overlay.log import Log
 from archive_overlay.overlay.dialect import FUSE_OVERLAYFS, NATIVE
@@ -37,6 +38,7 @@ class Rescued:
     Attributes:
         rescue: the rescue directory, which is not there yet.
         said: what was logged.
+        limits: of what may be copied.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -44,6 +46,7 @@ class Rescued:
         self.rescue = directory / "rescue"
         self.upper = directory / "store" / "upper"
         self.said: list[str] = []
+        self.limits: Policy | None = None
         self.make_upper()
 
     def make_upper(self) -> None:
@@ -66,7 +69,7 @@ class Rescued:
         **asked: Any,
     ) -> str:
         """Keep the upperdir; it is copied if it is fuse-overlayfs's, which has whiteouts of another form."""
-        keeper = RescueDirectory(str(self.rescue), container, Log("info", [self]))
+        keeper = RescueDirectory(str(self.rescue), container, Log("info", [self]), self.limits)
         overlay = OverlayMount(
             upper=upper or str(self.upper),
             lowers=("/lower", "/lowest"),
@@ -215,15 +218,82 @@ def test_a_rescue_directory_behind_a_symbolic_link_is_found(rescued: Rescued) ->
     assert sorted(os.listdir(rescued.directory / "real" / "c1")) == ["data", "data.json"]
 
 
-def test_a_link_in_the_place_of_the_container_s_directory_is_not_followed(rescued: Rescued) -> None:
+@pytest.mark.parametrize("copy", [False, True], ids=["renamed", "copied"])
+@pytest.mark.parametrize("taken", ["link", "dangling link", "file"])
+def test_what_is_no_directory_in_the_place_of_the_container_s_is_left_alone(
+    rescued: Rescued, taken: str, copy: bool
+) -> None:
     rescued.rescue.mkdir()
     (rescued.directory / "elsewhere").mkdir()
-    (rescued.rescue / "c1").symlink_to(rescued.directory / "elsewhere")
+    place = rescued.rescue / "c1"
+    if taken == "file":
+        place.touch()
+    else:
+        place.symlink_to(rescued.directory / "elsewhere" / ("" if taken == "link" else "new"))
 
-    with pytest.raises(ArchiveError, match=f"cannot write into {rescued.rescue}/c1: "):
+    kept = rescued.keep(copy=copy)
+
+    assert kept == str(rescued.rescue / "c1.~1~" / "data")
+    rescued.expect_kept(kept)
+    assert os.listdir(rescued.directory / "elsewhere") == []
+    assert place.is_symlink() == (taken != "file")
+    assert open_files(rescued.directory) == []
+
+
+def test_names_that_others_can_guess_can_all_be_taken(rescued: Rescued) -> None:
+    rescued.rescue.mkdir()
+    for name in ("c1", *(f"c1.~{number}~" for number in range(1, 100))):
+        (rescued.rescue / name).touch()
+
+    kept = rescued.keep()
+
+    assert re.fullmatch(r"c1\.~[0-9a-f]{16}~", Path(kept).parent.name)
+    rescued.expect_kept(kept)
+
+
+def test_a_directory_of_ours_that_others_may_enter_is_closed(rescued: Rescued) -> None:
+    (rescued.rescue / "c1").mkdir(parents=True)
+    (rescued.rescue / "c1").chmod(0o2777)
+
+    assert rescued.keep() == str(rescued.rescue / "c1" / "data")
+
+    assert stat.S_IMODE((rescued.rescue / "c1").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("limits", [Policy(max_bytes=13), Policy(max_entries=1)], ids=["bytes", "entries"])
+def test_what_is_beyond_the_limits_is_renamed_and_never_copied(rescued: Rescued, limits: Policy) -> None:
+    rescued.limits = limits
+
+    with pytest.raises(
+        ArchiveError, match=rf"{rescued.upper} cannot be renamed into .*/c1, nor copied: .* more than"
+    ):
+        rescued.keep(copy=True)
+
+    assert os.listdir(rescued.rescue / "c1") == [], "nothing is left of what was copied"
+    rescued.expect_kept(rescued.upper)
+    rescued.expect_kept(rescued.keep())
+    assert open_files(rescued.directory) == []
+
+
+def test_a_copy_within_the_limits_is_made(rescued: Rescued) -> None:
+    rescued.limits = Policy(max_bytes=14, max_entries=2)
+    rescued.expect_kept(rescued.keep(copy=True))
+
+
+def test_a_copy_goes_nowhere_else_when_the_directory_is_replaced(
+    rescued: Rescued, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exchange(overlay: OverlayMount) -> bool:
+        (rescued.rescue / "c1").rename(rescued.directory / "moved")
+        (rescued.rescue / "c1").mkdir()
+        return True
+
+    monkeypatch.setattr("archive_overlay.hook.rescue_dir.is_mounted", exchange)
+
+    with pytest.raises(ArchiveError, match="the directory has just been replaced"):
         rescued.keep()
 
-    assert os.listdir(rescued.directory / "elsewhere") == []
+    assert os.listdir(rescued.rescue / "c1") == os.listdir(rescued.directory / "moved") == []
     rescued.expect_kept(rescued.upper)
     assert open_files(rescued.directory) == []
 
