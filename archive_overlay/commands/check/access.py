@@ -8,6 +8,7 @@ import stat
 
 from archive_overlay.commands import human_size
 from archive_overlay.commands.check.findings import OK, PROBLEM, WARNING, Finding
+from archive_overlay.system.resolve import Resolver
 
 
 def judge_writers(topic: str, path: str, *, user: int) -> Finding | None:
@@ -43,6 +44,8 @@ def judge_log_file(path: str) -> Finding:
         found = f"--log-file {path} is relative, but a hook runs in any directory"
         return Finding(WARNING, "log", found, "name it by an absolute path", path)
     directory = os.path.dirname(path)
+    if reason := _why_not_followed(path, appended=True):
+        return Finding(WARNING, "log", f"--log-file {path}: {reason}", advice, path)
     if os.path.isdir(path):
         return Finding(WARNING, "log", f"--log-file {path} is a directory", advice, path)
     if os.path.exists(path):
@@ -62,6 +65,9 @@ def judge_directory(path: str, option: str, *, made: bool) -> Finding:
         option: that names it.
         made: whether the hook makes it if it is not there.
     """
+    if reason := _why_not_followed(path, appended=False):
+        found = f"{option} {path} is not used: {reason}"
+        return Finding(PROBLEM, "destination", found, "name the place itself, by a path of root's", path)
     if made and not os.path.lexists(path):
         above = os.path.dirname(path)
         while not os.path.lexists(above):
@@ -104,6 +110,25 @@ def is_same_file(path: str, other: str) -> bool:
             return first.read() == second.read()
     except OSError:
         return False
+
+
+def _why_not_followed(path: str, *, appended: bool) -> str:
+    """Say why the hook does not go where a path leads; "" if it does.
+
+    Args:
+        path: absolute.
+        appended: whether something is appended to what it leads to: then nobody else may have put that there.
+    """
+    resolver = Resolver()
+    try:
+        found = resolver.resolve(path)
+    except PermissionError as error:
+        return str(error.strerror)
+    except OSError:
+        return ""  # said elsewhere
+    if appended and found.strange and found.status and not resolver.is_ours(found.status):
+        return "another user may have put it there"
+    return ""
 
 
 def _why_not_in(directory: str) -> str:

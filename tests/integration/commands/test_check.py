@@ -193,6 +193,28 @@ def test_arguments_of_the_hook_that_need_something(installed: Installed) -> None
     )
 
 
+def test_places_that_another_user_may_have_made(installed: Installed) -> None:
+    tools.need_root()
+    shared = installed.top / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "archives").symlink_to(installed.top)
+    os.lchown(shared / "archives", 12345, 12345)
+    installed.configure(
+        *(f"--allow-archive-to={shared}/archives", f"--rescue-dir={shared}/archives/rescue"),
+        f"--log-file={shared}/archives/log",
+    )
+
+    found = installed.json()
+
+    said = [each["found"] for each in [*about(found, "destination"), *about(found, "log")]]
+    assert (
+        sum(f"{shared}/archives is a symbolic link that another user may have made" in each for each in said)
+        == 3
+    )
+    assert len(problems(found)) == 2, "without a log file archives are made"
+
+
 def test_nothing_is_opened_for_writing(installed: Installed) -> None:
     tools.need("strace")
     (installed.top / "archives").mkdir()

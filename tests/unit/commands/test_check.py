@@ -932,6 +932,20 @@ def test_a_log_file(site: Site, name: str, status: str) -> None:
     assert not (site.directory / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("judged", "status"),
+    [
+        (access.judge_log_file("/dev/stdout"), "warning"),
+        (access.judge_directory("/proc/self/cwd", "--allow-archive-to", made=False), "problem"),
+        (access.judge_directory("/sys/x", "--rescue-dir", made=True), "problem"),
+    ],
+)
+def test_places_of_the_kernel_s(judged: Finding, status: str) -> None:
+    assert judged.status == status
+    assert "which belongs to the kernel" in judged.found
+    assert judged.advice
+
+
 def test_a_log_file_that_is_somewhere_else_each_time(site: Site) -> None:
     assert access.judge_log_file("log").status == "warning"
 
