@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     output = Output()
     with _changes(options.what, options.marks) as found:
         # The top is in every change set, as a directory.
-        shown = (change for change in found if change.path or change.opaque or change.kind is not DIRECTORY)
+        shown = (change for change in found if change.name or change.opaque or change.kind is not DIRECTORY)
         if options.stat:
             _write_totals(shown, output, options)
         elif options.json:
@@ -129,7 +129,7 @@ def _object(change: Change) -> dict[str, Any]:
     if size is not None:
         known["size"] = size
     if change.link_to is not None:
-        known["link_to"] = change.link_to
+        known["link_to"] = change.link_to.text
     elif change.kind is SYMLINK:
         known["target"] = change.target
     return known
@@ -141,7 +141,7 @@ def _text(change: Change, *, terminal: bool, human: bool) -> str:
     if change.kind is DIRECTORY:
         path += "/"
     elif change.link_to is not None:
-        path += f" => {escape(change.link_to)}"
+        path += f" => {escape(change.link_to.text)}"
     elif change.kind is SYMLINK:
         path += f" -> {escape(change.target)}"
     size = _size(change)

@@ -38,28 +38,31 @@ def merge(name: str, directory: int, onto: str, onto_directory: int) -> None:
 
 
 def _merge(source: Descent, target: Descent) -> None:
-    # A directory's metadata are read first, as moving entries out of it changes its time, and given
+    # A directory's status is read first, as moving entries out of it changes its time, and given
     # last, as moving entries into it does so too.
-    levels = [(_names(source), *metadata.read(source.fd))]
+    levels = [(_names(source), os.fstat(source.fd))]
     while True:
-        names, status, attributes = levels[-1]
+        names, status = levels[-1]
         if names:
             name = names.pop()
             if _place(name, source.fd, target.fd):
                 source.enter(name)
                 target.enter(name)
-                levels.append((_names(source), *metadata.read(source.fd)))
+                levels.append((_names(source), os.fstat(source.fd)))
             continue
         levels.pop()
         if not levels:
-            metadata.replace(target.fd, status, attributes)
+            metadata.replace(target.fd, source.fd, status)
             return
-        os.close(source.leave())
-        filled = target.leave()
+        emptied = source.leave()
         try:
-            metadata.replace(filled, status, attributes)
+            filled = target.leave()
+            try:
+                metadata.replace(filled, emptied, status)
+            finally:
+                os.close(filled)
         finally:
-            os.close(filled)
+            os.close(emptied)
 
 
 def _place(name: str, source: int, target: int) -> bool:
@@ -83,4 +86,6 @@ def _place(name: str, source: int, target: int) -> bool:
 
 
 def _names(descent: Descent) -> list[str]:
-    return sorted(os.listdir(descent.fd), reverse=True)
+    names = os.listdir(descent.fd)
+    names.sort(reverse=True)
+    return names

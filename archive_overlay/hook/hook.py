@@ -233,7 +233,7 @@ class _Tally:
         trace = self._log.wants("trace")
         for change in stream:
             if trace:
-                self._log.trace(f"{change.path or '.'}: {change.kind}")
+                self._log.trace(f"{change.shown}: {change.kind}")
             if change.fd >= 0:  # nearly all
                 self.entries += 1
                 self.bytes += change.size

@@ -58,9 +58,7 @@ class Policy:
             if not self._setid and change.kind is not WHITEOUT:
                 change.mode &= ~_SET_ID_BITS
                 if _CAPABILITY in change.attributes:
-                    change.attributes = {
-                        name: value for name, value in change.attributes.items() if name != _CAPABILITY
-                    }
+                    del change.attributes[_CAPABILITY]
             yield change
 
 

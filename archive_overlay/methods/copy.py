@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import marshal
 import os
 import stat
 
@@ -9,6 +11,7 @@ from archive_overlay.destination.publish import judge_destination
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import fail
 from archive_overlay.methods.writer_process import write_beside
+from archive_overlay.overlay.attributes import NO_ATTRIBUTES
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -20,8 +23,8 @@ from archive_overlay.overlay.change import (
     WHITEOUT,
 )
 from archive_overlay.system import metadata, sparse
-from archive_overlay.system.open_flags import CREATE, LOOK, READ_DIRECTORY
-from archive_overlay.system.tree import Descent, open_beneath
+from archive_overlay.system.open_flags import CREATE, CREATE_AND_READ, LOOK, READ_DIRECTORY
+from archive_overlay.system.tree import Descent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from archive_overlay.destination.paths import Paths
     from archive_overlay.log import Log
     from archive_overlay.methods import Destination, Request, Target
-    from archive_overlay.overlay.change import Change
+    from archive_overlay.overlay.change import Attributes, Change
     from archive_overlay.overlay.mount import OverlayMount
 
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
@@ -44,6 +47,12 @@ _TYPES = {
 # Up to this size a file is read at once; beyond it the kernel copies, in pieces of the second size.
 _AT_ONCE = 128 * 1024
 _PIECE = 16 * 1024 * 1024
+# Beside the archive in the staging directory.
+_LINKS = "links"
+_ATTRIBUTES = "attributes"
+# Attributes of a directory that are held while it is filled; there may be thousands of directories.
+_FEW_BYTES = 1024
+_LENGTH = 4  # bytes of the length of a record in that file
 
 
 def require(compression: str) -> None:
@@ -75,8 +84,8 @@ def _write(changes: Iterator[Change], target: Target) -> None:
             writer.add(change)
         writer.finish()
     except OSError as error:
-        path = change.path if change else ""
-        fail(f"cannot write {path or '.'} into {target.staging.path}", error)
+        shown = change.shown if change else "."
+        fail(f"cannot write {shown} into {target.staging.path}", error)
     finally:
         os.umask(mask)
         writer.close()
@@ -87,28 +96,30 @@ class _Writer:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._top = -1
         self._made_as = -1, -1  # the owner of what is made in the copy
         self._descent: Descent | None = None
-        self._open: list[tuple[str, Change]] = []  # prefix of what comes into it, the directory itself
+        self._open: list[tuple[Change, metadata.Attributes]] = []  # from the root down
+        self._links = _Links(target.staging.directory)
+        self._set_aside = _SetAside(target.staging.directory)
 
     def add(self, change: Change) -> None:
         if self._descent is None:
             self._begin(change)
             return
-        while self._open[-1][0] != change.directory:
+        while len(self._open) > change.directory.depth + 1:
             self._leave()
         here = self._descent.fd
         name = change.name
         if change.link_to is not None:
-            self._link(change, here)
-        elif change.kind is FILE:
+            self._links.link(change.shared, name, here)
+            return
+        if change.kind is FILE:
             _copy_file(change, here, self._made_as)
         elif change.kind is DIRECTORY:
             # Private until it is complete: it gets its owner and mode when it is left.
             os.mkdir(name, stat.S_IRWXU, dir_fd=here)
             self._descent.enter(name)
-            self._open.append((change.path + "/", change))
+            self._enter(change)
         elif change.kind is WHITEOUT:
             self._make_whiteout(change, here)
         elif change.kind is SYMLINK:
@@ -125,60 +136,164 @@ class _Writer:
                 metadata.give(f"/proc/self/fd/{fd}", change, change.attributes, made_as=self._made_as)
             finally:
                 os.close(fd)
+        if change.shared:
+            self._links.keep(change.shared, name, here)
 
     def finish(self) -> None:
         """Leave the directories that are still open."""
         while len(self._open) > 1:
             self._leave()
         if self._descent:
-            self._complete(self._descent.fd, self._open.pop()[1])
+            self._complete(self._descent.fd, *self._open.pop())
 
     def close(self) -> None:
         if self._descent:
             self._descent.close()
-            os.close(self._top)
+        self._links.close()
+        self._set_aside.close()
 
     def _begin(self, root: Change) -> None:
         staging = self._target.staging.directory
         os.mkdir(ARCHIVE, stat.S_IRWXU, dir_fd=staging)
-        self._top = os.open(ARCHIVE, READ_DIRECTORY, dir_fd=staging)
-        self._descent = Descent(os.dup(self._top))
-        made = os.fstat(self._top)
+        self._descent = Descent(os.open(ARCHIVE, READ_DIRECTORY, dir_fd=staging))
+        made = os.fstat(self._descent.fd)
         self._made_as = made.st_uid, made.st_gid
-        self._open.append(("", root))
+        self._enter(root)
+
+    def _enter(self, directory: Change) -> None:
+        attributes = self._set_aside.put(directory.attributes)
+        directory.attributes = NO_ATTRIBUTES
+        self._open.append((directory, attributes))
 
     def _leave(self) -> None:
         assert self._descent is not None
         left = self._descent.leave()
         try:
-            self._complete(left, self._open.pop()[1])
+            self._complete(left, *self._open.pop())
         finally:
             os.close(left)
 
-    def _complete(self, fd: int, directory: Change) -> None:
-        attributes = directory.attributes
+    def _complete(self, fd: int, directory: Change, attributes: metadata.Attributes) -> None:
         if directory.opaque:
-            attributes = {**attributes, self._target.overlay.dialect.opaque_attribute: b"y"}
+            opaque = {self._target.overlay.dialect.opaque_attribute: b"y"}
+            metadata.give_attributes(fd, directory, opaque)
         metadata.give(fd, directory, attributes, made_as=self._made_as)
-
-    def _link(self, change: Change, here: int) -> None:
-        assert change.link_to is not None
-        parent, name = open_beneath(change.link_to, self._top)
-        try:
-            os.link(name, change.name, src_dir_fd=parent, dst_dir_fd=here, follow_symlinks=False)
-        finally:
-            os.close(parent)
 
     def _make_whiteout(self, change: Change, directory: int) -> None:
         try:
             os.mknod(change.name, stat.S_IFCHR, 0, dir_fd=directory)
         except OSError as error:
             fail(
-                f"cannot write the deletion of {change.path} into {self._target.staging.path}",
+                f"cannot write the deletion of {change.shown} into {self._target.staging.path}",
                 error,
                 hint="the file system of archive-to must be able to hold 0:0 devices (an overlay cannot);"
                 " method tar.gz goes anywhere",
             )
+
+
+class _Links:
+    """Files with several names, each under its number in a directory beside the archive.
+
+    To find a file again by its path would take a step for each directory on its way, and there may be thousands of
+    both.
+
+    Args:
+        staging: file descriptor of the staging directory, with which they are removed.
+    """
+
+    def __init__(self, staging: int) -> None:
+        self._staging = staging
+        self._directory = -1
+        self._error: OSError | None = None
+
+    def keep(self, number: int, name: str, directory: int) -> None:
+        """Keep a file to find it again."""
+        if self._directory < 0:
+            os.mkdir(_LINKS, stat.S_IRWXU, dir_fd=self._staging)
+            self._directory = os.open(_LINKS, READ_DIRECTORY, dir_fd=self._staging)
+        try:
+            _link(name, directory, str(number), self._directory)
+        except OSError as error:
+            self._error = error  # this matters only if another name comes
+
+    def link(self, number: int, name: str, directory: int) -> None:
+        """Give a file that was kept another name."""
+        try:
+            _link(str(number), self._directory, name, directory)
+        except FileNotFoundError as error:
+            raise self._error or error from None
+        except OSError as error:
+            # It has all the links that it may have, and this one beside the archive is one of them.
+            if error.errno != errno.EMLINK:
+                raise
+            os.rename(str(number), name, src_dir_fd=self._directory, dst_dir_fd=directory)
+
+    def close(self) -> None:
+        if self._directory >= 0:
+            os.close(self._directory)
+
+
+def _link(name: str, directory: int, new: str, new_directory: int) -> None:
+    os.link(name, new, src_dir_fd=directory, dst_dir_fd=new_directory, follow_symlinks=False)
+
+
+class _SetAside:
+    """Attributes of the directories that are still being filled, in a file beside the archive.
+
+    Directories are completed from the inside out, so what was put there last is taken first.
+
+    Args:
+        staging: file descriptor of the staging directory. The file has no name there.
+    """
+
+    def __init__(self, staging: int) -> None:
+        self._staging = staging
+        self._file = -1
+        self._end = 0
+
+    def put(self, attributes: Attributes) -> metadata.Attributes:
+        """Set attributes aside, and give them as they will be read; a few are just held."""
+        if isinstance(attributes, dict) and sum(map(len, attributes.values())) <= _FEW_BYTES:
+            return attributes
+        if self._file < 0:
+            self._file = os.open(_ATTRIBUTES, CREATE_AND_READ, _PRIVATE, dir_fd=self._staging)
+            os.unlink(_ATTRIBUTES, dir_fd=self._staging)
+        start = self._end
+        for item in attributes.items():
+            record = marshal.dumps(item)
+            data = len(record).to_bytes(_LENGTH, "little") + record
+            while data:
+                written = os.pwrite(self._file, data, self._end)
+                self._end += written
+                data = data[written:]
+        return _OnDisk(self, start, len(attributes))
+
+    def take(self, start: int, count: int) -> Iterator[tuple[str, bytes]]:
+        """Give what was put at a place, and forget it."""
+        self._end = place = start
+        for _ in range(count):
+            size = int.from_bytes(os.pread(self._file, _LENGTH, place), "little")
+            yield marshal.loads(os.pread(self._file, size, place + _LENGTH))
+            place += _LENGTH + size
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+
+
+class _OnDisk:
+    """Attributes that were set aside."""
+
+    __slots__ = ("_aside", "_count", "_start")
+
+    def __init__(self, aside: _SetAside, start: int, count: int) -> None:
+        self._aside = aside
+        self._start = start
+        self._count = count
+
+    def items(self) -> Iterator[tuple[str, bytes]]:
+        """Give names and values, one after the other."""
+        return self._aside.take(self._start, self._count)
 
 
 def _copy_file(change: Change, directory: int, made_as: tuple[int, int]) -> None:

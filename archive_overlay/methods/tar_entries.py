@@ -19,6 +19,7 @@ from archive_overlay.overlay.change import (
     SOCKET,
     SYMLINK,
     WHITEOUT,
+    LargeAttributes,
 )
 from archive_overlay.system import sparse
 from archive_overlay.system.open_flags import CREATE
@@ -46,6 +47,10 @@ _TYPE_FLAGS = {
     DIRECTORY: headers.DIRECTORY,
     FIFO: headers.FIFO,
 }
+_ATTRIBUTE = b"SCHILY.xattr."
+_OWN_RECORDS = 16  # an extended header has fewer besides attributes
+# Nothing that reads tars takes such a path. Each entry has its own, so a tree that deep makes a large tar.
+_LONGEST_PATH = 1024 * 1024
 _MOST_ZEROS = 64 * 1024**3
 _SET_USER_ID = 0o4000
 _SET_GROUP_ID = 0o2000
@@ -102,8 +107,8 @@ def write_tar(
         finally:
             os.close(fd)
     except OSError as error:
-        path = change.path if change else ""
-        fail(f"cannot write {path or '.'} into {target.staging.path}", error)
+        shown = change.shown if change else "."
+        fail(f"cannot write {shown} into {target.staging.path}", error)
 
 
 class TarWriter:
@@ -136,23 +141,23 @@ class TarWriter:
         """
         kind = change.kind
         if kind is SOCKET:
-            self._log.warning(f"{change.path} is left out: it is a socket, which a tar cannot hold")
+            self._log.warning(f"{change.shown} is left out: it is a socket, which a tar cannot hold")
             return
         if not self._opaque_attribute and change.name.startswith(WHITEOUT_PREFIX):
             raise ArchiveError(
-                f"{change.path} cannot be stored: in an OCI layer its name means that something was deleted"
+                f"{change.shown} cannot be stored: in an OCI layer its name means that something was deleted"
             )
         if kind is WHITEOUT:
             self._add_whiteout(change)
         elif kind is DIRECTORY:
             self._add_directory(change)
         elif change.link_to is not None:
-            link = b"./" + os.fsencode(change.link_to)
-            self._gathered += self._headers(change, type_flag=headers.HARD_LINK, link=link)
+            link = b"./" + os.fsencode(change.link_to.text)
+            self._add_header(change, type_flag=headers.HARD_LINK, link=link)
         elif kind is FILE:
             self._add_file(change)
         else:
-            self._gathered += self._headers(
+            self._add_header(
                 change, type_flag=_TYPE_FLAGS[kind], link=os.fsencode(change.target), device=change.rdev
             )
         if len(self._gathered) >= _GATHERED:
@@ -174,31 +179,23 @@ class TarWriter:
         uid, gid = self._owner or (change.uid, change.gid)
         mtime_ns = change.mtime_ns // 10**9 * 10**9  # nobody ever sees it
         if self._opaque_attribute:
-            name = b"./" + os.fsencode(change.path)
+            name = _path(change)
             type_flag = headers.CHARACTER_DEVICE
         else:
-            name = b"./" + os.fsencode(f"{change.directory}{WHITEOUT_PREFIX}{change.name}")
+            name = _path(change, prefix=WHITEOUT_PREFIX)
             type_flag = headers.REGULAR
         self._gathered += headers.of_entry(
             name=name, type_flag=type_flag, mode=change.mode, uid=uid, gid=gid, mtime_ns=mtime_ns
         )
 
     def _add_directory(self, change: Change) -> None:
-        name = b"./" + os.fsencode(change.path) + (b"/" if change.name else b"")
-        attributes = change.attributes
+        name = _path(change) + (b"/" if change.name else b"")
+        marks = {}
         if change.opaque and self._opaque_attribute:
-            attributes = {**attributes, self._opaque_attribute: b"y"}
-        uid, gid = self._owner or (change.uid, change.gid)
-        self._gathered += headers.of_entry(
-            name=name,
-            type_flag=headers.DIRECTORY,
-            mode=change.mode,
-            uid=uid,
-            gid=gid,
-            mtime_ns=change.mtime_ns,
-            records=self._attribute_records(change, attributes) if attributes else None,
-        )
+            marks[_ATTRIBUTE + os.fsencode(self._opaque_attribute)] = b"y"
+        self._add_header(change, type_flag=headers.DIRECTORY, name=name, records=marks)
         if change.opaque and not self._opaque_attribute:
+            uid, gid = self._owner or (change.uid, change.gid)
             self._gathered += headers.of_entry(
                 name=name + OPAQUE_MARKER.encode(),
                 type_flag=headers.REGULAR,
@@ -215,17 +212,17 @@ class TarWriter:
             _refuse_endless_zeros(change)
         elif change.sparse:
             holes = SparseMap(change)
-            if holes.stored_size < change.size:
+            if holes.segments <= headers.MOST_SEGMENTS and holes.stored_size < change.size:
                 self._add_sparse(change, holes)
                 return
+            _refuse_endless_zeros(change)
             os.lseek(change.fd, 0, os.SEEK_SET)
         size = change.size
         if change.attributes:
-            self._gathered += self._headers(change, type_flag=headers.REGULAR, size=size)
+            self._add_header(change, type_flag=headers.REGULAR, size=size)
         else:
-            name = b"./" + os.fsencode(change.path)
             uid, gid, mode = self._owner_and_mode(change)
-            self._gathered += headers.of_file(name, mode, uid, gid, change.mtime_ns, size)
+            self._gathered += headers.of_file(_path(change), mode, uid, gid, change.mtime_ns, size)
         if size < _GATHERED:
             self._gathered += change.contents()
         else:
@@ -236,7 +233,7 @@ class TarWriter:
 
     def _add_sparse(self, change: Change, holes: SparseMap) -> None:
         """Add a sparse file: its map, and what are no holes in it."""
-        self._gathered += self._headers(
+        self._add_header(
             change, type_flag=headers.REGULAR, size=holes.stored_size, records=holes.records(change)
         )
         for line in holes.lines(change):
@@ -279,21 +276,33 @@ class TarWriter:
         self._output.write(data)
         self._length += len(data)
 
-    def _headers(
+    def _add_header(
         self,
         change: Change,
         *,
         type_flag: bytes,
+        name: bytes = b"",
         size: int = 0,
         link: bytes = b"",
         device: int = 0,
         records: dict[bytes, bytes] | None = None,
-    ) -> bytes:
+    ) -> None:
+        """Add the header of an entry.
+
+        Args:
+            change: the entry.
+            name: its path in the tar, if that is not the change's.
+            records: further records of the extended header.
+            type_flag, size, link, device: see `headers.of_entry`.
+        """
         uid, gid, mode = self._owner_and_mode(change)
-        if change.attributes:
-            records = {**(records or {}), **self._attribute_records(change, change.attributes)}
-        return headers.of_entry(
-            name=b"./" + os.fsencode(change.path),
+        attributes = change.attributes
+        keys = self._attribute_keys(change) if attributes else []
+        large = isinstance(attributes, LargeAttributes)
+        if keys and not large:
+            records = {**{key: attributes[name] for key, name in keys}, **(records or {})}
+        header = headers.of_entry(
+            name=name or _path(change),
             type_flag=type_flag,
             mode=mode,
             uid=uid,
@@ -304,6 +313,30 @@ class TarWriter:
             device=device,
             records=records,
         )
+        if isinstance(attributes, LargeAttributes):
+            self._add_large(change, header, attributes, keys)
+        else:
+            self._gathered += header
+
+    def _add_large(
+        self, change: Change, header: bytes, attributes: LargeAttributes, keys: list[tuple[bytes, str]]
+    ) -> None:
+        """Add a header with attributes that are too many to be held: they are read and written one by one."""
+        size = sum(headers.record_size(key, attributes.sizes[name]) for key, name in keys)
+        if size + len(header) > headers.LARGEST_EXTENDED or len(keys) + _OWN_RECORDS > headers.MOST_RECORDS:
+            raise ArchiveError(
+                f"{change.shown} cannot be stored in a tar: its {len(keys)} extended attributes take {size} bytes, and"
+                f" no header with more than {headers.LARGEST_EXTENDED} bytes or {headers.MOST_RECORDS} records can"
+                " be read again",
+                hint="method copy can hold them",
+            )
+        before, after = headers.with_room(header, size)
+        self._gathered += before
+        for key, name in keys:
+            self._gathered += headers.record(key, attributes[name])
+            if len(self._gathered) >= _GATHERED:
+                self._flush()
+        self._gathered += after
 
     def _owner_and_mode(self, change: Change) -> tuple[int, int, int]:
         if self._owner is None:
@@ -320,34 +353,58 @@ class TarWriter:
             lost |= _SET_GROUP_ID if gid != change.gid else 0
         if change.mode & lost:
             self._log.warning(
-                f"{change.path}: set-user-ID and set-group-ID are left out, because tar-content-owner replaces"
+                f"{change.shown}: set-user-ID and set-group-ID are left out, because tar-content-owner replaces"
                 " its owner"
             )
         return change.mode & ~lost
 
-    def _attribute_records(self, change: Change, attributes: dict[str, bytes]) -> dict[bytes, bytes]:
-        records = {}
-        shown = change.path or "."
-        for name, value in attributes.items():
+    def _attribute_keys(self, change: Change) -> list[tuple[bytes, str]]:
+        """Give the keys by which a tar has attributes, and the attributes' names."""
+        keys = []
+        for name in change.attributes:
             key = os.fsencode(name)
             if not self._opaque_attribute:
                 if name.startswith(_OVERLAY_ATTRIBUTES) and not name.startswith(_ESCAPED_ATTRIBUTES):
                     self._log.warning(
-                        f"{shown}: the attribute {name} is left out, because readers of OCI layers act on it"
+                        f"{change.shown}: the attribute {name} is left out, because readers of OCI layers act on it"
                     )
                     continue
                 if b"=" in key:
                     raise ArchiveError(
-                        f"the attribute {name} of {shown} cannot be stored: OCI layers have no form for ="
+                        f"the attribute {name} of {change.shown} cannot be stored: OCI layers have no form for ="
                     )
             elif b"=" in key:
                 self._log.warning(
-                    f"{shown}: the attribute {name} has = in its name, which not every program that reads"
+                    f"{change.shown}: the attribute {name} has = in its name, which not every program that reads"
                     " tars restores; GNU tar does"
                 )
                 key = key.replace(b"%", b"%25").replace(b"=", b"%3D")
-            records[b"SCHILY.xattr." + key] = value
-        return records
+            keys.append((_ATTRIBUTE + key, name))
+        return keys
+
+
+def _path(change: Change, *, prefix: str = "") -> bytes:
+    """Give the path that an entry has in a tar.
+
+    Args:
+        change: the entry.
+        prefix: what its name begins with there.
+    """
+    directory = change.directory
+    # A directory's name has 255 bytes at most.
+    if directory.depth >= _LONGEST_PATH // 256 and directory.length + len(change.name) > _LONGEST_PATH:
+        raise _too_long(change)
+    path = os.fsencode(f"./{directory.prefix}{prefix}{change.name}")
+    if len(path) > _LONGEST_PATH:
+        raise _too_long(change)
+    return path
+
+
+def _too_long(change: Change) -> ArchiveError:
+    return ArchiveError(
+        f"{change.shown} cannot be stored in a tar: its path has more than {_LONGEST_PATH} bytes",
+        hint="method copy can hold it",
+    )
 
 
 def _refuse_endless_zeros(change: Change) -> None:
@@ -355,8 +412,8 @@ def _refuse_endless_zeros(change: Change) -> None:
     holes = change.size - os.fstat(change.fd).st_blocks * 512
     if holes > _MOST_ZEROS:
         raise ArchiveError(
-            f"{change.path} cannot be stored: it has {holes} bytes of holes, which OCI layers hold as zeros",
-            hint=f"{_MOST_ZEROS} are possible; the other methods keep holes",
+            f"{change.shown} cannot be stored: it has {holes} bytes of holes, which would be stored as zeros",
+            hint=f"{_MOST_ZEROS} are possible; method copy keeps all holes",
         )
 
 
@@ -371,6 +428,7 @@ class SparseMap:
         change: the file.
 
     Attributes:
+        segments: how many there are.
         map_size, data_size: in bytes, without padding.
 
     Source: GNU tar manual, "Storing Sparse Files", PAX format, version 1.0; Python's tarfile and Go's
@@ -378,20 +436,20 @@ class SparseMap:
     """
 
     def __init__(self, change: Change) -> None:
-        self._count = 0
+        self.segments = 0
         self.data_size = 0
         self.map_size = 0
         end = 0
         for offset, length in sparse.segments(change.fd, change.size):
-            self._count += 1
+            self.segments += 1
             self.data_size += length
             self.map_size += len(_map_line(offset, length))
             end = offset + length
         self._ends_in_a_hole = end < change.size
         if self._ends_in_a_hole:
-            self._count += 1
+            self.segments += 1
             self.map_size += len(_map_line(change.size, 0))
-        self.map_size += len(b"%d\n" % self._count)
+        self.map_size += len(b"%d\n" % self.segments)
 
     @property
     def stored_size(self) -> int:
@@ -403,7 +461,7 @@ class SparseMap:
         name = os.fsencode(change.name)
         return {
             # First, because Python's tarfile believes the last one that names the file.
-            b"path": b"./" + os.fsencode(change.directory) + b"GNUSparseFile.0/" + name,
+            b"path": b"./" + os.fsencode(change.directory.prefix) + b"GNUSparseFile.0/" + name,
             b"GNU.sparse.major": b"1",
             b"GNU.sparse.minor": b"0",
             b"GNU.sparse.name": b"./" + os.fsencode(change.path),
@@ -412,7 +470,7 @@ class SparseMap:
 
     def lines(self, change: Change) -> Iterator[bytes]:
         """Give the map."""
-        yield b"%d\n" % self._count
+        yield b"%d\n" % self.segments
         for offset, length in sparse.segments(change.fd, change.size):
             yield _map_line(offset, length)
         if self._ends_in_a_hole:

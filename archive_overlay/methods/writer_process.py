@@ -18,7 +18,7 @@ import sys
 
 from archive_overlay.errors import ArchiveError, fail, internal_error
 from archive_overlay.overlay.attributes import NO_ATTRIBUTES
-from archive_overlay.overlay.change import FILE, KINDS, Change
+from archive_overlay.overlay.change import DIRECTORY, FILE, KINDS, TOP, Change, LargeAttributes, TreePath
 from archive_overlay.system import kernel, signals
 from archive_overlay.system.processors import processors
 
@@ -39,6 +39,7 @@ _MOST_UNDER_WAY = 4
 _LENGTH = 8  # bytes of a message's length, which comes before it
 _END = bytes(_LENGTH)
 _INT = 4
+_MOST_FILES = 2  # that come with a message: one with data, and what has its attributes
 _MARSHAL = 2  # later formats look for objects that occur twice, which takes longer
 # What the writing process answers, and what it then says: nothing, the result, an error's message and hint.
 _WRITTEN, _DONE, _FAILED = b"w", b"d", b"f"
@@ -81,8 +82,7 @@ def write_beside(changes: Iterator[Change], write: Write, *, jobs: int) -> Any:
 
 
 def _all(batch: _Batch, changes: Iterator[Change]) -> Iterator[Change]:
-    for fields in batch.entries:
-        yield _unpacked(fields, batch.fd)
+    yield from batch.changes
     yield from changes
 
 
@@ -90,58 +90,42 @@ class _Batch:
     """Changes that are sent together.
 
     Attributes:
-        entries: a tuple for each change.
-        fd: the last one's open file, or -1.
+        changes: small files have their contents with them.
         full: whether it is to be sent before anything else is read.
     """
 
     def __init__(self) -> None:
-        self.entries: list[tuple[Any, ...]] = []
+        self.changes: list[Change] = []
         self.clear()
 
     def clear(self) -> None:
-        self.entries.clear()
-        self.fd = -1
+        self.changes.clear()
         self.full = False
         self._bytes = 0
 
     def add(self, change: Change) -> None:
-        data = None
-        plain = False
+        self.changes.append(change)
         if change.fd >= 0:
-            plain = not change.attributes
             if change.sparse or change.size > _SMALL:
-                self.fd = change.fd
+                self.full = True  # its file is open until the next change is taken
+            else:
+                change.data = change.contents()
+                change.fd = -1
+                self._bytes += change.size
+        attributes = change.attributes
+        if attributes:
+            if isinstance(attributes, LargeAttributes):
                 self.full = True
             else:
-                data = change.contents()
-                self._bytes += change.size
-        fields = (
-            change.directory,
-            change.name,
-            change.mode,
-            change.uid,
-            change.gid,
-            change.atime_ns,
-            change.mtime_ns,
-            change.size,
-            change.sparse,
-            data,
-        )
-        self.entries.append(fields if plain else (*fields, *_rest(change)))
-        if self._bytes >= _MOST_BYTES or len(self.entries) >= _MOST_CHANGES:
+                self._bytes += sum(map(len, attributes)) + sum(map(len, attributes.values()))
+        if self._bytes >= _MOST_BYTES or len(self.changes) >= _MOST_CHANGES:
             self.full = True
 
 
-def _rest(change: Change) -> tuple[Any, ...]:
-    """Give what is sent of a change if it is anything but a file without attributes."""
-    return change.kind, change.attributes, change.link_to, change.target, change.rdev, change.opaque
-
-
-def _unpacked(fields: tuple[Any, ...], fd: int) -> Change:
-    change = Change.__new__(Change)
-    (
-        change.directory,
+def _packed(change: Change) -> tuple[Any, ...]:
+    """Give what is sent of a change. Of the directory that it is in, the depth says which it is."""
+    fields = (
+        change.directory.depth,
         change.name,
         change.mode,
         change.uid,
@@ -151,16 +135,85 @@ def _unpacked(fields: tuple[Any, ...], fd: int) -> Change:
         change.size,
         change.sparse,
         change.data,
-        *more,
-    ) = fields
-    if more:
-        kind, change.attributes, change.link_to, change.target, change.rdev, change.opaque = more
-        change.kind = KINDS[kind]
-    else:
-        change.kind, change.attributes, change.link_to = FILE, NO_ATTRIBUTES, None
-        change.target, change.rdev, change.opaque = "", 0, False
-    change.fd = -1 if change.kind is not FILE or change.link_to or change.data is not None else fd
-    return change
+    )
+    if change.kind is FILE and not change.attributes and not change.shared:
+        return fields
+    attributes = change.attributes
+    large = (attributes.sizes, attributes.replaced) if isinstance(attributes, LargeAttributes) else None
+    return (
+        *fields,
+        change.kind,
+        None if large else attributes,
+        large,
+        change.shared,
+        change.link_to is not None,
+        change.target,
+        change.rdev,
+        change.opaque,
+    )
+
+
+class _Unpacking:
+    """What the writing process remembers of earlier changes, to make the next ones of what comes."""
+
+    def __init__(self) -> None:
+        self._way = [TOP]  # the directories that come next may be in, from the root down
+        self._first_names: dict[int, TreePath] = {}  # of files with several names, by their number
+
+    def unpacked(self, fields: tuple[Any, ...], fds: list[int]) -> Change:
+        """Make a change.
+
+        Args:
+            fields: from `_packed`.
+            fds: of the last change of a message: its file and what has its attributes, as far as they came.
+        """
+        change = Change.__new__(Change)
+        (
+            depth,
+            change.name,
+            change.mode,
+            change.uid,
+            change.gid,
+            change.atime_ns,
+            change.mtime_ns,
+            change.size,
+            change.sparse,
+            change.data,
+            *more,
+        ) = fields
+        way = self._way
+        while len(way) > depth + 1:
+            way.pop().forget()
+        directory = change.directory = way[-1]
+        change.link_to = None
+        if not more:
+            change.kind, change.attributes = FILE, NO_ATTRIBUTES
+            change.target, change.rdev, change.opaque, change.shared = "", 0, False, 0
+        else:
+            (
+                kind,
+                change.attributes,
+                large,
+                change.shared,
+                is_link,
+                change.target,
+                change.rdev,
+                change.opaque,
+            ) = more
+            change.kind = KINDS[kind]
+            if change.kind is DIRECTORY and change.name:
+                way.append(TreePath(directory, change.name))
+            elif is_link:
+                change.link_to = self._first_names[change.shared]
+            elif change.shared:
+                self._first_names[change.shared] = TreePath(directory, change.name)
+            if large:
+                sizes, replaced = large
+                path = TreePath(directory, change.name) if change.name else TOP
+                change.attributes = LargeAttributes(fds[-1], sizes, replaced, path)
+        has_file = change.kind is FILE and change.link_to is None and change.data is None
+        change.fd = fds[0] if has_file else -1
+        return change
 
 
 class _Writer:
@@ -193,10 +246,12 @@ class _Writer:
         """
         while self._under_way >= _MOST_UNDER_WAY:
             self._answer()
-        message = marshal.dumps(batch.entries, _MARSHAL)
+        message = marshal.dumps([_packed(change) for change in batch.changes], _MARSHAL)
+        fds = _open_files(batch.changes[-1]) if batch.changes else ()
         files = []
-        if batch.fd >= 0:
-            files.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, batch.fd.to_bytes(_INT, sys.byteorder)))
+        if fds:
+            data = b"".join(fd.to_bytes(_INT, sys.byteorder) for fd in fds)
+            files.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, data))
         try:
             self._socket.sendmsg([len(message).to_bytes(_LENGTH, "little")], files)
             self._socket.sendall(message)
@@ -266,21 +321,33 @@ def _be_the_writer(reader: _socket.socket, write: Write, reader_pid: int) -> NoR
         os._exit(0)  # nothing of what the other process will do is done here
 
 
+def _open_files(change: Change) -> list[int]:
+    """Give what a change needs to have open: its file, and what has its attributes."""
+    fds = [change.fd] if change.fd >= 0 else []
+    if isinstance(change.attributes, LargeAttributes):
+        fds.append(change.attributes.fd)
+    return fds
+
+
 def _received(reader: _socket.socket) -> Iterator[Change]:
+    unpacking = _Unpacking()
     while True:
-        length, files, flags, _ = reader.recvmsg(_LENGTH, _socket.CMSG_SPACE(_INT), _socket.MSG_CMSG_CLOEXEC)
+        length, files, flags, _ = reader.recvmsg(
+            _LENGTH, _socket.CMSG_SPACE(_MOST_FILES * _INT), _socket.MSG_CMSG_CLOEXEC
+        )
         if not length:
             os._exit(1)  # the reader has ended
         if length == _END:
             return
         if flags & _socket.MSG_CTRUNC:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        fd = int.from_bytes(files[0][2], sys.byteorder) if files else -1
+        data = files[0][2] if files else b""
+        fds = [int.from_bytes(data[at : at + _INT], sys.byteorder) for at in range(0, len(data), _INT)]
         try:
             for fields in marshal.loads(_receive(reader, int.from_bytes(length, "little"))):
-                yield _unpacked(fields, fd)
+                yield unpacking.unpacked(fields, fds)
         finally:
-            if fd >= 0:
+            for fd in fds:
                 os.close(fd)
         reader.sendall(_WRITTEN)
 

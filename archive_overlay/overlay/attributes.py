@@ -13,8 +13,14 @@ from archive_overlay.system.metadata import SELINUX_LABEL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Callable
+
     from archive_overlay.log import Log
+    from archive_overlay.overlay.change import Attributes, LargeAttributes
     from archive_overlay.overlay.dialect import Dialect
+
+# Up to so many bytes, names counted, the attributes of an entry are held together. An entry may have 16,000 of 64 KiB.
+_HELD_TOGETHER = 64 * 1024
 
 
 class Marks:
@@ -44,16 +50,23 @@ NO_MARKS = Marks()
 
 
 def read_attributes(
-    file: int | str, names: list[str], shown: str, dialect: Dialect, log: Log
-) -> tuple[dict[str, bytes], Marks]:
+    file: int | str,
+    names: list[str],
+    dialect: Dialect,
+    log: Log,
+    *,
+    shown: Callable[[], str],
+    on_demand: Callable[[dict[str, int]], LargeAttributes],
+) -> tuple[Attributes, Marks]:
     """Read extended attributes of an entry, and tell whose they are.
 
     Args:
         file: a file descriptor, or the name of one in /proc/self/fd.
         names: the attributes that it has.
-        shown: its path, for messages.
         dialect: whose marks are believed.
         log: takes a warning of each attribute that is left out for being somebody else's mark.
+        shown: gives its path, for messages.
+        on_demand: gives attributes with values of these sizes, by name; called if they are too many to be held.
 
     Returns:
         The container's attributes by full name, and the overlay's marks.
@@ -61,7 +74,9 @@ def read_attributes(
     Raises:
         ArchiveError: an attribute cannot be read, or says that something is where nobody looks.
     """
-    attributes = {}
+    attributes: dict[str, bytes] = {}
+    sizes: dict[str, int] = {}
+    held = 0
     marks = Marks()
     for name in names:
         if name == SELINUX_LABEL:
@@ -69,7 +84,7 @@ def read_attributes(
         try:
             value = os.getxattr(file, name)
         except OSError as error:
-            fail(f"cannot read the extended attribute {name} of {shown}", error)
+            fail(f"cannot read the extended attribute {name} of {shown()}", error)
         namespace = next((space for space in dialect.namespaces if name.startswith(space)), "")
         key = name[len(namespace) :]
         # Since Linux 6.7 the attributes of an overlay within the overlay are escaped by a second
@@ -80,24 +95,29 @@ def read_attributes(
         elif dialect.owner_attribute and name == ENGINE_OWNER_ATTRIBUTE:
             continue
         elif not namespace or escaped:
-            attributes[name] = value
+            sizes[name] = len(value)
+            held += len(name) + len(value)
+            if held <= _HELD_TOGETHER:
+                attributes[name] = value
         elif name in dialect.opaque_attributes:
             marks.opaque = marks.opaque or value == b"y"
         elif key in ("metacopy", "redirect") and dialect.redirects is not IGNORED:
             if dialect.redirects is REFUSED:
                 raise ArchiveError(
-                    f"{shown} has {name}, but {dialect.name} follows none: its contents are lost"
+                    f"{shown()} has {name}, but {dialect.name} follows none: its contents are lost"
                 )
             if key == "redirect" and not value:
-                raise ArchiveError(f"the redirect '' of {shown} is none that the kernel follows")
+                raise ArchiveError(f"the redirect '' of {shown()} is none that the kernel follows")
             marks.metacopy = marks.metacopy or key == "metacopy"
             marks.redirect = os.fsdecode(value) if key == "redirect" else marks.redirect
         elif key == "nlink":
             marks.other_names = _names_elsewhere(value)
         elif key not in BOOKKEEPING:
             log.warning(
-                f"{shown}: the attribute {name} is left out, because it would mean something to an overlay"
+                f"{shown()}: the attribute {name} is left out, because it would mean something to an overlay"
             )
+    if held > _HELD_TOGETHER:
+        return on_demand(sizes), marks
     return attributes, marks
 
 

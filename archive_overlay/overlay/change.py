@@ -10,6 +10,13 @@ import os
 
 from archive_overlay.errors import ArchiveError, fail
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Union
+
+    Attributes = Union[dict[str, bytes], "LargeAttributes"]
+
 DIRECTORY = "directory"
 FILE = "file"
 SYMLINK = "symbolic link"
@@ -24,21 +31,171 @@ KINDS = {
 }
 
 
+# A path's text is kept up to this many characters, and made again whenever it is needed beyond.
+_LONGEST_KEPT = 1024
+_SHOWN_NAMES = 32  # from the top, and from the other end
+
+
+class TreePath:
+    """A path below the root of a tree, as a name and the path of the directory that it is in.
+
+    A container makes directories thousands deep. The texts of all their paths would take memory that grows with the
+    square of the depth.
+
+    Args:
+        parent: path of the directory that it is in; None for the root of the tree.
+        name: its name there; "" for the root. It may have slashes, if nobody asks for what is above it.
+
+    Attributes:
+        parent, name: see there.
+        depth: how many paths are above it.
+    """
+
+    __slots__ = ("_prefix", "depth", "name", "parent")
+
+    def __init__(self, parent: TreePath | None, name: str) -> None:
+        self.parent = parent
+        self.name = name
+        self.depth: int = parent.depth + 1 if parent else 0
+        self._prefix: str | None = None if parent else ""
+
+    @property
+    def prefix(self) -> str:
+        """What the paths of a directory's entries begin with: "" or "a/b/"."""
+        prefix = self._prefix
+        if prefix is None:
+            prefix = f"{self.text}/"
+            if len(prefix) <= _LONGEST_KEPT:
+                self._prefix = prefix
+        return prefix
+
+    @property
+    def text(self) -> str:
+        """The whole path, with slashes; "" for the root. It is made anew each time: no one should keep it."""
+        names = []
+        path = self
+        while path._prefix is None:  # the root has one
+            names.append(path.name)
+            assert path.parent
+            path = path.parent
+        if not names:
+            return path._prefix[:-1]
+        names.reverse()
+        return path._prefix + "/".join(names)
+
+    @property
+    def shown(self) -> str:
+        """The path for messages, "." for the root; a very deep one without its middle."""
+        names = []
+        path = self
+        while path.parent:
+            names.append(path.name)
+            path = path.parent
+        names.reverse()
+        if len(names) > 2 * _SHOWN_NAMES:
+            names[_SHOWN_NAMES:-_SHOWN_NAMES] = ["[...]"]
+        return "/".join(names) or "."
+
+    @property
+    def length(self) -> int:
+        """How many characters the prefix has, without making it."""
+        length = 0
+        path: TreePath | None = self
+        while path is not None:
+            length += len(path.name) + 1
+            path = path.parent
+        return length - 1
+
+    def forget(self) -> None:
+        """Let go of the text that is kept: the walk has left the directory."""
+        if self.parent:
+            self._prefix = None
+
+
+TOP = TreePath(None, "")
+
+
+class LargeAttributes:
+    """Attributes of one entry that are too many to be held: each is read when it is asked for.
+
+    It is used as a dictionary is, and what is put into it takes the place of what the entry has.
+
+    Args:
+        fd: of the entry, at least for looking at it. It must stay open as long as attributes are asked for.
+        sizes: how long the value of each attribute is, by its full name.
+        replaced: what has been put into it.
+        path: the entry's, for messages.
+
+    Attributes:
+        fd, sizes, replaced: see there.
+    """
+
+    __slots__ = ("_path", "fd", "replaced", "sizes")
+
+    def __init__(self, fd: int, sizes: dict[str, int], replaced: dict[str, bytes], path: TreePath) -> None:
+        self.fd = fd
+        self.sizes = sizes
+        self.replaced = replaced
+        self._path = path
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.sizes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sizes)
+
+    def __getitem__(self, name: str) -> bytes:
+        if name in self.replaced:
+            return self.replaced[name]
+        try:
+            value = os.getxattr(f"/proc/self/fd/{self.fd}", name)
+        except OSError as error:
+            fail(f"cannot read the extended attribute {name} of {self._path.shown}", error)
+        if len(value) != self.sizes[name]:
+            raise ArchiveError(
+                f"the extended attribute {name} of {self._path.shown} changed while it was read"
+            )
+        return value
+
+    def __setitem__(self, name: str, value: bytes) -> None:
+        self.sizes[name] = len(value)
+        self.replaced[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self.sizes[name]
+        self.replaced.pop(name, None)
+
+    def items(self) -> Iterator[tuple[str, bytes]]:
+        """Give names and values, one after the other.
+
+        Raises:
+            ArchiveError: one cannot be read, or is not as long as it was.
+        """
+        for name in list(self.sizes):
+            yield name, self[name]
+
+
 class Change:
     """One entry of a change set.
 
     Attributes:
         kind: one of the constants of this module; WHITEOUT: the name was deleted.
-        directory: path of the directory it is in, as a prefix: "" or "a/b/".
+        directory: path of the directory it is in; `TOP` for the root's entries, and for the root itself. Where changes
+            come depth first, its depth alone says which of the directories above it that is.
         name: its name there; "" for the change set's root directory.
         mode: permission bits.
         uid, gid: owner.
         atime_ns, mtime_ns: times in nanoseconds since 1970.
         size: of a file, in bytes.
         rdev: of a device.
-        attributes: extended attributes, by full name.
+        attributes: extended attributes, by full name. If there is much of them, they are read when they are asked
+            for, and only until the next change is taken.
         opaque: of a directory: it hides what lies below.
         target: of a symbolic link.
+        shared: a number of the file's own, from 1 on, if it has several names; 0: it has not, or nobody looked.
         link_to: path of an earlier change that is the same file, or None.
         fd: of a file that is no link: open for reading, at the start, until the next change is taken.
             -1 otherwise, and if the data are at hand.
@@ -60,6 +217,7 @@ class Change:
         "name",
         "opaque",
         "rdev",
+        "shared",
         "size",
         "sparse",
         "target",
@@ -69,14 +227,15 @@ class Change:
     def __init__(
         self,
         kind: str,
-        directory: str,
+        directory: TreePath,
         name: str,
         status: os.stat_result,
-        attributes: dict[str, bytes],
+        attributes: Attributes,
         *,
         opaque: bool = False,
         target: str = "",
-        link_to: str | None = None,
+        shared: int = 0,
+        link_to: TreePath | None = None,
         fd: int = -1,
     ) -> None:
         self.kind = kind
@@ -92,6 +251,7 @@ class Change:
         self.attributes = attributes
         self.opaque = opaque
         self.target = target
+        self.shared = shared
         self.link_to = link_to
         self.fd = fd
         self.data: bytes | None = None
@@ -100,8 +260,13 @@ class Change:
 
     @property
     def path(self) -> str:
-        """Path from the root of the change set; "" for the root itself."""
-        return self.directory + self.name
+        """Path from the root of the change set; "" for the root itself. No one should keep it."""
+        return self.directory.prefix + self.name
+
+    @property
+    def shown(self) -> str:
+        """The path for messages; see `TreePath.shown`."""
+        return (TreePath(self.directory, self.name) if self.name else self.directory).shown
 
     def contents(self) -> bytes:
         """Give all data of a small file.
@@ -115,11 +280,11 @@ class Change:
                 # One byte more than there should be, so that a file that has grown is noticed.
                 data = os.read(self.fd, self.size + 1)
             except OSError as error:
-                fail(f"cannot read {self.path}", error)
+                fail(f"cannot read {self.shown}", error)
         if len(data) != self.size:
             raise self.changed()
         return data
 
     def changed(self) -> ArchiveError:
         """Make the error that says that a file has not the size that it had."""
-        return ArchiveError(f"{self.path} changed its size while it was read")
+        return ArchiveError(f"{self.shown} changed its size while it was read")

@@ -62,7 +62,7 @@ class OwnerMap(Record):
             shown = self._capability(attributes[_CAPABILITY])
             if shown is None:
                 raise ArchiveError(
-                    f"the file capabilities of {change.path} belong to an unknown user namespace"
+                    f"the file capabilities of {change.shown} belong to an unknown user namespace"
                 )
             attributes[_CAPABILITY] = shown
         for name in _ACLS:

@@ -13,7 +13,12 @@ import stat
 
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.marks import OPAQUE_MARKER, WHITEOUT_PREFIX
-from archive_overlay.overlay.attributes import NO_ATTRIBUTES, NO_MARKS, Marks, read_attributes
+from archive_overlay.overlay.attributes import (
+    NO_ATTRIBUTES,
+    NO_MARKS,
+    Marks,
+    read_attributes,
+)
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -22,8 +27,11 @@ from archive_overlay.overlay.change import (
     FILE,
     SOCKET,
     SYMLINK,
+    TOP,
     WHITEOUT,
     Change,
+    LargeAttributes,
+    TreePath,
 )
 from archive_overlay.overlay.lowers import Directory, Lowers
 from archive_overlay.system import tree
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from archive_overlay.log import Log
+    from archive_overlay.overlay.change import Attributes
     from archive_overlay.overlay.dialect import Dialect
     from archive_overlay.overlay.lowers import Place
     from archive_overlay.overlay.mount import OverlayMount
@@ -73,33 +82,28 @@ def read_changes(
         reader.close()
 
 
+# What an entry of a listing is; nearly all are regular files, of which nothing is noted.
+_DIRECTORY = 1
+_OTHER = 2  # neither a directory nor a regular file
+_BELOW = 3  # not in the upperdir
+_MARKED = 4  # deleted, by a whiteout file
+
+
 class _Level:
-    """A directory that is being read: what is still to come in it, and what is known of it."""
+    """A directory that is being read: what is still to come in it, and what is known of it.
 
-    __slots__ = (
-        "complete",
-        "directories",
-        "lower",
-        "names",
-        "no_files",
-        "node",
-        "opaque",
-        "others",
-        "prefix",
-        "whiteouts",
-    )
+    There may be hundreds of thousands of names, so each is held once.
+    """
 
-    def __init__(self, prefix: str, node: Directory) -> None:
-        self.prefix = prefix
+    __slots__ = ("complete", "kinds", "names", "node", "opaque", "path")
+
+    def __init__(self, path: TreePath, node: Directory) -> None:
+        self.path = path
         self.node = node
         self.opaque = False
         self.complete = False  # what lies below comes too, because in the archive it will not be below
         self.names: list[str] = []  # what is to come, last first
-        self.directories: set[str] = set()
-        self.others: set[str] = set()  # neither directories nor files
-        self.lower: set[str] = set()  # not in the upperdir
-        self.whiteouts: dict[str, str] = {}  # deleted name: the entry that says so
-        self.no_files: set[str] = set()  # what is in one of these four
+        self.kinds: dict[str, int] = {}  # of what is no regular file
 
 
 class _Reader:
@@ -112,8 +116,10 @@ class _Reader:
         self._deletions_first = deletions_first
         self._lowers = Lowers(overlay)
         self._lower_owners = overlay.lower_owners
-        self._first_names: dict[tuple[int, int], str] = {}
+        # Of files with several names: a number, and the first one.
+        self._first_names: dict[tuple[int, int], tuple[int, TreePath]] = {}
         self._file = -1
+        self._attributes_of = -1
         try:
             top = tree.open_unseen(overlay.upper, READ_TOP_DIRECTORY)
         except OSError as error:
@@ -124,31 +130,36 @@ class _Reader:
 
     def close(self) -> None:
         self._close_file()
+        if self._attributes_of >= 0:
+            self._close_attributes()
         self._descent.close()
 
     def read(self) -> Generator[Change, None, None]:
-        path = ""
+        level: _Level | None = None
+        name = ""
         levels = self._levels
         try:
-            yield self._upper_directory("", "", None)
+            yield self._upper_directory("", None)
             while levels:
+                if self._attributes_of >= 0:
+                    self._close_attributes()
                 level = levels[-1]
                 if not level.names:
-                    path = level.prefix
+                    name = ""
                     self._leave()
                     continue
                 name = level.names.pop()
-                path = level.prefix + name
-                if name not in level.no_files:  # first, because nearly all are files
-                    yield self._upper_file(level, name, path)
+                kind = level.kinds.get(name)
+                if kind is None:
+                    yield self._upper_file(level, name)
                     self._close_file()
-                elif name in level.whiteouts:
+                elif kind == _MARKED:
                     if not (level.opaque or level.complete):
                         yield self._whiteout(level, name)
-                elif name in level.directories:
+                elif kind == _DIRECTORY:
                     self._descent.enter(name)
-                    yield self._upper_directory(level.prefix, name, level)
-                elif name in level.others:
+                    yield self._upper_directory(name, level)
+                elif kind == _OTHER:
                     change = self._other(level, name)
                     # An opaque directory needs no whiteouts, and those in it would show up in listings.
                     if not (change.kind is WHITEOUT and (level.opaque or level.complete)):
@@ -161,31 +172,31 @@ class _Reader:
                         yield below
                         self._close_file()
         except OSError as error:
-            fail(f"cannot read {self._shown(path)}", error)
+            fail(f"cannot read {self._shown(level, name)}", error)
 
     def _leave(self) -> None:
-        self._levels.pop()
+        self._levels.pop().path.forget()
         if self._only_below:
             self._only_below -= 1
         elif self._levels:
             os.close(self._descent.leave())
 
-    def _upper_directory(self, prefix: str, name: str, parent: _Level | None) -> Change:
+    def _upper_directory(self, name: str, parent: _Level | None) -> Change:
         """Give the directory at the walk's position, and list it."""
         fd = self._descent.fd
         status = os.fstat(fd)
-        path = prefix + name
-        attributes, marks = self._attributes(fd, path)
+        attributes, marks = self._attributes(fd, fd, parent, name)
         node = Directory(parent.node if parent else None, name, redirect=marks.redirect, opaque=marks.opaque)
-        level = _Level(path + "/" if name else "", node)
+        level = _Level(TreePath(parent.path, name) if parent else TOP, node)
         level.opaque = marks.opaque
+        names, kinds = level.names, level.kinds
         with os.scandir(fd) as entries:
             for entry in entries:
-                level.names.append(entry.name)
+                names.append(entry.name)
                 if entry.is_dir(follow_symlinks=False):
-                    level.directories.add(entry.name)
+                    kinds[entry.name] = _DIRECTORY
                 elif not entry.is_file(follow_symlinks=False):
-                    level.others.add(entry.name)
+                    kinds[entry.name] = _OTHER
         if self._dialect.whiteout_files:
             self._translate_whiteout_files(level)
         moved = bool(marks.redirect) and not marks.opaque
@@ -194,16 +205,19 @@ class _Reader:
             below = self._lowers.below(node)
             if moved and not below:
                 raise ArchiveError(
-                    f"{self._shown(path)} has its contents from {marks.redirect}, which is in no lower layer"
+                    f"{self._shown(parent, name)} has its contents from {marks.redirect}, which is in no lower layer"
                 )
-            level.lower = self._lowers.names(below).difference(level.names)
-            level.names.extend(level.lower)
+            lower = self._lowers.names(below)
+            lower.difference_update(level.names)
+            kinds.update(dict.fromkeys(lower, _BELOW))
+            level.names.extend(lower)
         level.names.sort(reverse=True)
-        level.no_files = level.directories.union(level.others, level.lower, level.whiteouts)
-        if self._deletions_first and (level.others or level.whiteouts):
+        if self._deletions_first and kinds:
             level.names.sort(key=lambda name: self._is_deletion(level, name))
         self._levels.append(level)
-        change = Change(DIRECTORY, prefix, name, status, attributes, opaque=level.opaque or moved)
+        change = Change(
+            DIRECTORY, parent.path if parent else TOP, name, status, attributes, opaque=level.opaque or moved
+        )
         return self._with_true_owner(change, marks)
 
     def _translate_whiteout_files(self, level: _Level) -> None:
@@ -212,46 +226,51 @@ class _Reader:
         if not marks:
             return
         level.opaque = level.opaque or OPAQUE_MARKER in marks
-        level.whiteouts = {
-            mark[len(WHITEOUT_PREFIX) :]: mark
+        for mark in marks:
+            level.kinds.pop(mark, None)
+        deleted = {
+            mark[len(WHITEOUT_PREFIX) :]
             for mark in marks
             if mark not in (OPAQUE_MARKER, WHITEOUT_PREFIX)  # the latter deletes no name
         }
-        entries = set(level.names).difference(marks)
-        level.names = list(entries.union(level.whiteouts))
+        level.names = [
+            name for name in level.names if not name.startswith(WHITEOUT_PREFIX) and name not in deleted
+        ]
+        level.names.extend(deleted)
+        level.kinds.update(dict.fromkeys(deleted, _MARKED))
 
     def _is_deletion(self, level: _Level, name: str) -> bool:
-        if name in level.whiteouts:
-            return True
-        if name not in level.others:
-            return False
+        kind = level.kinds.get(name)
+        if kind != _OTHER:
+            return kind == _MARKED
         status = os.lstat(name, dir_fd=self._descent.fd)
         return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
-    def _upper_file(self, level: _Level, name: str, path: str) -> Change:
+    def _upper_file(self, level: _Level, name: str) -> Change:
         fd = self._file = tree.open_unseen(name, READ, self._descent.fd)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise ArchiveError(f"{self._shown(path)} was replaced while it was read")
+            raise ArchiveError(f"{self._shown(level, name)} was replaced while it was read")
+        shared = 0
         if status.st_nlink > 1:
-            link_to = self._first_name(status, path)
-            if link_to is not None:
-                return Change(FILE, level.prefix, name, status, NO_ATTRIBUTES, link_to=link_to)
-        attributes, marks = self._attributes(fd, path)
+            shared, link_to = self._first_name(level, name, status)
+            if link_to:
+                return Change(FILE, level.path, name, status, NO_ATTRIBUTES, shared=shared, link_to=link_to)
+        attributes, marks = self._attributes(fd, fd, level, name)
         if marks is NO_MARKS and not self._dialect.owner_attribute:
-            return Change(FILE, level.prefix, name, status, attributes, fd=fd)
+            return Change(FILE, level.path, name, status, attributes, shared=shared, fd=fd)
         if marks.metacopy:
             data = self._lowers.data_of_metacopy(level.node, name, marks.redirect)
             self._close_file()
             fd = self._file = self._lowers.open_to_read(data)
-        return self._with_true_owner(Change(FILE, level.prefix, name, status, attributes, fd=fd), marks)
+        change = Change(FILE, level.path, name, status, attributes, shared=shared, fd=fd)
+        return self._with_true_owner(change, marks)
 
     def _with_true_owner(self, change: Change, marks: Marks) -> Change:
         if self._dialect.owner_attribute:
             if marks.owner is None:
-                raise ArchiveError(
-                    f"{self._shown(change.path)} has no {self._dialect.owner_attribute} that says whose it is"
-                )
+                shown = os.path.join(self._upper, change.shown) if change.name else self._upper
+                raise ArchiveError(f"{shown} has no {self._dialect.owner_attribute} that says whose it is")
             change.uid, change.gid, change.mode = marks.owner
         return change
 
@@ -259,29 +278,38 @@ class _Reader:
         """Give an entry that must not be opened: it is looked at through an O_PATH descriptor."""
         fd = os.open(name, LOOK, dir_fd=self._descent.fd)
         try:
-            return self._special(fd, level.prefix, name)
+            return self._special(fd, level, name)
         finally:
             os.close(fd)
 
-    def _special(self, fd: int, prefix: str, name: str) -> Change:
+    def _special(self, fd: int, level: _Level, name: str) -> Change:
         status = os.fstat(fd)
-        path = prefix + name
         kind = _KINDS[stat.S_IFMT(status.st_mode)]
         if kind is CHARACTER_DEVICE and status.st_rdev == 0:
-            return Change(WHITEOUT, prefix, name, status, NO_ATTRIBUTES)
+            return Change(WHITEOUT, level.path, name, status, NO_ATTRIBUTES)
         if kind is DIRECTORY or kind is FILE:
-            raise ArchiveError(f"{self._shown(path)} was replaced while it was read")
+            raise ArchiveError(f"{self._shown(level, name)} was replaced while it was read")
         target = os.readlink("", dir_fd=fd) if kind is SYMLINK else ""
+        shared = 0
         if status.st_nlink > 1:
-            link_to = self._first_name(status, path)
-            if link_to is not None:
-                return Change(kind, prefix, name, status, NO_ATTRIBUTES, target=target, link_to=link_to)
-        attributes, _ = self._attributes(f"/proc/self/fd/{fd}", path)
-        return Change(kind, prefix, name, status, attributes, target=target)
+            shared, link_to = self._first_name(level, name, status)
+            if link_to:
+                return Change(
+                    kind,
+                    level.path,
+                    name,
+                    status,
+                    NO_ATTRIBUTES,
+                    target=target,
+                    shared=shared,
+                    link_to=link_to,
+                )
+        attributes, _ = self._attributes(f"/proc/self/fd/{fd}", fd, level, name)
+        return Change(kind, level.path, name, status, attributes, target=target, shared=shared)
 
     def _whiteout(self, level: _Level, name: str) -> Change:
-        status = os.lstat(level.whiteouts[name], dir_fd=self._descent.fd)
-        return Change(WHITEOUT, level.prefix, name, status, NO_ATTRIBUTES)
+        status = os.lstat(f"{WHITEOUT_PREFIX}{name}", dir_fd=self._descent.fd)
+        return Change(WHITEOUT, level.path, name, status, NO_ATTRIBUTES)
 
     def _from_below(self, level: _Level, name: str) -> Change | None:
         """Give an entry that the upperdir does not have; None if a lower layer deleted it."""
@@ -294,29 +322,30 @@ class _Reader:
             if place.is_directory:
                 return self._lower_directory(level, name, found.places, fd)
             if found.data is None or not stat.S_ISREG(place.status.st_mode):
-                return self._special(fd, level.prefix, name)
-            path = level.prefix + name
+                return self._special(fd, level, name)
+            shared = 0
             if place.status.st_nlink > 1:
-                link_to = self._first_name(place.status, path)
-                if link_to is not None:
-                    return Change(FILE, level.prefix, name, place.status, NO_ATTRIBUTES, link_to=link_to)
-            attributes, _ = self._attributes(f"/proc/self/fd/{fd}", path)
+                shared, link_to = self._first_name(level, name, place.status)
+                if link_to:
+                    return Change(
+                        FILE, level.path, name, place.status, NO_ATTRIBUTES, shared=shared, link_to=link_to
+                    )
+            attributes, _ = self._attributes(f"/proc/self/fd/{fd}", fd, level, name)
             self._file = self._lowers.open_to_read(found.data)
-            return Change(FILE, level.prefix, name, place.status, attributes, fd=self._file)
+            return Change(FILE, level.path, name, place.status, attributes, shared=shared, fd=self._file)
         finally:
             os.close(fd)
 
     def _lower_directory(self, parent: _Level, name: str, places: list[Place], fd: int) -> Change:
-        path = parent.prefix + name
-        attributes, _ = self._attributes(f"/proc/self/fd/{fd}", path)
-        level = _Level(path + "/", Directory(parent.node, name, places=places))
+        attributes, _ = self._attributes(f"/proc/self/fd/{fd}", fd, parent, name)
+        level = _Level(TreePath(parent.path, name), Directory(parent.node, name, places=places))
         level.complete = True
-        level.lower = self._lowers.names(places)
-        level.names = sorted(level.lower, reverse=True)
-        level.no_files = level.lower
+        lower = self._lowers.names(places)
+        level.kinds = dict.fromkeys(lower, _BELOW)
+        level.names = sorted(lower, reverse=True)
         self._levels.append(level)
         self._only_below += 1
-        return Change(DIRECTORY, parent.prefix, name, places[0].status, attributes)
+        return Change(DIRECTORY, parent.path, name, places[0].status, attributes)
 
     def _close_file(self) -> None:
         # Not there any more before it is closed: a signal in between must not have it closed twice.
@@ -324,27 +353,61 @@ class _Reader:
         if file >= 0:
             os.close(file)
 
-    def _first_name(self, status: os.stat_result, path: str) -> str | None:
-        """Give the path under which a file with several names came before; None: this is the first."""
-        key = (status.st_dev, status.st_ino)
-        first = self._first_names.setdefault(key, path)
-        return None if first is path else first
+    def _close_attributes(self) -> None:
+        fd, self._attributes_of = self._attributes_of, -1
+        os.close(fd)
 
-    def _attributes(self, file: int | str, path: str) -> tuple[dict[str, bytes], Marks]:
+    def _first_name(self, level: _Level, name: str, status: os.stat_result) -> tuple[int, TreePath | None]:
+        """Give a number to a file with several names, and the path under which it came before, if it did."""
+        key = (status.st_dev, status.st_ino)
+        found = self._first_names.get(key)
+        if found:
+            return found
+        number = len(self._first_names) + 1
+        self._first_names[key] = number, TreePath(level.path, name)
+        return number, None
+
+    def _attributes(
+        self, file: int | str, fd: int, level: _Level | None, name: str
+    ) -> tuple[Attributes, Marks]:
+        """Read the attributes of an entry.
+
+        Args:
+            file: what they are read from, a file descriptor or the name of one in /proc/self/fd.
+            fd: the file descriptor.
+            level, name: where it is.
+        """
         try:
             names = os.listxattr(file)
         except OSError as error:
-            fail(f"cannot list the extended attributes of {self._shown(path)}", error)
+            fail(f"cannot list the extended attributes of {self._shown(level, name)}", error)
         if not names:
             return NO_ATTRIBUTES, NO_MARKS
-        attributes, marks = read_attributes(file, names, self._shown(path), self._dialect, self._log)
+
+        def on_demand(sizes: dict[str, int]) -> LargeAttributes:
+            self._attributes_of = os.dup(fd)
+            return LargeAttributes(
+                self._attributes_of, sizes, {}, TreePath(level.path, name) if level else TOP
+            )
+
+        attributes, marks = read_attributes(
+            file,
+            names,
+            self._dialect,
+            self._log,
+            shown=lambda: self._shown(level, name),
+            on_demand=on_demand,
+        )
         if marks.other_names:
             raise ArchiveError(
-                f"{self._shown(path)} has other names in a lower layer, which show what was written to it but are"
-                " not in the upperdir",
+                f"{self._shown(level, name)} has other names in a lower layer, which show what was written to it but"
+                " are not in the upperdir",
                 hint="mount without index=on",
             )
         return attributes, marks
 
-    def _shown(self, path: str) -> str:
-        return os.path.join(self._upper, path) if path else self._upper
+    def _shown(self, level: _Level | None, name: str) -> str:
+        """Give a path for messages: of an entry of a level, or of the level itself."""
+        if level is None or not (name or level.path.parent):
+            return self._upper
+        return os.path.join(self._upper, (TreePath(level.path, name) if name else level.path).shown)

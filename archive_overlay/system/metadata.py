@@ -15,7 +15,7 @@ from archive_overlay.system.open_flags import READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
     from typing import Protocol
 
     class Entry(Protocol):
@@ -34,8 +34,14 @@ if TYPE_CHECKING:
         mtime_ns: int
 
         @property
-        def path(self) -> str:
-            """Its path, for messages; "" for the top."""
+        def shown(self) -> str:
+            """Its path, for messages."""
+
+    class Attributes(Protocol):
+        """Extended attributes by their full names, as a dictionary has them."""
+
+        def items(self) -> Iterable[tuple[str, bytes]]:
+            """Give names and values."""
 
 
 # The host's label for a file, not the container's doing.
@@ -45,7 +51,7 @@ SELINUX_LABEL = "security.selinux"
 _TWIN_TIME_NS = 10**9
 
 
-def give(file: int | str, entry: Entry, attributes: Mapping[str, bytes], *, made_as: tuple[int, int]) -> None:
+def give(file: int | str, entry: Entry, attributes: Attributes, *, made_as: tuple[int, int]) -> None:
     """Give an open file or directory what an entry says of it.
 
     Args:
@@ -66,7 +72,7 @@ def give(file: int | str, entry: Entry, attributes: Mapping[str, bytes], *, made
     os.utime(file, ns=(entry.atime_ns, entry.mtime_ns))
 
 
-def give_attributes(file: int | str, entry: Entry, attributes: Mapping[str, bytes]) -> None:
+def give_attributes(file: int | str, entry: Entry, attributes: Attributes) -> None:
     """Give extended attributes to an open file or directory.
 
     Args:
@@ -82,43 +88,34 @@ def give_attributes(file: int | str, entry: Entry, attributes: Mapping[str, byte
             os.setxattr(file, name, value)
         except OSError as error:
             fail(
-                f"cannot give {entry.path or '.'} the extended attribute {name}",
+                f"cannot give {entry.shown} the extended attribute {name}",
                 error,
                 hint="the file system of archive-to must be able to hold it; method tar.gz goes anywhere",
             )
 
 
-def read(directory: int) -> tuple[os.stat_result, dict[str, bytes]]:
-    """Read what `replace` gives: an open directory's status, and its attributes less the host's label.
-
-    Raises:
-        OSError: something cannot be read.
-    """
-    names = os.listxattr(directory)
-    return os.fstat(directory), {
-        name: os.getxattr(directory, name) for name in names if name != SELINUX_LABEL
-    }
-
-
-def replace(directory: int, status: os.stat_result, attributes: Mapping[str, bytes]) -> None:
+def replace(directory: int, other: int, status: os.stat_result) -> None:
     """Make an open directory's owner, attributes, mode and times those of another.
 
     Args:
-        directory: file descriptor of the directory that gets them; other attributes are removed.
-        status: has the owner, mode and times.
-        attributes: the extended attributes.
+        directory: file descriptor of the directory that gets them; other attributes are removed, but for the host's
+            label.
+        other: file descriptor of the one that has the attributes. There may be many, so they are read one by one.
+        status: of the other one. It has the owner, mode and times, which may have changed since.
 
     Raises:
-        OSError: something cannot be given.
+        OSError: something cannot be read or given.
     """
+    attributes = [name for name in os.listxattr(other) if name != SELINUX_LABEL]
+    kept = {SELINUX_LABEL, *attributes}
     now = os.fstat(directory)
     if (now.st_uid, now.st_gid) != (status.st_uid, status.st_gid):
         os.chown(directory, status.st_uid, status.st_gid)
     for name in os.listxattr(directory):
-        if name not in attributes and name != SELINUX_LABEL:
+        if name not in kept:
             os.removexattr(directory, name)
-    for name, value in attributes.items():
-        os.setxattr(directory, name, value)
+    for name in attributes:
+        os.setxattr(directory, name, os.getxattr(other, name))
     os.chmod(directory, status.st_mode & 0o7777)
     os.utime(directory, ns=(status.st_atime_ns, status.st_mtime_ns))
 
@@ -140,7 +137,7 @@ def make_twin(name: str, directory: int, twin: str, twin_directory: int) -> None
     try:
         target = os.open(twin, READ_DIRECTORY, dir_fd=twin_directory)
         try:
-            replace(target, *read(source))
+            replace(target, source, os.fstat(source))
             os.utime(target, ns=(_TWIN_TIME_NS, _TWIN_TIME_NS))
         finally:
             os.close(target)

@@ -12,6 +12,8 @@ import os
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 # A new file.
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# The same, to be read again.
+CREATE_AND_READ = CREATE & ~os.O_WRONLY | os.O_RDWR
 # A file that is there already, to add something at its end.
 APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 # A directory, to list it or to change what is in it.

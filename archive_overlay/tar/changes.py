@@ -16,8 +16,10 @@ from archive_overlay.overlay.change import (
     FIFO,
     FILE,
     SYMLINK,
+    TOP,
     WHITEOUT,
     Change,
+    TreePath,
 )
 from archive_overlay.system.record import Record
 from archive_overlay.tar import headers
@@ -78,25 +80,25 @@ def read_changes(tar: TarReader, form: Form) -> list[Change]:
     for entry in tar.entries():
         parts = split_path(entry.name)
         name = parts.pop() if parts else ""
-        prefix = "/".join(parts) + "/" if parts else ""
+        path = "/".join(parts)
         if form.whiteout_files and name.startswith(WHITEOUT_PREFIX):
             if name == OPAQUE_MARKER:
-                opaque.add(prefix[:-1])
+                opaque.add(path)
             elif entry.type == headers.REGULAR:
-                changes.append(_change(WHITEOUT, entry, prefix, name[len(WHITEOUT_PREFIX) :]))
+                changes.append(_change(WHITEOUT, entry, path, name[len(WHITEOUT_PREFIX) :]))
             continue
         if form.whiteout_devices and entry.type == headers.CHARACTER_DEVICE and not entry.device:
-            changes.append(_change(WHITEOUT, entry, prefix, name))
+            changes.append(_change(WHITEOUT, entry, path, name))
             continue
-        change = _change(_KINDS[entry.type], entry, prefix, name)
+        change = _change(_KINDS[entry.type], entry, path, name)
         changes.append(change)
         if change.kind is DIRECTORY:
             directories[change.path] = change
             if any(entry.attributes.get(attribute) == b"y" for attribute in form.opaque_attributes):
                 opaque.add(change.path)
         elif entry.type == headers.HARD_LINK:
-            change.link_to = "/".join(split_path(entry.link))
-            first = others.get(change.link_to)
+            change.link_to = TreePath(TOP, "/".join(split_path(entry.link)))
+            first = others.get(change.link_to.name)
             if first:
                 change.kind, change.target = first.kind, first.target
         elif change.kind is not FILE:
@@ -105,10 +107,8 @@ def read_changes(tar: TarReader, form: Form) -> list[Change]:
     for path in sorted(opaque):
         directory = directories.get(path)
         if directory is None:
-            prefix, _, name = path.rpartition("/")
-            directory = _change(
-                DIRECTORY, Entry(headers.DIRECTORY, path), f"{prefix}/" if prefix else "", name
-            )
+            above, _, name = path.rpartition("/")
+            directory = _change(DIRECTORY, Entry(headers.DIRECTORY, path), above, name)
             changes.append(directory)
         directory.opaque = True
     return changes
@@ -128,7 +128,7 @@ def split_path(name: str) -> list[str]:
     return parts
 
 
-def _change(kind: str, entry: Entry, prefix: str, name: str) -> Change:
+def _change(kind: str, entry: Entry, path: str, name: str) -> Change:
     status = os.stat_result(
         (entry.mode, 0, 0, 1, entry.uid, entry.gid, entry.size, 0, 0, 0),
         {
@@ -138,4 +138,4 @@ def _change(kind: str, entry: Entry, prefix: str, name: str) -> Change:
             "st_blocks": entry.size,  # whether there are holes is not known
         },
     )
-    return Change(kind, prefix, name, status, {})
+    return Change(kind, TreePath(TOP, path) if path else TOP, name, status, {})

@@ -29,10 +29,17 @@ DIRECTORY = b"5"
 FIFO = b"6"
 _EXTENDED = b"x"
 
+# What readers take of one extended header, ours among them: so much in it, and so many records.
+LARGEST_EXTENDED = 16 * 1024 * 1024
+MOST_RECORDS = 16 * 1024
+# And so many segments of a sparse file.
+MOST_SEGMENTS = 2 * 1024 * 1024
+
 # The largest numbers of a header: 7 and 11 octal digits.
 _LARGEST_SHORT = 0o7777777
 _LARGEST_LONG = 0o77777777777  # it has ten decimal digits
 _NAME_SIZE = 100
+_SIZE_FIELD = slice(124, 135)
 _DEVICE_OFFSET = 329
 _NO_DEVICE = (2 * b"0000000\0").ljust(BLOCK - _DEVICE_OFFSET, b"\0")
 _MAGIC = b"ustar\x0000" + bytes(64)  # no names of user and group: they are the host's
@@ -113,8 +120,41 @@ def of_entry(
             extended[key] = b"%d" % number
     if not extended:
         return header
-    body = b"".join([_record(key, value) for key, value in extended.items()])
+    body = b"".join([record(key, value) for key, value in extended.items()])
     return b"".join((_extended_header(len(body)), body, bytes(-len(body) % BLOCK), header))
+
+
+def with_room(entry: bytes, size: int) -> tuple[bytes, bytes]:
+    """Make room for more records in what `of_entry` gave, when they are too large to be held together.
+
+    Args:
+        entry: what it gave.
+        size: of the records, in bytes.
+
+    Returns:
+        What comes before the records, and what comes after them.
+    """
+    own = entry[BLOCK : BLOCK + int(entry[_SIZE_FIELD], 8)] if len(entry) > BLOCK else b""
+    size += len(own)
+    return _extended_header(size) + own, bytes(-size % BLOCK) + entry[-BLOCK:]
+
+
+def record_size(key: bytes, size: int) -> int:
+    """Give the bytes that a record takes.
+
+    Args:
+        key: its key.
+        size: of its value, in bytes.
+    """
+    # A record's length counts its own digits.
+    rest = len(key) + size + 3
+    length = rest + len(str(rest))
+    return rest + len(str(length))
+
+
+def record(key: bytes, value: bytes) -> bytes:
+    """Give a record of an extended header."""
+    return b"%d %b=%b\n" % (record_size(key, len(value)), key, value)
 
 
 def _extended_header(size: int) -> bytes:
@@ -155,14 +195,6 @@ def _header(
 
 def _device_fields(device: int) -> bytes:
     return (b"%07o\0%07o\0" % (os.major(device), os.minor(device))).ljust(len(_NO_DEVICE), b"\0")
-
-
-def _record(key: bytes, value: bytes) -> bytes:
-    # A record's length counts its own digits.
-    rest = len(key) + len(value) + 3
-    length = rest + len(str(rest))
-    length = rest + len(str(length))
-    return b"%d %b=%b\n" % (length, key, value)
 
 
 def _decimal(nanoseconds: int) -> bytes:

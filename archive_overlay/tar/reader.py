@@ -63,8 +63,8 @@ _POSIX_MAGIC = b"ustar\0"
 _SPARSE = frozenset((b"GNU.sparse.major", b"GNU.sparse.size", b"GNU.sparse.realsize"))
 _ATTRIBUTE = b"SCHILY.xattr."
 # An extended header holds paths and attributes, of 64 KiB at most each.
-_LARGEST_HEADER = 16 * 1024 * 1024
-_MOST_RECORDS = 16 * 1024
+_LARGEST_HEADER = headers.LARGEST_EXTENDED
+_MOST_RECORDS = headers.MOST_RECORDS
 # Each entry looks at all records of global headers. Real ones have one or two.
 _LARGEST_GLOBAL = 64 * 1024
 _MOST_GLOBAL_RECORDS = 256

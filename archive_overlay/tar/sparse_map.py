@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 
 from archive_overlay.errors import ArchiveError
-from archive_overlay.tar.headers import BLOCK
+from archive_overlay.tar.headers import BLOCK, MOST_SEGMENTS
 from archive_overlay.tar.numbers import decimal, number
 
 TYPE_CHECKING = False
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.tar.decompress import Reader
 
-_MOST_NUMBERS = 4 * 1024 * 1024
+_MOST_NUMBERS = 2 * MOST_SEGMENTS
 # Bytes of numbers that are read at once.
 _AT_ONCE = 4096
 

@@ -10,7 +10,7 @@ import pytest
 
 from archive_overlay.errors import ArchiveError
 from archive_overlay.hook.policy import Policy
-from archive_overlay.overlay.change import DIRECTORY, FILE, WHITEOUT, Change
+from archive_overlay.overlay.change import DIRECTORY, FILE, TOP, WHITEOUT, Change, TreePath
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,10 +25,10 @@ class Opened:
         directory.chmod(0o6755)
 
     def top(self) -> Change:
-        return Change(DIRECTORY, "", "", self._directory.stat(), {})
+        return Change(DIRECTORY, TOP, "", self._directory.stat(), {})
 
     def whiteout(self) -> Change:
-        return Change(WHITEOUT, "", "gone", self._directory.stat(), {})
+        return Change(WHITEOUT, TOP, "gone", self._directory.stat(), {})
 
     def file(self, size: int, *, hole: int = 0, mode: int = 0o644, **attributes: bytes) -> Change:
         path = self._directory / str(len(self._fds))
@@ -37,10 +37,10 @@ class Opened:
         path.chmod(mode)
         self._fds.append(os.open(path, os.O_RDONLY))
         named = {name.replace("_", "."): value for name, value in attributes.items()}
-        return Change(FILE, "", path.name, os.fstat(self._fds[-1]), named, fd=self._fds[-1])
+        return Change(FILE, TOP, path.name, os.fstat(self._fds[-1]), named, fd=self._fds[-1])
 
     def link(self, to: Change) -> Change:
-        return Change(FILE, "", "link", os.fstat(to.fd), {}, link_to=to.path)
+        return Change(FILE, TOP, "link", os.fstat(to.fd), {}, link_to=TreePath(TOP, to.name))
 
     def close(self) -> None:
         for fd in self._fds:

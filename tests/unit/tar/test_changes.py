@@ -65,7 +65,7 @@ def shown(changes: list[Change]) -> list[tuple[str, str, bool]]:
 def test_an_entry_has_its_metadata_and_its_place() -> None:
     (change,) = changes_of(entry(b"./a//b/c"), form=LAYER)
 
-    assert (change.kind, change.directory, change.name) == (FILE, "a/b/", "c")
+    assert (change.kind, change.directory.prefix, change.name) == (FILE, "a/b/", "c")
     assert (change.mode, change.uid, change.gid) == (0o640, 7, 8)
     assert change.mtime_ns == 1_700_000_000_123_456_789
 
@@ -98,7 +98,7 @@ def test_a_mark_of_a_directory_that_has_no_entry_makes_one() -> None:
     found = changes_of(entry(b"d/e/.wh..wh..opq"), entry(b"d/e/f"), entry(b".wh..wh..opq"), form=LAYER)
 
     assert shown(found) == [(FILE, "d/e/f", False), (DIRECTORY, "", True), (DIRECTORY, "d/e", True)]
-    assert (found[2].directory, found[2].name) == ("d/", "e")
+    assert (found[2].directory.prefix, found[2].name) == ("d/", "e")
 
 
 def test_an_overlay_deletes_by_devices_and_hides_by_attributes() -> None:
@@ -137,8 +137,10 @@ def test_a_hard_link_is_of_the_kind_of_what_it_is_one_with() -> None:
         form=LAYER,
     )
 
-    assert (link.kind, link.link_to, link.target) == (SYMLINK, "s", "target")
-    assert (other.kind, other.link_to) == (FILE, "f")
+    assert link.link_to
+    assert other.link_to
+    assert (link.kind, link.link_to.text, link.target) == (SYMLINK, "s", "target")
+    assert (other.kind, other.link_to.text) == (FILE, "f")
 
 
 @pytest.mark.parametrize(
