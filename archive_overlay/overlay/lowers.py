@@ -15,6 +15,7 @@ import os
 import stat
 
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.overlay.change import TOP, TreePath
 from archive_overlay.system.open_flags import LOOK, READ, READ_DIRECTORY, READ_TOP_DIRECTORY, STEP
 from archive_overlay.system.record import Record
 
@@ -22,26 +23,52 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from archive_overlay.overlay.mount import OverlayMount
 
+_MOST_OPEN = 8  # directories
 _NO_ATTRIBUTE = (errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
-class Place(Record):
+class Place:
     """Something in a lower layer.
+
+    Each directory on the way of the walk may have a place in each of hundreds of layers, so what is held is little.
+
+    Args:
+        layer: see below.
+        path: see below.
+        status: as lstat(2) gives it.
 
     Attributes:
         layer: which one, 0 for the topmost.
-        path: relative to the layer's root, "" for the root itself.
-        status: as lstat(2) gives it.
+        path: relative to the layer's root.
+        type: of its mode (inode(7)).
+        is_whiteout: whether it is a 0:0 device.
+        is_empty: whether its size is 0.
     """
 
-    layer: int
-    path: str
-    status: os.stat_result
+    __slots__ = ("_device", "_inode", "is_empty", "is_whiteout", "layer", "path", "type")
+
+    def __init__(self, layer: int, path: TreePath, status: os.stat_result) -> None:
+        self.layer = layer
+        self.path = path
+        self.type = stat.S_IFMT(status.st_mode)
+        self.is_whiteout = self.type == stat.S_IFCHR and status.st_rdev == 0
+        self.is_empty = status.st_size == 0
+        self._device = status.st_dev
+        self._inode = status.st_ino
 
     @property
     def is_directory(self) -> bool:
         """Whether it is a directory."""
-        return stat.S_ISDIR(self.status.st_mode)
+        return self.type == stat.S_IFDIR
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a regular file."""
+        return self.type == stat.S_IFREG
+
+    def is_still(self, status: os.stat_result) -> bool:
+        """Say whether a status is that of the same thing."""
+        return (self._device, self._inode) == (status.st_dev, status.st_ino)
 
 
 class Found(Record):
@@ -99,6 +126,14 @@ class Lowers:
         self._namespace = overlay.dialect.opaque_attribute[: -len("opaque")]
         self._unknown = overlay.lowers_unknown
         self._roots: list[Place] | None = None
+        self._path = TOP  # that was made last: most layers have a name at the same path
+        # Of some layers, the directory that was looked into last, open: what is in it is asked for next.
+        self._open_directories: dict[int, tuple[TreePath, int]] = {}
+
+    def close(self) -> None:
+        """Close what is kept open."""
+        while self._open_directories:
+            os.close(self._open_directories.popitem()[1][1])
 
     def below(self, directory: Directory) -> list[Place]:
         """Give the places that are merged into a directory, topmost first.
@@ -156,7 +191,8 @@ class Lowers:
             try:
                 fd = self.open(place, READ_DIRECTORY)
                 try:
-                    names.update(os.listdir(fd))
+                    with os.scandir(fd) as entries:
+                        names.update(entry.name for entry in entries)
                 finally:
                     os.close(fd)
             except OSError as error:
@@ -174,7 +210,7 @@ class Lowers:
             OSError: it cannot be opened.
         """
         fd = self._open(place.layer, place.path, flags)
-        if not os.path.samestat(os.fstat(fd), place.status):
+        if not place.is_still(os.fstat(fd)):
             os.close(fd)
             raise OSError(None, "it was replaced while it was read")
         return fd
@@ -190,9 +226,9 @@ class Lowers:
         except OSError as error:
             fail(f"cannot read {self.shown(place.layer, place.path)}", error)
 
-    def shown(self, layer: int, path: str) -> str:
+    def shown(self, layer: int, path: TreePath) -> str:
         """Give the path of something in a lower layer, for messages."""
-        return os.path.join(self._layers[layer], path) if path else self._layers[layer]
+        return os.path.join(self._layers[layer], path.shown) if path.parent else self._layers[layer]
 
     def _all_roots(self) -> list[Place]:
         if self._unknown:
@@ -202,7 +238,7 @@ class Lowers:
         if self._roots is None:
             self._roots = []
             for layer in range(self._merged):
-                root = self._look(layer, "")
+                root = self._look(layer, TOP)
                 assert root is not None  # or it would have failed
                 self._roots.append(root)
         return self._roots
@@ -244,12 +280,12 @@ class Lowers:
                 )
         return Found(places=places, data=data)
 
-    def _in_layer(self, layer: int, base: str, search: _Search) -> Place | None:
+    def _in_layer(self, layer: int, base: TreePath, search: _Search) -> Place | None:
         if not search.name.startswith("/"):
             return self._component(layer, base, search, search.name, 0, "")
         # An absolute redirect. A redirect of one of its components rewrites the part before what is
         # still to come, so what is to come is counted from the end.
-        base = ""
+        base = TOP
         rest = len(search.name) - 1
         while True:
             start = len(search.name) - rest
@@ -263,7 +299,7 @@ class Lowers:
             rest = len(after) - 1
 
     def _component(
-        self, layer: int, base: str, search: _Search, name: str, start: int, after: str
+        self, layer: int, base: TreePath, search: _Search, name: str, start: int, after: str
     ) -> Place | None:
         """Look up one component in one layer, and note in the search what follows from it.
 
@@ -274,23 +310,23 @@ class Lowers:
             start: where it begins in the searched name.
             after: what comes after it; "" for the last one.
         """
-        path = f"{base}/{name}" if base else name
+        path = self._path
+        if path.parent is not base or path.name != name:
+            path = self._path = TreePath(base, name)
         place = self._look(layer, path)
         if place is None:
             return None
-        mode = place.status.st_mode
-        is_whiteout = stat.S_ISCHR(mode) and place.status.st_rdev == 0
-        if is_whiteout or self._is_whiteout_file(place, base):
+        if place.is_whiteout or self._is_whiteout_file(place, base):
             search.stop = True
             return None
-        if not after and search.metacopy and not stat.S_ISREG(mode):
+        if not after and search.metacopy and not place.is_file:
             search.stop = True
             return None
         if not place.is_directory:
             if search.is_directory or after:
                 search.stop = True
                 return None
-            search.metacopy = stat.S_ISREG(mode) and self._attribute(place, "metacopy") is not None
+            search.metacopy = place.is_file and self._attribute(place, "metacopy") is not None
             search.stop = not search.metacopy
             if not search.metacopy or search.last:
                 return place
@@ -317,15 +353,18 @@ class Lowers:
     def _in_data_layers(self, redirect: str) -> Place | None:
         if redirect.startswith("/"):
             for layer in range(self._merged, len(self._layers)):
-                place = self._look(layer, redirect[1:])
-                if place and stat.S_ISREG(place.status.st_mode):
+                path = TOP
+                for name in redirect[1:].split("/"):
+                    path = TreePath(path, name)
+                place = self._look(layer, path)
+                if place and place.is_file:
                     return place
         return None
 
-    def _is_whiteout_file(self, place: Place, base: str) -> bool:
+    def _is_whiteout_file(self, place: Place, base: TreePath) -> bool:
         # A lower made for nested overlays marks deletions by attributes: overlayfs.rst, "Nesting
         # overlayfs mounts".
-        if not stat.S_ISREG(place.status.st_mode) or place.status.st_size:
+        if not (place.is_file and place.is_empty):
             return False
         if self._attribute(place, "whiteout") is None:
             return False
@@ -351,31 +390,49 @@ class Lowers:
                 return None
             fail(f"cannot read the attribute {name} of {self.shown(place.layer, place.path)}", error)
 
-    def _look(self, layer: int, path: str) -> Place | None:
+    def _look(self, layer: int, path: TreePath) -> Place | None:
         try:
             fd = self._open(layer, path, LOOK)
         except OSError as error:
-            if path and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            if path.parent and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
                 return None
             fail(f"cannot read {self.shown(layer, path)}", error)
         try:
-            return Place(layer=layer, path=path, status=os.fstat(fd))
+            return Place(layer, path, os.fstat(fd))
         finally:
             os.close(fd)
 
-    def _open(self, layer: int, path: str, flags: int) -> int:
-        fd = os.open(self._layers[layer], READ_TOP_DIRECTORY)
-        if not path:
-            return fd
-        *directories, name = path.split("/")
-        try:
-            for directory in directories:
-                inner = os.open(directory, STEP, dir_fd=fd)
+    def _open(self, layer: int, path: TreePath, flags: int) -> int:
+        if path.parent is None:
+            return os.open(self._layers[layer], READ_TOP_DIRECTORY)
+        return os.open(path.name, flags, dir_fd=self._directory(layer, path.parent))
+
+    def _directory(self, layer: int, path: TreePath) -> int:
+        """Give a directory of a layer, open; it stays so until another one is asked for."""
+        known, fd = self._open_directories.pop(layer, (None, -1))
+        if known is not path:
+            way = []
+            step = path
+            while step is not known and step.parent is not None:
+                way.append(step.name)
+                step = step.parent
+            if step is not known:
+                if fd >= 0:
+                    os.close(fd)
+                fd = os.open(self._layers[layer], READ_TOP_DIRECTORY)
+            try:
+                while way:
+                    inner = os.open(way.pop(), STEP, dir_fd=fd)
+                    fd, outer = inner, fd
+                    os.close(outer)
+            except OSError:
                 os.close(fd)
-                fd = inner
-            return os.open(name, flags, dir_fd=fd)
-        finally:
-            os.close(fd)
+                raise
+        if len(self._open_directories) >= _MOST_OPEN:
+            oldest = next(iter(self._open_directories))
+            os.close(self._open_directories.pop(oldest)[1])
+        self._open_directories[layer] = path, fd
+        return fd
 
 
 class _Search:

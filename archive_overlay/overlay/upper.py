@@ -133,6 +133,7 @@ class _Reader:
         if self._attributes_of >= 0:
             self._close_attributes()
         self._descent.close()
+        self._lowers.close()
 
     def read(self) -> Generator[Change, None, None]:
         level: _Level | None = None
@@ -321,18 +322,19 @@ class _Reader:
         try:
             if place.is_directory:
                 return self._lower_directory(level, name, found.places, fd)
-            if found.data is None or not stat.S_ISREG(place.status.st_mode):
+            if found.data is None or not place.is_file:
                 return self._special(fd, level, name)
+            status = os.fstat(fd)
             shared = 0
-            if place.status.st_nlink > 1:
-                shared, link_to = self._first_name(level, name, place.status)
+            if status.st_nlink > 1:
+                shared, link_to = self._first_name(level, name, status)
                 if link_to:
                     return Change(
-                        FILE, level.path, name, place.status, NO_ATTRIBUTES, shared=shared, link_to=link_to
+                        FILE, level.path, name, status, NO_ATTRIBUTES, shared=shared, link_to=link_to
                     )
             attributes, _ = self._attributes(f"/proc/self/fd/{fd}", fd, level, name)
             self._file = self._lowers.open_to_read(found.data)
-            return Change(FILE, level.path, name, place.status, attributes, shared=shared, fd=self._file)
+            return Change(FILE, level.path, name, status, attributes, shared=shared, fd=self._file)
         finally:
             os.close(fd)
 
@@ -345,7 +347,7 @@ class _Reader:
         level.names = sorted(lower, reverse=True)
         self._levels.append(level)
         self._only_below += 1
-        return Change(DIRECTORY, parent.path, name, places[0].status, attributes)
+        return Change(DIRECTORY, parent.path, name, os.fstat(fd), attributes)
 
     def _close_file(self) -> None:
         # Not there any more before it is closed: a signal in between must not have it closed twice.
