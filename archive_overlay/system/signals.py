@@ -16,13 +16,34 @@ if TYPE_CHECKING:
 TERMINATE: int = _signal.SIGTERM
 INTERRUPT: int = _signal.SIGINT
 KILL: int = _signal.SIGKILL
-_ENDING = (TERMINATE, INTERRUPT)
+# All that end a process by default (signal(7)), but for KILL, those of a fault of the process itself, and the two that
+# Python ignores, so that a system call fails instead: SIGPIPE (EPIPE) and SIGXFSZ (EFBIG). An alarm survives execve, so
+# whoever starts the program may have set one.
+_ENDING: tuple[int, ...] = (
+    TERMINATE,
+    INTERRUPT,
+    _signal.SIGHUP,  # the terminal is gone
+    _signal.SIGQUIT,
+    _signal.SIGXCPU,  # RLIMIT_CPU; SIGKILL comes at the hard limit
+    _signal.SIGALRM,
+    _signal.SIGVTALRM,
+    _signal.SIGPROF,
+    _signal.SIGUSR1,
+    _signal.SIGUSR2,
+    _signal.SIGIO,
+    _signal.SIGPWR,
+    *range(_signal.SIGRTMIN, _signal.SIGRTMAX + 1),
+)
 
 
 def on_end(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Have a function called when the program is asked to end."""
+    """Have a function called when the program is asked to end.
+
+    Signals that the program's caller ignores stay ignored, as nohup(1) wants it.
+    """
     for number in _ENDING:
-        _signal.signal(number, handler)
+        if _signal.getsignal(number) is not _signal.SIG_IGN:
+            _signal.signal(number, handler)
 
 
 def hear_of_children() -> None:

@@ -195,6 +195,8 @@ class ZstdProgram:
             # What it has not compressed yet could keep it busy, and the file open, long after this process was
             # killed.
             preexec_fn=kernel.end_with_parent,
+            # A write beyond RLIMIT_FSIZE then fails there too, and is reported, instead of killing it (SIGXFSZ).
+            restore_signals=False,
         )
         assert self._process.stdin is not None
         self._input = self._process.stdin

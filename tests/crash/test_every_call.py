@@ -20,6 +20,8 @@ each_case = pytest.mark.parametrize(
     [case for case in CASES if case.if_exists != "backup" or case.method.name not in ("tar.gz", "tar.zst")],
 )
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU)
+
 
 def test_no_method_is_left_out() -> None:
     assert {case.method.name for case in CASES} | HAVE_TESTS_OF_THEIR_OWN.keys() == METHODS.keys()
@@ -82,7 +84,7 @@ def test_a_signal_at_any_call_leaves_no_debris(places: Places, case: Case) -> No
     settled = Settled(case)
 
     def interrupt(place: Place, index: int) -> list[str]:
-        number = (signal.SIGTERM, signal.SIGINT)[index % 2]
+        number = SIGNALS[index % len(SIGNALS)]
         place.lay_out(case)
         outcome = faults.send(place.hook(case), calls, index, number)
         wrong = place.judge(case)

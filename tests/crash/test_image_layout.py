@@ -237,7 +237,7 @@ def test_a_signal_at_any_call_leaves_no_debris(place: Place) -> None:
     ("call", "what", "status"),
     [
         ("sendmsg", "signal=KILL", 128 + signal.SIGKILL),
-        ("sendmsg", "signal=TERM", 128 + signal.SIGTERM),
+        ("sendmsg", "signal=HUP", 128 + signal.SIGHUP),
         ("recvmsg", "signal=KILL", 1),
         ("recvmsg", "error=EIO", 1),
     ],
