@@ -16,6 +16,7 @@ from archive_overlay.overlay.locate import find_overlay
 from archive_overlay.overlay.upper import read_changes
 from archive_overlay.system.flush import Never, ToDisk
 from archive_overlay.system.metadata import is_twin
+from archive_overlay.system.patience import Patience
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -43,6 +44,7 @@ class Run(Record):
         context: what placeholders in paths stand for.
         paths: where archives and markers may be.
         policy: what archives may hold; None: anything.
+        patience: how long it may still wait for other programs.
         flush: when something counts as written.
         ledger: what became of the requests so far.
         log: takes what happens.
@@ -54,6 +56,7 @@ class Run(Record):
     context: Context
     paths: Paths
     policy: Policy | None
+    patience: Patience
     flush: Flush
     ledger: Ledger
     log: Log
@@ -106,6 +109,7 @@ def run(settings: Settings, log: Log) -> int:
         context=Context(id=state.id, timestamp=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())),
         paths=Paths(settings.allowed),
         policy=_policy(settings),
+        patience=Patience(),
         flush=ToDisk() if settings.fsync else Never(),
         ledger=ledger,
         log=log,
@@ -145,7 +149,7 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> No
         by = f"to {ledger.moved[upper]}" if upper in ledger.moved else "by an earlier run of this hook"
         raise ArchiveError(f"the upperdir {upper} has been moved {by}")
     log.debug(f"archive {request.name}: the upperdir of {request.mount_point} is {upper}")
-    destination = writer.destination(request, upper=upper, paths=run.paths, log=log)
+    destination = writer.destination(request, upper=upper, paths=run.paths, patience=run.patience, log=log)
     path = destination.path
     ledger.expect_free(request, path)
     marker = None

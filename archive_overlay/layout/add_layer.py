@@ -8,7 +8,6 @@ Source: OCI image specification, image-layout.md, image-index.md, manifest.md, c
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from archive_overlay.destination.apart import keep_apart
 from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.layout.layer import Layer
+from archive_overlay.layout.lock import lock
 from archive_overlay.layout.provenance import CREATED_BY, Provenance
 from archive_overlay.layout.read import (
     BLOBS,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from archive_overlay.destination.paths import Paths
     from archive_overlay.log import Log
     from archive_overlay.system.flush import Flush
+    from archive_overlay.system.patience import Patience
 
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 _INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -58,8 +59,6 @@ _ARCHITECTURES = {
     "armv7l": "arm",
     "loongarch64": "loong64",
 }
-_LOCK_SECONDS = 300
-_LOCK_POLL_SECONDS = 0.05
 
 
 class LayoutDestination(Record):
@@ -71,7 +70,8 @@ class LayoutDestination(Record):
         parent: tag of the image that is built upon: the same one by default.
         provenance: where the layer comes from, without the numbers that are known when it is written.
         paths: how to get there.
-        log: is told if publishing has to wait for another program.
+        patience: how long publishing may wait for another program.
+        log: is told if it does.
     """
 
     path: str
@@ -79,6 +79,7 @@ class LayoutDestination(Record):
     parent: str
     provenance: Provenance
     paths: Paths
+    patience: Patience
     log: Log
 
     def stage(self, flush: Flush, log: Log) -> Staging:
@@ -100,8 +101,9 @@ class LayoutDestination(Record):
         """
         assert isinstance(result, Layer)
         try:
-            layout = _open_locked(self.path, self.paths, self.log)
+            layout = self.paths.open(self.path)
             try:
+                lock(layout, self.path, self.patience, self.log)
                 return _add_layer(self, layout, staging, result)
             finally:
                 os.close(layout)
@@ -110,7 +112,14 @@ class LayoutDestination(Record):
 
 
 def judge_destination(
-    archive_to: str, *, parent: str, provenance: Provenance, upper: str, paths: Paths, log: Log
+    archive_to: str,
+    *,
+    parent: str,
+    provenance: Provenance,
+    upper: str,
+    paths: Paths,
+    patience: Patience,
+    log: Log,
 ) -> LayoutDestination:
     """Refuse all that can be refused before anything is written.
 
@@ -120,7 +129,8 @@ def judge_destination(
         provenance: where the layer comes from.
         upper: the upperdir that is archived.
         paths: where it may be.
-        log: is told if publishing has to wait for another program.
+        patience: how long publishing may wait for another program.
+        log: is told if it does.
 
     Raises:
         ArchiveError: there is something else, the layout is damaged, its path is none that other programs
@@ -137,7 +147,13 @@ def judge_destination(
     path = paths.resolve(path, "archive-to")
     keep_apart("archive-to", path, upper)
     destination = LayoutDestination(
-        path=path, tag=tag, parent=parent or tag, provenance=provenance, paths=paths, log=log
+        path=path,
+        tag=tag,
+        parent=parent or tag,
+        provenance=provenance,
+        paths=paths,
+        patience=patience,
+        log=log,
     )
     try:
         layout = paths.open(path)
@@ -312,24 +328,6 @@ class _Files:
             file.write(data)
             file.flush()
             self._flush.file(fd)
-
-
-def _open_locked(path: str, paths: Paths, log: Log) -> int:
-    """Open a layout's directory, and wait until no other hook writes to it."""
-    layout = paths.open(path)
-    for attempt in range(int(_LOCK_SECONDS / _LOCK_POLL_SECONDS)):
-        try:
-            fcntl.flock(layout, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return layout
-        except BlockingIOError:
-            if attempt == 0:
-                log.info(
-                    f"waiting for another program, which holds the lock of the image layout {path}, for at most"
-                    f" {_LOCK_SECONDS} s"
-                )
-            time.sleep(_LOCK_POLL_SECONDS)
-    os.close(layout)
-    raise ArchiveError(f"the image layout {path} has been locked by another program for {_LOCK_SECONDS} s")
 
 
 def _is_new(layout: int) -> bool:

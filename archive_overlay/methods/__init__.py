@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
     from archive_overlay.system.flush import Flush
+    from archive_overlay.system.patience import Patience
 
     class Request(Protocol):
         """What a method has to know of a request to find the archive's place.
@@ -88,14 +89,17 @@ if TYPE_CHECKING:
                 ArchiveError: the method cannot archive this overlay now.
             """
 
-        def destination(self, request: Request, *, upper: str, paths: Paths, log: Log) -> Destination:
+        def destination(
+            self, request: Request, *, upper: str, paths: Paths, patience: Patience, log: Log
+        ) -> Destination:
             """Judge where the archive is to be visible.
 
             Args:
                 request: says where.
                 upper: the upperdir that is archived.
                 paths: where archives may be.
-                log: is told if publishing has to wait.
+                patience: how long publishing may wait for other programs.
+                log: is told if it does.
 
             Raises:
                 ArchiveError: the archive cannot be there.

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Attributes, Change
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.system.patience import Patience
 
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
 _SPECIAL_BITS = 0o1000  # from here on: sticky, set-group-ID, set-user-ID
@@ -63,7 +64,7 @@ def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
     """Nothing is refused. See `methods.Writer`."""
 
 
-def destination(request: Request, *, upper: str, paths: Paths, log: Log) -> Destination:
+def destination(request: Request, *, upper: str, paths: Paths, patience: Patience, log: Log) -> Destination:
     """A directory. See `methods.Writer`."""
     return judge_destination(
         request.archive_to, makes="directory", if_exists=request.if_exists, upper=upper, paths=paths

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.system.patience import Patience
 
 
 def require(compression: str) -> None:
@@ -45,9 +46,9 @@ def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
         )
 
 
-def destination(request: Request, *, upper: str, paths: Paths, log: Log) -> Destination:
+def destination(request: Request, *, upper: str, paths: Paths, patience: Patience, log: Log) -> Destination:
     """A directory. See `methods.Writer`."""
-    return copy.destination(request, upper=upper, paths=paths, log=log)
+    return copy.destination(request, upper=upper, paths=paths, patience=patience, log=log)
 
 
 def write(changes: Iterator[Change], target: Target, log: Log) -> None:

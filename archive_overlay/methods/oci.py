@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.system.patience import Patience
     from archive_overlay.tar.compress import Sink, Writer
 
 
@@ -36,13 +37,19 @@ def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
     """Nothing is refused. See `methods.Writer`."""
 
 
-def destination(request: Request, *, upper: str, paths: Paths, log: Log) -> Destination:
+def destination(request: Request, *, upper: str, paths: Paths, patience: Patience, log: Log) -> Destination:
     """A tag of an image layout. See `methods.Writer`."""
     provenance = Provenance(
         container=request.container, archive=request.name, mount_point=request.mount_point
     )
     return judge_destination(
-        request.archive_to, parent=request.parent, provenance=provenance, upper=upper, paths=paths, log=log
+        request.archive_to,
+        parent=request.parent,
+        provenance=provenance,
+        upper=upper,
+        paths=paths,
+        patience=patience,
+        log=log,
     )
 
 

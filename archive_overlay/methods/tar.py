@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.system.patience import Patience
 
 
 def require(compression: str) -> None:
@@ -27,7 +28,7 @@ def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
     """Nothing is refused. See `methods.Writer`."""
 
 
-def destination(request: Request, *, upper: str, paths: Paths, log: Log) -> Destination:
+def destination(request: Request, *, upper: str, paths: Paths, patience: Patience, log: Log) -> Destination:
     """A file. See `methods.Writer`."""
     return judge_destination(
         request.archive_to, makes="file", if_exists=request.if_exists, upper=upper, paths=paths

@@ -559,15 +559,21 @@ def test_what_is_replaced_is_never_written_into(small: Saver, victim: Path) -> N
 
 @as_root
 @pytest.mark.parametrize("method", ["oci"])
-def test_whoever_locks_a_layout_makes_the_hook_wait_five_minutes_and_no_more(saver: Saver) -> None:
+@pytest.mark.parametrize("alone", [False, True], ids=["", "in-a-pid-namespace"])
+def test_whoever_locks_a_layout_makes_the_hook_wait_five_minutes_and_no_more(
+    saver: Saver, alone: bool
+) -> None:
     tools.need("strace")
     saver.overlay.change(lambda root: (root / "made").touch())
     assert saver.run().status == 0
     before = contents(saver.archive)
     lock = os.open(saver.archive, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    more = hooks.annotations("more", mount_point="/data", archive_to=f"{saver.archive}:more", method="oci")
     bundle = hooks.Bundle(
-        saver.directory / "bundle", mounts=[saver.overlay.spec_mount()], annotations=saver.asks(success=None)
+        saver.directory / "bundle",
+        mounts=[saver.overlay.spec_mount()],
+        annotations={**saver.asks(success=None), **more},
     )
     calls = saver.directory / "calls"
 
@@ -586,6 +592,7 @@ def test_whoever_locks_a_layout_makes_the_hook_wait_five_minutes_and_no_more(sav
                 "-e",
                 f"inject={naps}:retval=0",
             ),
+            *(("/usr/bin/unshare", "--mount", "--pid", "--fork", "--mount-proc") if alone else ()),
             *(*hooks.command(), "--bundle", str(bundle.directory)),
         ],
         stdin=subprocess.DEVNULL,
@@ -597,9 +604,18 @@ def test_whoever_locks_a_layout_makes_the_hook_wait_five_minutes_and_no_more(sav
     os.close(lock)
 
     result = hooks.Result(done.returncode, done.stdout, done.stderr)
+    name = Path("/proc/self/comm").read_text().strip()
+    who = "another program" if alone else f"another program (pid {os.getpid()}, {name})"
     assert result.status == 1
-    assert "has been locked by another program for 300 s" in result.only_error()
-    assert len(calls.read_text().splitlines()) == 300 * 20
+    assert result.messages("info") == [
+        f"waiting for {who}, which holds the lock of the image layout {saver.archive}, for at most 300 s"
+    ]
+    errors = result.messages("error")
+    assert [error.partition(":")[0] for error in errors] == ["archive data", "archive more"]
+    assert all(
+        f"is locked by {who}, and this run has waited for locks for 300 s" in error for error in errors
+    )
+    assert calls.read_text().count("(INJECTED)") == 300 * 20, "both together"
     expect_equal(before, contents(saver.archive))
 
 

@@ -162,8 +162,8 @@ def test_a_command_of_a_person_cleans_up_too(scratch: Path, number: signal.Signa
 
     done = subprocess.run(
         [
-            *("strace", "-f", "-qq", "-o", scratch / "calls", "-e", "trace=utimensat", "-e", inject),
-            *(*hooks.command(), "extract", scratch / "layout", scratch / "out" / "now"),
+            *("strace", "-f", "-qq", "-o", str(scratch / "calls"), "-e", "trace=utimensat", "-e", inject),
+            *(*hooks.command(), "extract", str(scratch / "layout"), str(scratch / "out" / "now")),
         ],
         capture_output=True,
         env={},

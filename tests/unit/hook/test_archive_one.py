@@ -23,6 +23,7 @@ from archive_overlay.log import Log
 from archive_overlay.settings import Settings
 from archive_overlay.system.flush import Never
 from archive_overlay.system.metadata import make_twin
+from archive_overlay.system.patience import Patience
 from tests.support.flushing import open_files
 
 if TYPE_CHECKING:
@@ -390,6 +391,7 @@ def test_nothing_of_the_upperdir_is_open_any_more_when_a_failure_is_cleaned_up(c
         context=context,
         paths=Paths(),
         policy=None,
+        patience=Patience(),
         flush=Never(),
         ledger=Ledger({"data": keys}, log),
         log=log,

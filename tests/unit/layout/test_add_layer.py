@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,12 +19,11 @@ from archive_overlay.layout.add_layer import judge_destination
 from archive_overlay.layout.layer import MEDIA_TYPES, Layer
 from archive_overlay.layout.provenance import Provenance
 from archive_overlay.log import Log
+from archive_overlay.system.patience import Patience
 from tests.support import image_layouts
 from tests.support.flushing import Flushed, open_files
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from archive_overlay.layout.add_layer import LayoutDestination
 
 TAR = bytes(10240)  # a tar with nothing in it
@@ -46,6 +46,7 @@ class Stop:
         self.said: list[str] = []
         self.flushed = Flushed(directory)
         self.log = Log("info", [self])
+        self.patience = Patience()
 
     def write(self, level: str, message: str) -> None:
         self.said.append(f"{level}: {message}")
@@ -57,6 +58,7 @@ class Stop:
             provenance=Provenance(container="c1", archive="data", mount_point="/data"),
             upper=str(self.upper),
             paths=Paths(),
+            patience=self.patience,
             log=self.log,
         )
 
@@ -341,14 +343,24 @@ def test_a_layout_that_another_program_has_locked_is_waited_for_but_not_for_ever
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     with pytest.raises(
-        ArchiveError, match=f"the image layout {stop.layout} has been locked by another program for 300 s"
+        ArchiveError,
+        match=f"the image layout {stop.layout} is locked by another program .*waited for locks for 300 s",
     ):
         stop.add()
 
     assert round(sum(slept)) == 300
     assert max(slept) < 1
-    assert [line.partition(",")[0] for line in stop.said] == ["info: waiting for another program"]
-    assert str(stop.layout) in stop.said[0]
+    name = Path("/proc/self/comm").read_text().strip()
+    assert stop.said == [
+        f"info: waiting for another program (pid {os.getpid()}, {name}), which holds the lock of the image layout"
+        f" {stop.layout}, for at most 300 s"
+    ]
+
+    with pytest.raises(ArchiveError, match="waited for locks for 300 s, which is all that it may"):
+        stop.add()
+
+    assert round(sum(slept)) == 300, "the second one does not wait again"
+    assert len(stop.said) == 1
     os.close(lock)
     assert open_files(stop.directory) == []
     assert stop.add(tar=bytes(20480)) == "revision 2 of latest", "and nobody has it now"
