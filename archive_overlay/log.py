@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 LEVELS = {"trace": 0, "debug": 1, "info": 2, "warning": 3, "error": 4, "fatal": 5, "panic": 6}
 LEVEL_NAMES = ("trace", "debug", "info", "warn", "warning", "error", "fatal", "panic")
 
+# A path that a container made can be as long as there are directories in it.
+_LONGEST = 16 * 1024
+# How many warnings of a kind.
+_WRITTEN = 10
+
 _COLOURS = {"trace": 37, "debug": 37, "info": 36, "warning": 33, "error": 31, "fatal": 31, "panic": 31}
 _PRIORITIES = {
     "trace": "LOG_DEBUG",
@@ -77,9 +82,40 @@ class Log:
     def _write(self, level: str, message: str) -> None:
         if LEVELS[level] < self._threshold:
             return
-        line = escape(message)
+        line = escape(message if len(message) <= _LONGEST else _shortened(message))
         for sink in self._sinks:
             sink.write(level, line)
+
+
+class Repeated:
+    """Warnings of which a container can cause any number: the first of each kind are written, the others counted.
+
+    Args:
+        log: takes them.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._counts: dict[str, int] = {}
+
+    def warning(self, kind: str, message: str) -> None:
+        """Say what was left out.
+
+        Args:
+            kind: what is counted, as "sockets left out".
+            message: names this one.
+        """
+        count = self._counts.get(kind, 0)
+        self._counts[kind] = count + 1
+        if count < _WRITTEN:
+            self._log.warning(message)
+
+    def finish(self) -> None:
+        """Say how many more there were."""
+        for kind, count in self._counts.items():
+            if count > _WRITTEN:
+                self._log.warning(f"{kind}: {count - _WRITTEN} more, not named here")
+        self._counts.clear()
 
 
 class StreamSink:
@@ -142,6 +178,12 @@ def escape(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() and char != "\\" else _escaped(char) for char in text)
+
+
+def _shortened(message: str) -> str:
+    """Leave the middle of a message out: what happened is at its beginning, and why at its end."""
+    half = _LONGEST // 2
+    return f"{message[:half]} [... {len(message) - 2 * half} characters ...] {message[-half:]}"
 
 
 def _escaped(char: str) -> str:

@@ -9,6 +9,7 @@ import os
 
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.log import Repeated
 from archive_overlay.marks import FUSE_SECURITY, FUSE_USER, OPAQUE_MARKER, TRUSTED, USER, WHITEOUT_PREFIX
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
@@ -128,7 +129,7 @@ class TarWriter:
         self._output = output
         self._opaque_attribute = opaque_attribute
         self._owner = owner
-        self._log = log
+        self._warnings = Repeated(log)
         self._gathered = bytearray()
         self._length = 0
 
@@ -141,7 +142,9 @@ class TarWriter:
         """
         kind = change.kind
         if kind is SOCKET:
-            self._log.warning(f"{change.shown} is left out: it is a socket, which a tar cannot hold")
+            self._warnings.warning(
+                "sockets left out", f"{change.shown} is left out: it is a socket, which a tar cannot hold"
+            )
             return
         if not self._opaque_attribute and change.name.startswith(WHITEOUT_PREFIX):
             raise ArchiveError(
@@ -174,6 +177,7 @@ class TarWriter:
         self._gathered += bytes(-(self._length + len(self._gathered)) % _RECORD)
         self._flush()
         self._output.finish()
+        self._warnings.finish()
 
     def _add_whiteout(self, change: Change) -> None:
         uid, gid = self._owner or (change.uid, change.gid)
@@ -352,9 +356,10 @@ class TarWriter:
             lost |= _SET_USER_ID if uid != change.uid else 0
             lost |= _SET_GROUP_ID if gid != change.gid else 0
         if change.mode & lost:
-            self._log.warning(
+            self._warnings.warning(
+                "set-user-ID and set-group-ID left out",
                 f"{change.shown}: set-user-ID and set-group-ID are left out, because tar-content-owner replaces"
-                " its owner"
+                " its owner",
             )
         return change.mode & ~lost
 
@@ -365,8 +370,9 @@ class TarWriter:
             key = os.fsencode(name)
             if not self._opaque_attribute:
                 if name.startswith(_OVERLAY_ATTRIBUTES) and not name.startswith(_ESCAPED_ATTRIBUTES):
-                    self._log.warning(
-                        f"{change.shown}: the attribute {name} is left out, because readers of OCI layers act on it"
+                    self._warnings.warning(
+                        "attributes left out",
+                        f"{change.shown}: the attribute {name} is left out, because readers of OCI layers act on it",
                     )
                     continue
                 if b"=" in key:
@@ -374,9 +380,10 @@ class TarWriter:
                         f"the attribute {name} of {change.shown} cannot be stored: OCI layers have no form for ="
                     )
             elif b"=" in key:
-                self._log.warning(
+                self._warnings.warning(
+                    "attributes with = in their names",
                     f"{change.shown}: the attribute {name} has = in its name, which not every program that reads"
-                    " tars restores; GNU tar does"
+                    " tars restores; GNU tar does",
                 )
                 key = key.replace(b"%", b"%25").replace(b"=", b"%3D")
             keys.append((_ATTRIBUTE + key, name))

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
-    from archive_overlay.log import Log
+    from archive_overlay.log import Repeated
     from archive_overlay.overlay.change import Attributes, LargeAttributes
     from archive_overlay.overlay.dialect import Dialect
 
@@ -53,7 +53,7 @@ def read_attributes(
     file: int | str,
     names: list[str],
     dialect: Dialect,
-    log: Log,
+    warnings: Repeated,
     *,
     shown: Callable[[], str],
     on_demand: Callable[[dict[str, int]], LargeAttributes],
@@ -64,7 +64,7 @@ def read_attributes(
         file: a file descriptor, or the name of one in /proc/self/fd.
         names: the attributes that it has.
         dialect: whose marks are believed.
-        log: takes a warning of each attribute that is left out for being somebody else's mark.
+        warnings: takes one of each attribute that is left out though it says something of the entry.
         shown: gives its path, for messages.
         on_demand: gives attributes with values of these sizes, by name; called if they are too many to be held.
 
@@ -112,9 +112,15 @@ def read_attributes(
             marks.redirect = os.fsdecode(value) if key == "redirect" else marks.redirect
         elif key == "nlink":
             marks.other_names = _names_elsewhere(value)
+        elif key == "protattr":
+            warnings.warning(
+                "flags of chattr left out",
+                f"{shown()}: it was made {_flags(value)} (chattr), which is left out: no archive holds that",
+            )
         elif key not in BOOKKEEPING:
-            log.warning(
-                f"{shown()}: the attribute {name} is left out, because it would mean something to an overlay"
+            warnings.warning(
+                "attributes left out",
+                f"{shown()}: the attribute {name} is left out, because it would mean something to an overlay",
             )
     if held > _HELD_TOGETHER:
         return on_demand(sizes), marks
@@ -132,6 +138,12 @@ def _owner(value: bytes) -> tuple[int, int, int] | None:
     if max(len(uid), len(gid), len(mode)) > _MOST_DIGITS:
         return None
     return int(uid), int(gid), int(mode, 8) & 0o7777
+
+
+def _flags(protection: bytes) -> str:
+    """Say what the kernel noted of an entry, whose real file has none of it (fs/overlayfs/util.c, ovl_check_protattr)."""
+    known = {ord("i"): "immutable", ord("a"): "append-only"}
+    return " and ".join(known[flag] for flag in protection if flag in known) or repr(protection)
 
 
 def _names_elsewhere(nlink: bytes) -> bool:

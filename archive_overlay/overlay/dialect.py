@@ -112,5 +112,5 @@ RAW = Dialect(
 OPAQUE_MARKERS = frozenset((OPAQUE_MARKER, ".wh..opq"))
 
 # What the kernel and fuse-overlayfs note for themselves, without the namespace. It describes one mount
-# of one upperdir, and is left out of archives.
-BOOKKEEPING = frozenset(("origin", "impure", "nlink", "upper", "uuid", "protattr"))
+# of one upperdir, and is left out of archives. So is protattr, but with a warning.
+BOOKKEEPING = frozenset(("origin", "impure", "nlink", "upper", "uuid"))

@@ -12,6 +12,7 @@ import os
 import stat
 
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.log import Repeated
 from archive_overlay.marks import OPAQUE_MARKER, WHITEOUT_PREFIX
 from archive_overlay.overlay.attributes import (
     NO_ATTRIBUTES,
@@ -112,7 +113,7 @@ class _Reader:
     def __init__(self, overlay: OverlayMount, log: Log, deletions_first: bool) -> None:
         self._upper = overlay.upper
         self._dialect: Dialect = overlay.dialect
-        self._log = log
+        self._warnings = Repeated(log)
         self._deletions_first = deletions_first
         self._lowers = Lowers(overlay)
         self._lower_owners = overlay.lower_owners
@@ -134,6 +135,7 @@ class _Reader:
             self._close_attributes()
         self._descent.close()
         self._lowers.close()
+        self._warnings.finish()
 
     def read(self) -> Generator[Change, None, None]:
         level: _Level | None = None
@@ -396,7 +398,7 @@ class _Reader:
             file,
             names,
             self._dialect,
-            self._log,
+            self._warnings,
             shown=lambda: self._shown(level, name),
             on_demand=on_demand,
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from archive_overlay.log import LEVEL_NAMES, Log, StreamSink, canonical_level, escape
+from archive_overlay.log import LEVEL_NAMES, Log, Repeated, StreamSink, canonical_level, escape
 
 
 @pytest.fixture
@@ -74,3 +74,44 @@ def test_a_line_that_cannot_be_written_is_no_error() -> None:
         Log("info", [StreamSink(full, terminal=False)]).info("lost")
     finally:
         os.close(full)
+
+
+class Said:
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def write(self, level: str, message: str) -> None:
+        self.lines.append(f"{level}: {message}")
+
+
+def test_a_long_message_loses_its_middle() -> None:
+    said = Said()
+    log = Log("info", [said])
+
+    log.error("e" * 16384)
+    log.error(f"cannot read {'d/' * 500_000}: gone; try again")
+
+    assert said.lines[0] == f"error: {'e' * 16384}"
+    assert len(said.lines[1]) < 17_000
+    assert said.lines[1].startswith("error: cannot read d/d/")
+    assert " [... 983645 characters ...] " in said.lines[1]
+    assert said.lines[1].endswith("d/: gone; try again")
+
+
+def test_of_many_warnings_of_a_kind_the_first_are_written_and_the_others_counted() -> None:
+    said = Said()
+    warnings = Repeated(Log("info", [said]))
+    for number in range(10):
+        warnings.warning("letters left out", f"letter {number}")
+    for number in range(1000):
+        warnings.warning("sockets left out", f"socket {number}")
+    warnings.finish()
+    warnings.finish()
+
+    assert said.lines == [
+        *(f"warning: letter {number}" for number in range(10)),
+        *(f"warning: socket {number}" for number in range(10)),
+        "warning: sockets left out: 990 more, not named here",
+    ]
