@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MOST_JOBS = 1024
+# What may come after a number, and how many bits that is.
+_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 # Of --help. Else argparse would ask the environment, by way of shutil, which takes 2 ms to import.
 _WIDTH = 78
 
@@ -184,10 +186,16 @@ def _build_hook_parser() -> argparse.ArgumentParser:
         "--max-bytes",
         metavar="N",
         type=_number,
-        help="refuse a change set with more bytes than this in its files, holes not counted",
+        help=(
+            "refuse an archive with more bytes than this before compression: contents, names, attributes, and for method"
+            " oci the zeros that holes become. 10K, 512M, 10G and 1T are in steps of 1024"
+        ),
     )
     parser.add_argument(
-        "--max-entries", metavar="N", type=_number, help="refuse a change set with more entries than this"
+        "--max-entries",
+        metavar="N",
+        type=_number,
+        help="refuse a change set with more entries than this, directories and deletions counted",
     )
     parser.add_argument(
         "--jobs",
@@ -332,9 +340,15 @@ def _log_level(value: str) -> str:
 
 
 def _number(value: str) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) < 19):
-        raise _wrong(f"{value!r} is no whole number")
-    return int(value)
+    digits = value.removesuffix("iB")
+    bits = _UNITS.get(digits[-1:].upper(), 0)
+    if bits:
+        digits = digits[:-1]
+    elif digits != value:
+        digits = ""  # iB alone is no unit
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 19) or int(digits) << bits >> 63:
+        raise _wrong(f"{value!r} is not a whole number, or is too large; write 5000, 512M or 10G (1024 M)")
+    return int(digits) << bits
 
 
 def _count(value: str) -> int:

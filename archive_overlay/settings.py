@@ -17,8 +17,8 @@ class Settings(Record):
         rescue_dir: absolute path of the directory that keeps upperdirs whose archive failed, or None.
         allowed: directories in which archives may be; none: anywhere.
         setid: whether set-user-ID and set-group-ID bits and file capabilities may be in archives.
-        max_bytes: of the contents of an archive's files, holes not counted; None: any number.
-        max_entries: of an archive, deletions counted; None: any number.
+        max_bytes: of an archive, before compression; None: any number.
+        max_entries: of an archive, deletions and directories counted; None: any number.
         jobs: how many threads may work; 0: as many as there are processors for this process.
         fsync: whether archives are flushed to disk before they are published.
         log_level, log_file, syslog: see `log`.

@@ -171,8 +171,14 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> No
             whiteouts=request.whiteouts,
             jobs=run.settings.jobs,
             may_rename=may_rename,
+            max_bytes=run.settings.max_bytes,
         )
-        stream = read_changes(overlay, log, deletions_first=request.method.deletions_first)
+        stream = read_changes(
+            overlay,
+            log,
+            deletions_first=request.method.deletions_first,
+            max_entries=run.settings.max_entries,
+        )
         try:
             counted = tally.counted(stream)
             result = writer.write(run.policy.applied(counted) if run.policy else counted, target, log)
@@ -212,7 +218,7 @@ def _policy(settings: Settings) -> Policy | None:
         return None
     from archive_overlay.hook.policy import Policy
 
-    return Policy(setid=settings.setid, max_bytes=settings.max_bytes, max_entries=settings.max_entries)
+    return Policy(setid=settings.setid, max_entries=settings.max_entries)
 
 
 def _rescue_directory(settings: Settings, container: str, log: Log) -> RescueDirectory | None:

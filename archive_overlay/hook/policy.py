@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from archive_overlay.errors import ArchiveError
 from archive_overlay.overlay.change import WHITEOUT
 
@@ -15,54 +13,37 @@ if TYPE_CHECKING:
 
 _SET_ID_BITS = 0o6000
 _CAPABILITY = "security.capability"
-_BLOCK = 512  # the unit of st_blocks
 
 
 class Policy:
-    """Limits of what an archive may hold.
+    """Limits of what an archive may hold. Its bytes are counted where they are written (`methods.Allowance`).
 
     Args:
         setid: whether set-user-ID and set-group-ID bits and file capabilities may be in it.
-        max_bytes: of the contents of files, holes not counted; None: any number.
-        max_entries: deletions counted; None: any number.
+        max_entries: deletions and directories counted; None: any number.
     """
 
-    __slots__ = ("_max_bytes", "_max_entries", "_setid")
+    __slots__ = ("_max_entries", "_setid")
 
-    def __init__(
-        self, *, setid: bool = True, max_bytes: int | None = None, max_entries: int | None = None
-    ) -> None:
+    def __init__(self, *, setid: bool = True, max_entries: int | None = None) -> None:
         self._setid = setid
-        self._max_bytes = max_bytes
         self._max_entries = max_entries
 
     def applied(self, stream: Iterator[Change]) -> Iterator[Change]:
         """Give the changes as they may be archived.
 
         Raises:
-            ArchiveError: there are more, or more bytes, than allowed.
+            ArchiveError: there are more than allowed.
         """
-        entries = size = 0
+        entries = 0
         for change in stream:
             entries += 1 if change.name else 0
             if self._max_entries is not None and entries > self._max_entries:
                 raise ArchiveError(
                     f"the change set has more than {self._max_entries} entries, the most that is allowed"
                 )
-            if change.fd >= 0:
-                size += _stored_size(change)
-                if self._max_bytes is not None and size > self._max_bytes:
-                    raise ArchiveError(
-                        f"the change set has more than {self._max_bytes} bytes, the most that is allowed"
-                    )
             if not self._setid and change.kind is not WHITEOUT:
                 change.mode &= ~_SET_ID_BITS
                 if _CAPABILITY in change.attributes:
                     del change.attributes[_CAPABILITY]
             yield change
-
-
-def _stored_size(change: Change) -> int:
-    if not change.sparse:
-        return change.size
-    return min(change.size, os.fstat(change.fd).st_blocks * _BLOCK)

@@ -5,6 +5,7 @@ The documentation, the command line's errors and the hook all read the table bel
 
 from __future__ import annotations
 
+from archive_overlay.errors import ArchiveError
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -203,6 +204,41 @@ METHODS = {
 }
 
 
+class Allowance:
+    """How many bytes of one archive may still be written, before compression.
+
+    Args:
+        most: in all; None: any number.
+    """
+
+    __slots__ = ("_left", "_most")
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._left = 0 if most is None else most
+
+    def expect(self, count: int) -> None:
+        """Refuse what is going to be too much, before the first byte of it is written.
+
+        Args:
+            count: how many more bytes there will be.
+
+        Raises:
+            ArchiveError: that is more than allowed.
+        """
+        if self._most is not None and count > self._left:
+            raise ArchiveError(f"the archive has more than {self._most} bytes, the most that is allowed")
+
+    def take(self, count: int) -> None:
+        """Count bytes that are about to be written.
+
+        Raises:
+            ArchiveError: they are more than allowed.
+        """
+        self.expect(count)
+        self._left -= count
+
+
 class Target(Record):
     """Where a method writes to, and what it must know about the form of the archive.
 
@@ -216,6 +252,7 @@ class Target(Record):
         jobs: how many threads may work; 0: as many as there are processors for this process.
         flush: when something counts as written.
         may_rename: whether the upperdir may become the archive as it is, nobody having looked at it.
+        max_bytes: that are written before compression; None: any number.
     """
 
     staging: Staging
@@ -227,6 +264,7 @@ class Target(Record):
     whiteouts: str = "overlay"
     jobs: int = 1
     may_rename: bool = True
+    max_bytes: int | None = None
 
 
 def load(method: Method, compression: str) -> Writer:

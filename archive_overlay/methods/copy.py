@@ -10,8 +10,9 @@ import stat
 from archive_overlay.destination.publish import judge_destination
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import fail
+from archive_overlay.methods import Allowance
 from archive_overlay.methods.writer_process import write_beside
-from archive_overlay.overlay.attributes import NO_ATTRIBUTES
+from archive_overlay.overlay.attributes import NO_ATTRIBUTES, attributes_size
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from archive_overlay.system.patience import Patience
 
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
+_OPAQUE = b"y"
 _SPECIAL_BITS = 0o1000  # from here on: sticky, set-group-ID, set-user-ID
 _TYPES = {
     FIFO: stat.S_IFIFO,
@@ -97,6 +99,7 @@ class _Writer:
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._allowance = Allowance(target.max_bytes)
         self._made_as = -1, -1  # the owner of what is made in the copy
         self._descent: Descent | None = None
         self._open: list[tuple[Change, metadata.Attributes]] = []  # from the root down
@@ -104,6 +107,8 @@ class _Writer:
         self._set_aside = _SetAside(target.staging.directory)
 
     def add(self, change: Change) -> None:
+        if self._target.max_bytes is not None:
+            self._allowance.take(self._size(change))
         if self._descent is None:
             self._begin(change)
             return
@@ -115,7 +120,7 @@ class _Writer:
             self._links.link(change.shared, name, here)
             return
         if change.kind is FILE:
-            _copy_file(change, here, self._made_as)
+            _copy_file(change, here, self._made_as, self._allowance)
         elif change.kind is DIRECTORY:
             # Private until it is complete: it gets its owner and mode when it is left.
             os.mkdir(name, stat.S_IRWXU, dir_fd=here)
@@ -153,6 +158,17 @@ class _Writer:
         self._links.close()
         self._set_aside.close()
 
+    def _size(self, change: Change) -> int:
+        """Give the bytes that an entry takes: its name, attributes, target, and contents unless it may have holes."""
+        size = len(os.fsencode(change.name)) + len(os.fsencode(change.target))
+        if change.attributes:
+            size += attributes_size(change.attributes)
+        if change.opaque:
+            size += len(self._target.overlay.dialect.opaque_attribute) + len(_OPAQUE)
+        if change.kind is FILE and change.link_to is None and not change.sparse:
+            size += change.size
+        return size
+
     def _begin(self, root: Change) -> None:
         staging = self._target.staging.directory
         os.mkdir(ARCHIVE, stat.S_IRWXU, dir_fd=staging)
@@ -176,7 +192,7 @@ class _Writer:
 
     def _complete(self, fd: int, directory: Change, attributes: metadata.Attributes) -> None:
         if directory.opaque:
-            opaque = {self._target.overlay.dialect.opaque_attribute: b"y"}
+            opaque = {self._target.overlay.dialect.opaque_attribute: _OPAQUE}
             metadata.give_attributes(fd, directory, opaque)
         metadata.give(fd, directory, attributes, made_as=self._made_as)
 
@@ -297,13 +313,13 @@ class _OnDisk:
         return self._aside.take(self._start, self._count)
 
 
-def _copy_file(change: Change, directory: int, made_as: tuple[int, int]) -> None:
+def _copy_file(change: Change, directory: int, made_as: tuple[int, int], allowance: Allowance) -> None:
     # A set-user-ID bit must not be there before its owner is, and an ACL has a mode of its own.
     plain = change.mode < _SPECIAL_BITS and not change.attributes
     fd = os.open(change.name, CREATE, change.mode if plain else _PRIVATE, dir_fd=directory)
     try:
         if change.sparse:
-            if _copy_segments(change, fd) != change.size:
+            if _copy_segments(change, fd, allowance) != change.size:
                 raise change.changed()
         elif change.size <= _AT_ONCE:
             data = change.contents()
@@ -322,10 +338,11 @@ def _copy_file(change: Change, directory: int, made_as: tuple[int, int]) -> None
         os.close(fd)
 
 
-def _copy_segments(change: Change, target: int) -> int:
+def _copy_segments(change: Change, target: int, allowance: Allowance) -> int:
     """Copy what are no holes, and give the size that the source has."""
     os.truncate(target, change.size)
     for offset, length in sparse.segments(change.fd, change.size):
+        allowance.take(length)
         os.lseek(change.fd, offset, os.SEEK_SET)
         os.lseek(target, offset, os.SEEK_SET)
         if _copy_in_kernel(change.fd, target, length) != length:

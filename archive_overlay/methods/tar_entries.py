@@ -11,6 +11,7 @@ from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.log import Repeated
 from archive_overlay.marks import FUSE_SECURITY, FUSE_USER, OPAQUE_MARKER, TRUSTED, USER, WHITEOUT_PREFIX
+from archive_overlay.methods import Allowance
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -98,7 +99,11 @@ def write_tar(
             )
             try:
                 writer = TarWriter(
-                    around_tar(output), opaque_attribute=opaque_attribute, owner=target.owner, log=log
+                    around_tar(output),
+                    opaque_attribute=opaque_attribute,
+                    owner=target.owner,
+                    max_bytes=target.max_bytes,
+                    log=log,
                 )
                 for change in changes:
                     writer.add(change)
@@ -120,11 +125,18 @@ class TarWriter:
         opaque_attribute: the attribute that makes a directory opaque, in the overlay's native form;
             empty for the form of OCI layers.
         owner: user and group id of everything; None for the true owners.
+        max_bytes: of the tar; None: any number.
         log: takes warnings of what is left out.
     """
 
     def __init__(
-        self, output: Writer, *, opaque_attribute: str, owner: tuple[int, int] | None, log: Log
+        self,
+        output: Writer,
+        *,
+        opaque_attribute: str,
+        owner: tuple[int, int] | None,
+        max_bytes: int | None = None,
+        log: Log,
     ) -> None:
         self._output = output
         self._opaque_attribute = opaque_attribute
@@ -132,6 +144,8 @@ class TarWriter:
         self._warnings = Repeated(log)
         self._gathered = bytearray()
         self._length = 0
+        self._allowance = Allowance(max_bytes)
+        self._zeros = 0  # that holes have become
 
     def add(self, change: Change) -> None:
         """Add one change, and of a file its data.
@@ -213,15 +227,16 @@ class TarWriter:
         # In a layer holes are zeros (layer.md, "Sparse files SHOULD NOT be used"): an image with a sparse
         # entry can be pulled by podman, but not pushed or saved again.
         if change.sparse and not self._opaque_attribute:
-            _refuse_endless_zeros(change)
+            self._refuse_endless_zeros(change)
         elif change.sparse:
             holes = SparseMap(change)
             if holes.segments <= headers.MOST_SEGMENTS and holes.stored_size < change.size:
                 self._add_sparse(change, holes)
                 return
-            _refuse_endless_zeros(change)
+            self._refuse_endless_zeros(change)
             os.lseek(change.fd, 0, os.SEEK_SET)
         size = change.size
+        self._allowance.expect(len(self._gathered) + size)
         if change.attributes:
             self._add_header(change, type_flag=headers.REGULAR, size=size)
         else:
@@ -272,11 +287,22 @@ class TarWriter:
             if len(self._gathered) >= _GATHERED:
                 self._flush()
 
+    def _refuse_endless_zeros(self, change: Change) -> None:
+        # A container can make files with 8 EiB of holes in no time; to write so many zeros takes for ever.
+        self._zeros += max(0, change.size - os.fstat(change.fd).st_blocks * 512)
+        if self._zeros > _MOST_ZEROS:
+            raise ArchiveError(
+                f"{change.shown} cannot be stored: with it the archive has {self._zeros} bytes of holes that are"
+                " stored as zeros",
+                hint=f"{_MOST_ZEROS} are possible; method copy keeps all holes",
+            )
+
     def _flush(self) -> None:
         self._write(self._gathered)
         self._gathered.clear()
 
     def _write(self, data: bytes | bytearray) -> None:
+        self._allowance.take(len(data))
         self._output.write(data)
         self._length += len(data)
 
@@ -412,16 +438,6 @@ def _too_long(change: Change) -> ArchiveError:
         f"{change.shown} cannot be stored in a tar: its path has more than {_LONGEST_PATH} bytes",
         hint="method copy can hold it",
     )
-
-
-def _refuse_endless_zeros(change: Change) -> None:
-    # A container can make a file with 8 EiB of holes in no time; to write so many zeros takes for ever.
-    holes = change.size - os.fstat(change.fd).st_blocks * 512
-    if holes > _MOST_ZEROS:
-        raise ArchiveError(
-            f"{change.shown} cannot be stored: it has {holes} bytes of holes, which would be stored as zeros",
-            hint=f"{_MOST_ZEROS} are possible; method copy keeps all holes",
-        )
 
 
 class SparseMap:

@@ -153,3 +153,11 @@ def _names_elsewhere(nlink: bytes) -> bool:
         return nlink.startswith(b"U") and int(nlink[1:]) > -1
     except ValueError:
         return False
+
+
+def attributes_size(attributes: Attributes) -> int:
+    """Give the bytes of all names and values, reading none."""
+    names = sum(len(os.fsencode(name)) for name in attributes)
+    if isinstance(attributes, dict):
+        return names + sum(map(len, attributes.values()))
+    return names + sum(attributes.sizes.values())

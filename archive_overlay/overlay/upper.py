@@ -57,10 +57,12 @@ _KINDS = {
     stat.S_IFCHR: CHARACTER_DEVICE,
     stat.S_IFBLK: BLOCK_DEVICE,
 }
+# A directory of fuse-overlayfs may have two marks in it besides its own name and a mark that deletes what was there.
+_NAMES_PER_ENTRY = 4
 
 
 def read_changes(
-    overlay: OverlayMount, log: Log, *, deletions_first: bool = False
+    overlay: OverlayMount, log: Log, *, deletions_first: bool = False, max_entries: int | None = None
 ) -> Generator[Change, None, None]:
     """Read what the container changed, depth first.
 
@@ -72,11 +74,13 @@ def read_changes(
         overlay: what to read.
         log: takes warnings of what is left out.
         deletions_first: in each directory, give what was deleted before everything else.
+        max_entries: the caller takes no more changes than this, so listings that are much longer are not read to their
+            end. None: any number.
 
     Raises:
-        ArchiveError: something cannot be read, vanished, or does not stand on its own.
+        ArchiveError: something cannot be read, vanished, or does not stand on its own, or there is too much.
     """
-    reader = _Reader(overlay, log, deletions_first)
+    reader = _Reader(overlay, log, deletions_first, max_entries)
     try:
         yield from reader.read()
     finally:
@@ -110,11 +114,15 @@ class _Level:
 class _Reader:
     """The walk: one position, and what must be remembered on the way."""
 
-    def __init__(self, overlay: OverlayMount, log: Log, deletions_first: bool) -> None:
+    def __init__(
+        self, overlay: OverlayMount, log: Log, deletions_first: bool, max_entries: int | None
+    ) -> None:
         self._upper = overlay.upper
         self._dialect: Dialect = overlay.dialect
         self._warnings = Repeated(log)
         self._deletions_first = deletions_first
+        self._max_entries = max_entries
+        self._listed = 0
         self._lowers = Lowers(overlay)
         self._lower_owners = overlay.lower_owners
         # Of files with several names: a number, and the first one.
@@ -193,9 +201,12 @@ class _Reader:
         level = _Level(TreePath(parent.path, name) if parent else TOP, node)
         level.opaque = marks.opaque
         names, kinds = level.names, level.kinds
+        bounded = self._max_entries is not None
         with os.scandir(fd) as entries:
             for entry in entries:
                 names.append(entry.name)
+                if bounded:
+                    self._count(1)
                 if entry.is_dir(follow_symlinks=False):
                     kinds[entry.name] = _DIRECTORY
                 elif not entry.is_file(follow_symlinks=False):
@@ -212,6 +223,7 @@ class _Reader:
                 )
             lower = self._lowers.names(below)
             lower.difference_update(level.names)
+            self._count(len(lower))
             kinds.update(dict.fromkeys(lower, _BELOW))
             level.names.extend(lower)
         level.names.sort(reverse=True)
@@ -222,6 +234,15 @@ class _Reader:
             DIRECTORY, parent.path if parent else TOP, name, status, attributes, opaque=level.opaque or moved
         )
         return self._with_true_owner(change, marks)
+
+    def _count(self, names: int) -> None:
+        """Count names that are held. Some of them come to nothing in the archive: an overlay's own marks."""
+        self._listed += names
+        if self._max_entries is not None and self._listed > _NAMES_PER_ENTRY * (self._max_entries + 1):
+            raise ArchiveError(
+                f"the upperdir has more than {self._listed - names} names, for the {self._max_entries} entries that are"
+                " the most that is allowed"
+            )
 
     def _translate_whiteout_files(self, level: _Level) -> None:
         """Take the entries out of a listing that only say something of others."""
@@ -345,6 +366,7 @@ class _Reader:
         level = _Level(TreePath(parent.path, name), Directory(parent.node, name, places=places))
         level.complete = True
         lower = self._lowers.names(places)
+        self._count(len(lower))
         level.kinds = dict.fromkeys(lower, _BELOW)
         level.names = sorted(lower, reverse=True)
         self._levels.append(level)

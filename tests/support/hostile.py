@@ -45,7 +45,9 @@ def decorate(path: Path, count: int, size: int = LARGEST_ATTRIBUTE) -> None:
         size: bytes of each value.
     """
     for number in range(count):
-        os.setxattr(path, f"trusted.a{number:05}", (b"%05d" % number).ljust(size, b"."), follow_symlinks=False)
+        os.setxattr(
+            path, f"trusted.a{number:05}", (b"%05d" % number).ljust(size, b"."), follow_symlinks=False
+        )
 
 
 def spread(top: Path, names: int) -> None:

@@ -29,3 +29,22 @@ def test_a_signal_at_the_very_end_gives_the_status_of_one(monkeypatch: pytest.Mo
         cli.run()
 
     assert ended.value.code == 128 + 15
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("0", 0),
+        ("5000", 5000),
+        ("10K", 10 * 2**10),
+        ("10k", 10 * 2**10),
+        ("512M", 512 * 2**20),
+        ("10G", 10 * 2**30),
+        ("10GiB", 10 * 2**30),
+        ("8388607T", 8388607 * 2**40),
+    ],
+)
+def test_a_limit_can_have_a_unit(text: str, number: int) -> None:
+    for option in ("bytes", "entries"):
+        settings = cli.parse([f"--max-{option}={text}"])
+        assert getattr(settings, f"max_{option}") == number

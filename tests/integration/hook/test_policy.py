@@ -6,12 +6,16 @@ import os
 import stat
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from archive_overlay import methods
 from tests.integration.conftest import Saver
 from tests.support import image_layouts
+
+if TYPE_CHECKING:
+    from typing import Callable
 
 METHODS = ["copy", "tar.gz", "move"]
 
@@ -149,16 +153,125 @@ def test_file_capabilities_are_archived_where_set_id_bits_are(
 
 
 @pytest.mark.parametrize("method", METHODS, indirect=True)
-@pytest.mark.parametrize(("limit", "most"), [("--max-entries", 1), ("--max-bytes", len("by a container"))])
-def test_a_change_set_beyond_the_limit_is_refused(small: Saver, limit: str, most: int) -> None:
+@pytest.mark.parametrize("limit", ["--max-entries", "--max-bytes"])
+def test_a_change_set_beyond_the_limit_is_refused(small: Saver, limit: str) -> None:
+    most = 1
+    if limit == "--max-bytes":
+        # Of a tar, its blocks and its end; else the name and the contents.
+        most = 10240 if methods.METHODS[small.method].compression else len("made") + len("by a container")
     refused = small.run(f"{limit}={most - 1}")
     assert refused.status == 1
     assert f"more than {most - 1}" in refused.only_error()
-    assert os.listdir(small.out) == []
+    assert os.listdir(small.archive if small.archive.exists() else small.out) == []
 
     allowed = small.run(f"{limit}={most}")
     assert allowed.status == 0, allowed.stderr
     assert small.archive.exists()
+
+
+def holes(root: Path) -> None:
+    with (root / "holes").open("wb") as file:
+        file.truncate(1 << 20)
+
+
+def contents(root: Path) -> None:
+    (root / "contents").write_bytes(bytes(100_000))
+
+
+def half_holes(root: Path) -> None:
+    with (root / "half").open("wb") as file:
+        file.write(bytes(100_000))
+        file.truncate(1 << 20)
+
+
+def attributes(root: Path) -> None:
+    for number in range(100):
+        (root / f"{number}").touch()
+        os.setxattr(root / f"{number}", "user.long", bytes(1000))
+
+
+def attributes_of_others(root: Path) -> None:
+    """Set attributes of what is no regular file."""
+    for number in range(100):
+        (root / f"{number}").mkdir()
+        os.setxattr(root / f"{number}", "user.long", bytes(1000))
+
+
+def targets(root: Path) -> None:
+    for number in range(30):
+        (root / f"{number}").symlink_to("t" * 4000)
+
+
+def names(root: Path) -> None:
+    for number in range(300):
+        (root / f"{number:0250}").touch()
+
+
+def paths(root: Path) -> None:
+    """Make paths that are long as a whole, and links, whose targets are paths too."""
+    here = root
+    for _ in range(20):
+        here = here / ("d" * 200)
+        here.mkdir()
+    (here / "file").touch()
+    for number in range(20):
+        os.link(here / "file", here / f"link {number}")
+
+
+TAR_ONLY = (paths,)
+OCI_ONLY = (holes,)
+FAT = (contents, half_holes, attributes, attributes_of_others, targets, names)
+
+
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        *((method, change) for method in ("copy", "tar", "oci") for change in FAT),
+        *((method, change) for method in ("tar", "oci") for change in TAR_ONLY),
+        *(("oci", change) for change in OCI_ONLY),
+        *((method, contents) for method in ("move", "tar.gz", "tar.zst")),
+    ],
+    indirect=["method"],
+)
+def test_whatever_reaches_the_disk_is_counted(any_saver: Saver, change: Callable[[Path], None]) -> None:
+    any_saver.overlay.change(change)
+
+    result = any_saver.run("--max-bytes=64K")
+
+    assert result.status == 1
+    assert "the archive has more than 65536 bytes, the most that is allowed" in result.only_error()
+    assert os.listdir(any_saver.archive if any_saver.archive.exists() else any_saver.out) == []
+
+
+@pytest.mark.parametrize("method", ["tar", "oci"], indirect=True)
+def test_a_tar_has_as_many_bytes_as_are_allowed(any_saver: Saver) -> None:
+    def change(root: Path) -> None:
+        for each in (*FAT, paths):
+            (root / each.__name__).mkdir()
+            each(root / each.__name__)
+
+    any_saver.overlay.change(change)
+    assert any_saver.run(compression="none" if any_saver.method == "oci" else None, success=None).status == 0
+    made = any_saver.archive
+    if any_saver.method == "oci":
+        made = max((made / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
+    size = made.stat().st_size
+
+    assert (
+        "more than" in any_saver.run(f"--max-bytes={size - 1}", archive_to=any_saver.out / "b").only_error()
+    )
+    assert any_saver.run(f"--max-bytes={size}", archive_to=any_saver.out / "b").status == 0
+
+
+@pytest.mark.parametrize("method", ["copy", "tar", "oci"], indirect=True)
+def test_directories_are_entries(any_saver: Saver) -> None:
+    def change(root: Path) -> None:
+        os.makedirs(root / "a/b/c/d/e")
+
+    any_saver.overlay.change(change)
+
+    assert "more than 4 entries" in any_saver.run("--max-entries=4").only_error()
+    assert any_saver.run("--max-entries=5").status == 0
 
 
 def test_holes_do_not_count(any_saver: Saver) -> None:
@@ -167,6 +280,10 @@ def test_holes_do_not_count(any_saver: Saver) -> None:
     assert any_saver.run("--max-bytes=4096").status == 0
 
 
-@pytest.mark.parametrize("value", ["", "-1", "1.5", "x", "9" * 30])
-def test_a_limit_is_a_number(small: Saver, value: str) -> None:
-    assert small.run(f"--max-bytes={value}").status == 2
+@pytest.mark.parametrize("value", ["", "-1", "1.5", "x", "9" * 30, "K", "10GB", "8388608T"])
+@pytest.mark.parametrize("option", ["--max-bytes", "--max-entries"])
+def test_a_limit_is_a_number(small: Saver, option: str, value: str) -> None:
+    result = small.run(f"{option}={value}")
+
+    assert result.status == 2
+    assert f"argument {option}: {value!r} is not a whole number" in result.stderr.splitlines()[-1]

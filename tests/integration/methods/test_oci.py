@@ -703,4 +703,6 @@ def test_more_zeros_than_anybody_can_wait_for_fail_by_name(any_saver: Saver) -> 
     result = any_saver.run(method="oci")
 
     assert result.status == 1
-    assert "endless cannot be stored: it has 4398046511104 bytes of holes" in result.only_error()
+    assert (
+        "endless cannot be stored: with it the layer has 4398046511104 bytes of holes" in result.only_error()
+    )

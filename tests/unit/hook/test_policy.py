@@ -30,10 +30,9 @@ class Opened:
     def whiteout(self) -> Change:
         return Change(WHITEOUT, TOP, "gone", self._directory.stat(), {})
 
-    def file(self, size: int, *, hole: int = 0, mode: int = 0o644, **attributes: bytes) -> Change:
+    def file(self, size: int, *, mode: int = 0o644, **attributes: bytes) -> Change:
         path = self._directory / str(len(self._fds))
         path.write_bytes(b"x" * size)
-        os.truncate(path, size + hole)
         path.chmod(mode)
         self._fds.append(os.open(path, os.O_RDONLY))
         named = {name.replace("_", "."): value for name, value in attributes.items()}
@@ -107,48 +106,6 @@ def test_no_entries_may_be_allowed(opened: Opened) -> None:
     assert applied(Policy(max_entries=0), change := opened.top()) == [change]
     with pytest.raises(ArchiveError, match="more than 0 entries"):
         applied(Policy(max_entries=0), opened.top(), opened.whiteout())
-
-
-def test_bytes_of_all_files_are_counted_and_of_links_once(opened: Opened) -> None:
-    file = opened.file(10)
-    changes = [opened.top(), file, opened.link(file), opened.file(5)]
-
-    assert applied(Policy(max_bytes=15), *changes) == changes
-    with pytest.raises(ArchiveError, match="the change set has more than 14 bytes, the most that is allowed"):
-        applied(Policy(max_bytes=14), *changes)
-
-
-def test_no_bytes_may_be_allowed(opened: Opened) -> None:
-    assert applied(Policy(max_bytes=0), change := opened.file(0)) == [change]
-    with pytest.raises(ArchiveError, match="more than 0 bytes"):
-        applied(Policy(max_bytes=0), opened.file(1))
-
-
-def test_holes_are_not_counted(opened: Opened) -> None:
-    change = opened.file(8192, hole=1 << 30)
-    stored = os.fstat(change.fd).st_blocks * 512
-    assert stored < 1 << 30
-
-    assert applied(Policy(max_bytes=stored), change) == [change]
-    with pytest.raises(ArchiveError, match="more than"):
-        applied(Policy(max_bytes=stored - 1), change)
-
-
-def test_a_file_with_a_small_hole_has_no_more_bytes_than_its_size(opened: Opened) -> None:
-    # What the file system needs for it may be more: blocks are whole.
-    change = opened.file(1)
-    change.sparse = True
-
-    assert applied(Policy(max_bytes=1), change) == [change]
-
-
-def test_a_file_that_is_opened_in_standard_input_s_place_is_counted(opened: Opened) -> None:
-    # Who started the hook may have closed it.
-    change = opened.file(1)
-    change.fd = 0
-
-    with pytest.raises(ArchiveError, match="more than 0 bytes"):
-        applied(Policy(max_bytes=0), change)
 
 
 def test_a_limit_is_met_before_what_is_beyond_it_is_passed_on(opened: Opened) -> None:
