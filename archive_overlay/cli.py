@@ -265,6 +265,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         "directory that hides all that was below), the size of a file in bytes, and the path.",
         "  archive_overlay diff /srv/changes.tar.gz\n"
         "  archive_overlay diff /srv/data:main\n"
+        "  archive_overlay diff --as layout /srv/data\n"
         "  archive_overlay diff --stat -h /srv/data:main@3",
     )
     command.add_argument(
@@ -274,6 +275,15 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     )
     _add_form(command)
     command.add_argument("--stat", action="store_true", help="show totals only")
+    command.add_argument(
+        "--as",
+        dest="kind",
+        choices=("layout", "directory", "tar"),
+        help=(
+            "what WHAT is. Needed for a directory with the files of an image layout in it, which a container can make,"
+            " and where a path looks like LAYOUT:TAG"
+        ),
+    )
     command.add_argument(
         "--marks",
         choices=("trusted", "user", "fuse", "oci"),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from archive_overlay.commands import Output, human_size
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.history.revisions import is_layout, open_revision
+from archive_overlay.history.revisions import looks_like_layout, open_revision
 from archive_overlay.log import Log, escape
 from archive_overlay.marks import (
     FUSE_OPAQUE,
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.dialect import Dialect
 
+_LAYOUT = "layout"
+_DIRECTORY = "directory"
+_TAR = "tar"
+
 _ADDED = "A"
 _DELETED = "D"
 _OPAQUE = "O"
@@ -60,14 +64,14 @@ def run(options: argparse.Namespace, log: Log) -> None:
     """Write the change set to standard output.
 
     Args:
-        options: `what`; `marks` or None; `stat`, `json`, `human`.
+        options: `what`; `kind` (one of `cli.KINDS`) and `marks`, or None; `stat`, `json`, `human`.
         log: takes nothing.
 
     Raises:
         ArchiveError: there is no such change set, or it cannot be read.
     """
     output = Output()
-    with _changes(options.what, options.marks) as found:
+    with _changes(options.what, options.kind, options.marks) as found:
         # The top is in every change set, as a directory.
         shown = (change for change in found if change.name or change.opaque or change.kind is not DIRECTORY)
         if options.stat:
@@ -151,38 +155,64 @@ def _text(change: Change, *, terminal: bool, human: bool) -> str:
 
 
 @contextmanager
-def _changes(what: str, marks: str | None) -> Generator[Iterable[Change], None, None]:
+def _changes(what: str, asked: str | None, marks: str | None) -> Generator[Iterable[Change], None, None]:
     """Open whatever it is, and give what it holds."""
-    try:
-        status = os.stat(what)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if ":" not in os.path.basename(what):
-            fail(f"cannot read {what}", error)
-        status = None
-    except (OSError, ValueError) as error:
-        raise ArchiveError(f"cannot read {what}: {error}") from error
-    if status is None or (stat.S_ISDIR(status.st_mode) and marks is None and is_layout(what)):
+    kind = asked or _kind(what, marks)
+    if kind == _LAYOUT:
         image, revision = open_revision(what)
         with image, image.layer(revision) as tar:
             found = changes.read_changes(tar, _form(marks or "oci"))
         yield found
-    elif stat.S_ISDIR(status.st_mode):
+    elif kind == _DIRECTORY:
         yield _of_directory(os.path.abspath(what), marks)
-    elif stat.S_ISREG(status.st_mode):
+    else:
         try:
-            reader = Reader(os.open(what, _READ))
+            fd = os.open(what, _READ)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                os.close(fd)
+                raise ArchiveError("it is not a regular file")
+            reader = Reader(fd)
             try:
                 found = changes.read_changes(TarReader(reader), _form(marks))
                 reader.finish()
             finally:
                 reader.close()
-        except OSError as error:
-            fail(f"cannot read {what}", error)
+        except (OSError, ValueError) as error:
+            raise ArchiveError(f"cannot read {what}: {getattr(error, 'strerror', '') or error}") from error
         except ArchiveError as error:
             raise ArchiveError(f"cannot read {what}: {error.message}", hint=error.hint) from error
         yield found
-    else:
+
+
+def _kind(what: str, marks: str | None) -> str:
+    """Say what is to be shown, as far as that is settled by what no container can have made.
+
+    Raises:
+        ArchiveError: it may be one thing or another, or is neither.
+    """
+    layout, colon, _ = what.rpartition(":")
+    names_image = bool(colon) and "/" not in what[len(layout) :]
+    try:
+        status = os.stat(what)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not names_image:
+            fail(f"cannot read {what}", error)
+        return _LAYOUT
+    except (OSError, ValueError) as error:
+        raise ArchiveError(f"cannot read {what}: {error}") from error
+    kinds = {stat.S_IFREG: _TAR, stat.S_IFDIR: _DIRECTORY}
+    kind = kinds.get(stat.S_IFMT(status.st_mode))
+    if kind is None:
         raise ArchiveError(f"{what} is neither a directory nor a regular file")
+    hint = f"say which: --as layout {what}, or --as {kind} {what}"
+    if names_image and looks_like_layout(layout):
+        raise ArchiveError(f"{what} is there, and an image of {layout} may have that name too", hint=hint)
+    # What is in a directory archive or an upperdir, a container made: files with the names of a layout's among it.
+    if kind == _DIRECTORY and marks is None and looks_like_layout(what):
+        raise ArchiveError(
+            f"{what} may be an image layout, or a directory that a container made look like one", hint=hint
+        )
+    return kind
 
 
 def _form(marks: str | None) -> changes.Form:

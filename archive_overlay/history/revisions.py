@@ -164,9 +164,9 @@ def open_revision(text: str) -> tuple[Image, Revision]:
         raise
 
 
-def is_layout(path: str) -> bool:
-    """Say whether there is an image layout at a path."""
-    return all(os.path.isfile(os.path.join(path, name)) for name in ("oci-layout", "index.json"))
+def looks_like_layout(path: str) -> bool:
+    """Say whether an image layout may be at a path. Whoever writes there can have it look like that."""
+    return all(os.path.lexists(os.path.join(path, name)) for name in (read.VERSION_FILE, read.INDEX_FILE))
 
 
 def _open(path: str, choose_tag: Callable[[int], str]) -> Image:

@@ -144,7 +144,87 @@ def test_each_revision(scratch: Path) -> None:
 def test_a_layout_without_a_tag_is_its_latest_image(scratch: Path) -> None:
     image_layouts.put(scratch / "layout", "latest", layers=[layer(file("a"))])
 
-    assert lines_of(scratch / "layout") == ["A            0 a"]
+    assert lines_of(scratch / "layout", "--as", "layout") == ["A            0 a"]
+
+
+# What it is
+
+
+@pytest.fixture
+def forged(new_overlay: Any, scratch: Path) -> Saver:
+    """Give a directory archive that a container made look like an image layout with a harmless image."""
+    overlay = new_overlay(overlays.NATIVE if os.geteuid() == 0 else overlays.NATIVE_ROOTLESS)
+
+    def forge(root: Path) -> None:
+        image_layouts.put(root, "latest", layers=[layer(file("harmless"))])
+        (root / "harmful").write_text("harmful")
+
+    overlay.change(forge)
+    saver = Saver(overlay, "copy", scratch)
+    assert saver.run().status == 0
+    return saver
+
+
+def test_a_directory_that_looks_like_a_layout_is_not_guessed_to_be_one(forged: Saver) -> None:
+    for what in (forged.archive, forged.overlay.upper):
+        said = history.complaint_of("diff", what)
+
+        assert "may be an image layout, or a directory that a container made look like one" in said
+        assert said.rstrip().endswith(f"say which: --as layout {what}, or --as directory {what}")
+
+
+@pytest.mark.parametrize("options", [("--as", "directory"), ("--marks", "trusted")], ids=" ".join)
+def test_all_of_such_a_directory_is_shown(forged: Saver, options: tuple[str, str]) -> None:
+    lines = lines_of(forged.archive, *options)
+
+    assert "A            7 harmful" in lines
+    assert "A            - blobs/" in lines
+    assert not any(line.endswith("harmless") for line in lines)
+
+
+def test_a_layout_is_shown_where_one_is_named(forged: Saver) -> None:
+    assert lines_of(f"{forged.archive}:latest") == ["A            0 harmless"]
+
+
+def test_dangling_links_look_like_a_layout_too(scratch: Path) -> None:
+    for name in ("oci-layout", "index.json"):
+        (scratch / name).symlink_to("nowhere")
+
+    assert "--as directory" in history.complaint_of("diff", scratch)
+
+
+@pytest.mark.parametrize("name", ["oci-layout", "index.json"])
+def test_a_directory_with_a_part_of_a_layout_is_one(scratch: Path, name: str) -> None:
+    (scratch / "archive").mkdir()
+    (scratch / "archive" / name).touch()
+
+    assert lines_of(scratch / "archive") == [f"A            0 {name}"]
+
+
+def test_a_path_that_is_also_an_image_s_is_not_guessed(scratch: Path) -> None:
+    image_layouts.put(scratch / "layout", "main", layers=[layer(file("in the image"))])
+    (scratch / "layout:main").mkdir()
+    (scratch / "layout:main" / "in the directory").touch()
+    what = scratch / "layout:main"
+
+    assert f"{what} is there, and an image of {scratch}/layout" in history.complaint_of("diff", what)
+    assert lines_of(what, "--as", "layout") == ["A            0 in the image"]
+    assert lines_of(what, "--as", "directory") == ["A            0 in the directory"]
+
+    shutil.rmtree(what)
+    what.write_bytes(layer(file("in the tar")))
+    assert f"--as layout {what}, or --as tar {what}" in history.complaint_of("diff", what)
+    assert lines_of(what, "--as", "tar") == ["A            0 in the tar"]
+
+
+def test_what_something_is_said_to_be_it_must_be(scratch: Path) -> None:
+    (scratch / "a.tar").write_bytes(layer(file("a")))
+
+    assert lines_of(scratch / "a.tar", "--as", "tar") == ["A            0 a"]
+    assert "Not a directory" in history.complaint_of("diff", "--as", "directory", scratch / "a.tar")
+    assert "Not a directory" in history.complaint_of("diff", "--as", "layout", scratch / "a.tar")
+    assert "it is not a regular file" in history.complaint_of("diff", "--as", "tar", scratch)
+    assert "No such file" in history.complaint_of("diff", "--as", "tar", scratch / "b.tar")
 
 
 # Marks
@@ -353,7 +433,7 @@ def test_a_damaged_layer_is_not_shown(scratch: Path) -> None:
         damaged.seek(-1, os.SEEK_END)
         damaged.write(b"x")
 
-    assert "digest" in history.complaint_of("diff", scratch / "layout")
+    assert "digest" in history.complaint_of("diff", f"{scratch}/layout:latest")
 
 
 def test_help_has_examples() -> None:

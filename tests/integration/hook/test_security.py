@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import resource
+import shutil
 import socket
 import stat
 import subprocess
@@ -626,6 +627,34 @@ def link_instead(layout: Path, name: str, victim: Path) -> None:
     """Let another directory, which looks like the one it takes the place of, be in a layout by a link."""
     (layout / name).rename(victim / "moved")
     (layout / name).symlink_to(victim / "moved")
+
+
+@pytest.mark.parametrize("method", ["copy"])
+@pytest.mark.parametrize("name", ["", "blobs", "blobs/sha256", "oci-layout", "index.json"])
+def test_a_directory_archive_that_a_container_made_look_like_a_layout_leads_nowhere(
+    any_saver: Saver, victim: Path, name: str
+) -> None:
+    def forge(root: Path) -> None:
+        image_layouts.put(root, "latest", layers=[history.layer(history.file("forged"))])
+        if name:
+            shutil.move(root / name, victim / "moved")
+            (root / name).symlink_to(victim / "moved")
+
+    any_saver.overlay.change(forge)
+    assert any_saver.run().status == 0
+    before = trees.view(victim)
+
+    result = any_saver.run(method="oci", success=None)
+
+    expect_equal(before, trees.view(victim))
+    if not name:
+        # It is a layout as any other, and nobody can tell. What is in its image may be anything, as in any other.
+        assert result.status == 0, result.stderr
+        assert len(image_layouts.read(any_saver.archive).layers) == 2
+        assert not (any_saver.archive / "forged").exists()
+        return
+    assert result.status == 1
+    assert str(any_saver.archive) in result.only_error()
 
 
 @pytest.mark.parametrize("method", ["oci"])
