@@ -8,6 +8,7 @@ from archive_overlay import methods
 from archive_overlay.errors import ArchiveError
 from archive_overlay.hook.runtime import normal_destination
 from archive_overlay.keys import KEYS, PREFIX
+from archive_overlay.log import Repeated
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -91,27 +92,36 @@ def group_by_name(annotations: Mapping[str, object], log: Log) -> Iterator[tuple
         An archive's name, and its keys and values; `mount-point` and `archive-to` are there. A value may be a
         `Contradiction`.
     """
+    warnings = Repeated(log)
     archives: dict[str, dict[str, object]] = {}
     for annotation, value in annotations.items():
         if not annotation.startswith(PREFIX):
             continue
         name, key = _split(annotation[len(PREFIX) :])
         if not name or not key or "." in key:
-            log.warning(
+            warnings.warning(
+                "annotations ignored that are not NAME.KEY",
                 f"annotation {annotation} is ignored: it must be {PREFIX}NAME.KEY or {PREFIX}NAME/KEY, with no dot"
-                " in NAME"
+                " in NAME",
             )
         elif key not in KEYS:
-            log.warning(f"annotation {annotation} is ignored: there is no key {key}, only {', '.join(KEYS)}")
+            warnings.warning(
+                "annotations ignored with an unknown key",
+                f"annotation {annotation} is ignored: there is no key {key}, only {', '.join(KEYS)}",
+            )
         else:
             keys = archives.setdefault(name, {})
             keys[key] = _both(name, key, keys[key], annotation, value) if key in keys else value
     for name, keys in archives.items():
         missing = [key for key in ("mount-point", "archive-to") if keys.get(key, "") == ""]
         if missing:
-            log.warning(f"archive {name} is ignored: it has no {' and no '.join(missing)} annotation")
+            warnings.warning(
+                "archives ignored that are only half asked for",
+                f"archive {name} is ignored: it has no {' and no '.join(missing)} annotation",
+            )
         else:
             yield name, keys
+    warnings.finish()
 
 
 def parse_request(name: str, keys: Mapping[str, object], context: Context, log: Log) -> ArchiveRequest:
