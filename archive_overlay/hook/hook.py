@@ -227,7 +227,7 @@ def _rescue_directory(settings: Settings, container: str, log: Log) -> RescueDir
     from archive_overlay.hook.rescue_dir import RescueDirectory
 
     limits = _policy(settings.replace(setid=True))  # what is kept is kept as it was
-    return RescueDirectory(settings.rescue_dir, container, log, limits)
+    return RescueDirectory(settings.rescue_dir, container, log, limits=limits, max_bytes=settings.max_bytes)
 
 
 class _Tally:

@@ -52,17 +52,27 @@ class RescueDirectory:
         container: id of the container.
         log: takes warnings.
         limits: of what may be copied; what is renamed takes no room that it does not have already. None: none.
+        max_bytes: that may be written by copying; None: any number.
 
     Attributes:
         path: the directory, as it was given.
     """
 
-    def __init__(self, directory: str, container: str, log: Log, limits: Policy | None = None) -> None:
+    def __init__(
+        self,
+        directory: str,
+        container: str,
+        log: Log,
+        *,
+        limits: Policy | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
         self.path = directory
         self._paths = Paths()
         self._container = _file_name(container or "unknown")
         self._log = log
         self._limits = limits
+        self._max_bytes = max_bytes
 
     def keep(
         self, overlay: OverlayMount, archive: str, *, asked: Mapping[str, object], reason: str, hurry: bool
@@ -143,7 +153,11 @@ class RescueDirectory:
             stream = read_changes(raw, self._log)
             try:
                 changes = self._limits.applied(stream) if self._limits else stream
-                copy.write(changes, Target(staging=staging, overlay=raw, flush=Never()), self._log)
+                copy.write(
+                    changes,
+                    Target(staging=staging, overlay=raw, flush=Never(), max_bytes=self._max_bytes),
+                    self._log,
+                )
             except ArchiveError as error:
                 raise ArchiveError(
                     f"{overlay.upper} cannot be renamed into {directory}, nor copied: {error}"

@@ -38,7 +38,7 @@ class Rescued:
     Attributes:
         rescue: the rescue directory, which is not there yet.
         said: what was logged.
-        limits: of what may be copied.
+        max_bytes, max_entries: of what may be copied.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -46,7 +46,8 @@ class Rescued:
         self.rescue = directory / "rescue"
         self.upper = directory / "store" / "upper"
         self.said: list[str] = []
-        self.limits: Policy | None = None
+        self.max_bytes: int | None = None
+        self.max_entries: int | None = None
         self.make_upper()
 
     def make_upper(self) -> None:
@@ -69,7 +70,13 @@ class Rescued:
         **asked: Any,
     ) -> str:
         """Keep the upperdir; it is copied if it is fuse-overlayfs's, which has whiteouts of another form."""
-        keeper = RescueDirectory(str(self.rescue), container, Log("info", [self]), self.limits)
+        keeper = RescueDirectory(
+            str(self.rescue),
+            container,
+            Log("info", [self]),
+            limits=Policy(max_entries=self.max_entries),
+            max_bytes=self.max_bytes,
+        )
         overlay = OverlayMount(
             upper=upper or str(self.upper),
             lowers=("/lower", "/lowest"),
@@ -260,9 +267,11 @@ def test_a_directory_of_ours_that_others_may_enter_is_closed(rescued: Rescued) -
     assert stat.S_IMODE((rescued.rescue / "c1").stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("limits", [Policy(max_bytes=13), Policy(max_entries=1)], ids=["bytes", "entries"])
-def test_what_is_beyond_the_limits_is_renamed_and_never_copied(rescued: Rescued, limits: Policy) -> None:
-    rescued.limits = limits
+@pytest.mark.parametrize(("max_bytes", "max_entries"), [(21, None), (None, 1)], ids=["bytes", "entries"])
+def test_what_is_beyond_the_limits_is_renamed_and_never_copied(
+    rescued: Rescued, max_bytes: int | None, max_entries: int | None
+) -> None:
+    rescued.max_bytes, rescued.max_entries = max_bytes, max_entries
 
     with pytest.raises(
         ArchiveError, match=rf"{rescued.upper} cannot be renamed into .*/c1, nor copied: .* more than"
@@ -276,7 +285,7 @@ def test_what_is_beyond_the_limits_is_renamed_and_never_copied(rescued: Rescued,
 
 
 def test_a_copy_within_the_limits_is_made(rescued: Rescued) -> None:
-    rescued.limits = Policy(max_bytes=14, max_entries=2)
+    rescued.max_bytes, rescued.max_entries = len("deep" + "made" + "by a container"), 2
     rescued.expect_kept(rescued.keep(copy=True))
 
 

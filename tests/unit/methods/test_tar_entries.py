@@ -11,7 +11,7 @@ from archive_overlay.errors import ArchiveError
 from archive_overlay.log import Log
 from archive_overlay.methods import tar_entries
 from archive_overlay.methods.tar_entries import TarWriter
-from archive_overlay.overlay.change import FILE, Change
+from archive_overlay.overlay.change import FILE, TOP, Change
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ def add_hole(writer: TarWriter, directory: Path, name: str, size: int) -> None:
     os.truncate(path, size)
     fd = os.open(path, os.O_RDONLY)
     try:
-        writer.add(Change(FILE, "", name, os.fstat(fd), {}, fd=fd))
+        writer.add(Change(FILE, TOP, name, os.fstat(fd), {}, fd=fd))
     finally:
         os.close(fd)
 
@@ -55,7 +55,7 @@ def test_the_zeros_of_all_files_of_a_layer_are_bounded_together(
         add_hole(writer, tmp_path, f"{number}", 1 << 18)
 
     with pytest.raises(
-        ArchiveError, match=r"^one more cannot be stored: with it the layer has 1310720 bytes of holes"
+        ArchiveError, match=r"^one more cannot be stored: with it the archive has 1310720 bytes of holes"
     ):
         add_hole(writer, tmp_path, "one more", 1 << 18)
 
