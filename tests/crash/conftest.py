@@ -170,7 +170,7 @@ class Place:
 
     def run(self, hook: faults.Hook, *arguments: str) -> hooks.Result:
         """Run the hook with nothing in its way."""
-        return hooks.run_hook(hook.bundle, *hook.arguments, *arguments, executable=hook.executable)
+        return faults.run(hook, *arguments)
 
     def lay_out(self, case: Case) -> None:
         """Put an old archive at the destination, with its marker and nothing else."""
@@ -406,7 +406,7 @@ def make_places(
 ) -> Iterator[Places]:
     """Make places, and remove them afterwards. See `Place`."""
     tools.need_root()
-    tools.need("strace", "setfacl", "unshare")
+    tools.need("setfacl", "unshare")
     candidates = [Path("/dev/shm"), Path(tempfile.gettempdir()), Path("/var/tmp")]
     usable = [path for path in candidates if path.is_dir() and overlays.holds_upperdirs(path)]
     if not usable:

@@ -43,24 +43,17 @@ class Crowd:
 
     def run(self) -> list[tuple[int, str]]:
         """Run the hooks of all at once, and give their exit statuses and logs."""
-        running = [
-            subprocess.Popen(
-                [hook.executable, *hook.arguments],
-                stdin=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={},
-                cwd=hook.bundle.directory,
-            )
-            for hook in self._hooks
-        ]
+        running = [faults.begin(hook) for hook in self._hooks]
         # All have started, and wait for the state.
-        for process, hook in zip(running, self._hooks):
-            assert process.stdin
-            process.stdin.write(hook.bundle.state())
-            process.stdin.close()
-            process.stdin = None
-        done = [(process.communicate()[1].decode(), process.returncode) for process in running]
-        return [(status, log) for log, status in done]
+        for run, hook in zip(running, self._hooks):
+            run.send(hook.bundle.state())
+        done = []
+        for run in running:
+            status = run.wait()
+            assert status is not None
+            done.append((status, run.stderr.decode()))
+            run.close()
+        return done
 
     def whose(self, path: Path) -> str:
         """Say whose archive is at a path."""

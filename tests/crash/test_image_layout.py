@@ -104,7 +104,7 @@ class Place:
     def run_again(self) -> Iterator[str]:
         """Say what is wrong after one more run with nothing in its way."""
         before = self.layers()
-        result = hooks.run_hook(self.hook.bundle, executable=self.hook.executable)
+        result = faults.run(self.hook)
         if result.status != 0:
             yield f"the next run fails: {result.stderr}"
         elif self.layers() != before + 1 or self.strangers():
@@ -236,15 +236,15 @@ def test_a_signal_at_any_call_leaves_no_debris(place: Place) -> None:
 @pytest.mark.parametrize(
     ("call", "what", "status"),
     [
-        ("sendmsg", "signal=KILL", 128 + signal.SIGKILL),
-        ("sendmsg", "signal=HUP", 128 + signal.SIGHUP),
-        ("recvmsg", "signal=KILL", 1),
-        ("recvmsg", "error=EIO", 1),
+        ("sendmsg", signal.SIGKILL, -signal.SIGKILL),
+        ("sendmsg", signal.SIGHUP, 128 + signal.SIGHUP),
+        ("recvmsg", signal.SIGKILL, 1),
+        ("recvmsg", "EIO", 1),
     ],
     ids=["reader-killed", "reader-asked-to-end", "writer-killed", "writer-fails"],
 )
 def test_whichever_of_two_processes_comes_to_grief_the_old_revision_stays(
-    place: Place, call: str, what: str, status: int
+    place: Place, call: str, what: signal.Signals | str, status: int
 ) -> None:
     place.lay_out()
     calls = faults.count(place.hook_of_two, call)
@@ -257,8 +257,8 @@ def test_whichever_of_two_processes_comes_to_grief_the_old_revision_stays(
         wrong = [*place.judge(), *outcome.strange_lines()]
         if outcome.status != status or place.layers() != place.old:
             wrong.append(f"it ended with {outcome} and {place.layers()} layers")
-        if status != 128 + signal.SIGKILL and place.strangers():
+        if status != -signal.SIGKILL and place.strangers():
             wrong.append(f"debris: {place.strangers()}")
-        complaints += [f"{what} at {call} {number}: {each}" for each in (*wrong, *place.run_again())]
+        complaints += [f"{what!r} at {call} {number}: {each}" for each in (*wrong, *place.run_again())]
 
     assert not complaints, "\n".join(complaints)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ def survivors(place: Place, case: Case, outcome: faults.Outcome, status: int) ->
     if place.identify(case, place.archive) != "old":
         wrong.append("the old archive is gone")
     # A run that can still do so removes what it made; the next one removes what is left.
-    if status != 137:
+    if status != -signal.SIGKILL:
         wrong += [f"debris: {name}" for name in place.staging()]
     result = place.run(place.hook(case))
     if result.status != 0:
@@ -50,16 +51,18 @@ def survivors(place: Place, case: Case, outcome: faults.Outcome, status: int) ->
     return wrong + place.judge_complete(case, result.stderr)
 
 
-def strike(call: str, what: str, status: int, case: Case, place: Place, number: int) -> list[str]:
+def strike(
+    call: str, what: signal.Signals | str, status: int, case: Case, place: Place, number: int
+) -> list[str]:
     """Do something to one call of a run."""
     if not place.knows(case):
         place.learn(case)
     place.lay_out(case)
     outcome = faults.strike(place.hook(case), call, number, what)
-    return [f"{what} at {call} {number}: {line}" for line in survivors(place, case, outcome, status)]
+    return [f"{what!r} at {call} {number}: {line}" for line in survivors(place, case, outcome, status)]
 
 
-def strike_each(places: Places, case: Case, call: str, what: str, status: int) -> None:
+def strike_each(places: Places, case: Case, call: str, what: signal.Signals | str, status: int) -> None:
     """Do something to each call of a name in turn."""
     place = places.all[0]
     place.lay_out(case)
@@ -70,23 +73,23 @@ def strike_each(places: Places, case: Case, call: str, what: str, status: int) -
 
 @each_case
 def test_the_writer_ends_with_a_reader_that_is_killed(large: Places, case: Case) -> None:
-    # strace ends when both processes have: if the writer went on for ever, this would not end.
-    strike_each(large, case, "sendmsg", "signal=KILL", 137)
+    # A run ends when both processes have: if the writer went on for ever, this would not end.
+    strike_each(large, case, "sendmsg", signal.SIGKILL, -signal.SIGKILL)
 
 
 @each_case
 def test_a_writer_that_is_killed_is_a_failed_archive(large: Places, case: Case) -> None:
-    strike_each(large, case, "recvmsg", "signal=KILL", 1)
+    strike_each(large, case, "recvmsg", signal.SIGKILL, 1)
 
 
 @each_case
 def test_a_reader_that_is_asked_to_end_ends_the_writer_and_cleans_up(large: Places, case: Case) -> None:
-    strike_each(large, case, "sendmsg", "signal=TERM", 143)
+    strike_each(large, case, "sendmsg", signal.SIGTERM, 143)
 
 
 @each_case
 def test_what_the_writer_cannot_do_is_a_failed_archive(large: Places, case: Case) -> None:
-    strike_each(large, case, "recvmsg", "error=EIO", 1)
+    strike_each(large, case, "recvmsg", "EIO", 1)
 
 
 @pytest.mark.parametrize(("call", "error"), [("socketpair", "EMFILE"), ("clone", "EAGAIN")])
@@ -98,7 +101,7 @@ def test_one_process_does_it_where_there_can_be_no_other(
     place.learn(case)
     place.lay_out(case)
 
-    outcome = faults.strike(place.hook(case), call, 1, f"error={error}")
+    outcome = faults.strike(place.hook(case), call, 1, error)
 
     assert outcome.status == 0, outcome.stderr
     assert not place.judge_complete(case, outcome.stderr)

@@ -1,37 +1,37 @@
-"""The hook under strace: which system calls it makes, and what becomes of it if one of them goes wrong.
+"""The hook with something in its way: which system calls it makes, and what becomes of it if one of them goes wrong.
 
-Two ways lead to a single call, because each is fast at what the other cannot do:
+A run of the hook is forked by a process that has imported it (`warm.Server`), and the kernel asks us about each call that
+can be struck (`notify`). So start-up is neither run again for each call nor counted. `trace` is for what strace shows
+better, and for the executable itself.
 
-* A signal is put there by a strace that attaches when start-up is over. The spec is a FIFO, so the hook
-  waits for it until strace is there, and start-up is neither traced nor counted.
-* A failure is put there by a strace that starts the hook with --seccomp-bpf, which stops the process at
-  that one kind of call only (and would drop signals in silence).
-
-Either way the log of the run has to show that the call was struck that was meant. Only the thread that the
-hook begins with is struck: strace counts for each thread by itself, and threads take turns as they like.
-`changing_calls` can make sure that the others change nothing.
+The calls up to the one that was struck have to be those of the recorded run. Only the thread that the hook begins with is
+struck, or one that is told by a call which only it makes: threads take turns as they like. `changing_calls` can make sure
+that the others change nothing.
 """
 
 from __future__ import annotations
 
 import atexit
+import errno
+import fcntl
 import os
 import re
 import signal
 import subprocess
-import time
+import sys
+import termios
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support import hooks, overlays
+from tests.support import hooks, notify, warm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from typing import Callable
 
-# In namespaces of its own, for the hook reads mountinfo and goes through the processes. They are made from one in
-# which nothing is mounted or unmounted any more: what others do on this machine would change what the hook reads.
+# In namespaces of its own, for the hook reads mountinfo and goes through the processes, and what others do on this machine
+# would change what it reads.
 _ALONE = ("unshare", "--mount", "--pid", "--fork", "--mount-proc")
 
 # The process stops at the calls that are traced, and not at all of them. Signals would be dropped in silence.
@@ -59,6 +59,8 @@ _READING = {
     **dict.fromkeys(("getxattr", "lgetxattr", "fgetxattr", "statfs", "fstatfs", "close"), "EIO"),
     **dict.fromkeys(("dup", "fcntl"), "EMFILE"),
 }
+# What tells that opening changes something: the index of the argument that has it, and bits.
+_CREATING = {"open": (1, os.O_CREAT | os.O_TRUNC), "openat": (2, os.O_CREAT | os.O_TRUNC)}
 _OPENING = ("open", "openat", "openat2", "creat")
 # What touches nothing but the process itself.
 _PRIVATE_NAMES = """
@@ -69,7 +71,41 @@ _PRIVATE_NAMES = """
     poll select pselect6 restart_syscall wait4 waitid uname prctl epoll_create1 pipe2 vfork fork kill
     """
 _PRIVATE = frozenset(_PRIVATE_NAMES.split())
-# How many arguments say what is called for; those after them are data and results.
+# What the arguments are, as far as they say what is called for: a file descriptor, a path or another name, a number, the
+# flags of opening, or something (-) that is left out, as all is that comes after: data, results, modes, lengths.
+_ARGUMENTS = {
+    **dict.fromkeys(
+        ("mkdir", "mknod", "rmdir", "unlink", "truncate", "creat", "chmod", "chown", "lchown"), "p"
+    ),
+    **dict.fromkeys(("mkdirat", "mknodat", "fchownat", "fchmodat", "fchmodat2", "utimensat"), "fp"),
+    **dict.fromkeys(("symlink", "link", "rename"), "pp"),
+    **dict.fromkeys(("linkat", "renameat"), "fpfp"),
+    **dict.fromkeys(("setxattr", "lsetxattr", "removexattr", "lremovexattr", "getxattr", "lgetxattr"), "pp"),
+    **dict.fromkeys(("fsetxattr", "fremovexattr", "fgetxattr"), "fp"),
+    **dict.fromkeys(
+        ("write", "pwrite64", "writev", "pwritev", "ftruncate", "fallocate", "fchown", "fchmod"), "f"
+    ),
+    **dict.fromkeys(("fsync", "fdatasync", "syncfs", "sync_file_range"), "f"),
+    **dict.fromkeys(
+        ("read", "pread64", "readv", "getdents64", "fstat", "fstatfs", "flistxattr", "close", "dup"), "f"
+    ),
+    **dict.fromkeys(("stat", "lstat", "statfs", "readlink", "listxattr", "llistxattr"), "p"),
+    **dict.fromkeys(("newfstatat", "statx", "readlinkat", "openat2"), "fp"),
+    **dict.fromkeys(("ioctl", "fcntl", "flock"), "fn"),
+    "access": "pn",
+    "copy_file_range": "f-f",
+    "faccessat": "fpn",
+    "lseek": "f-n",
+    "open": "po",
+    "openat": "fpo",
+    "renameat2": "fpfpn",
+    "sendfile": "ff",
+    "symlinkat": "pfp",
+    "unlinkat": "fpn",
+}
+_OPENING_FLAGS = ("O_CREAT", "O_EXCL", "O_TRUNC", "O_APPEND", "O_DIRECTORY", "O_NOFOLLOW", "O_PATH")
+_AT_FDCWD = -100 & 0xFFFFFFFF
+# How many arguments say what is called for in what strace shows.
 _KEPT_ARGUMENTS = {
     **dict.fromkeys(("read", "write", "pread64", "pwrite64", "getdents64"), 1),
     **dict.fromkeys(("listxattr", "llistxattr", "flistxattr", "readlink"), 1),
@@ -86,6 +122,11 @@ _UNFINISHED = " <unfinished ...>"
 _NEW_THREAD = re.compile(r"clone3?\(.*CLONE_THREAD.* = (?P<number>\d+)$")
 _END = re.compile(r"\+\+\+ (?:exited with (?P<status>\d+)|killed by (?P<signal>SIG\w+))")
 _STRUCK_BY_SIGNAL = re.compile(r"(?:--- (?P<delivered>SIG\w+) |\+\+\+ killed by (?P<killed>SIG\w+))")
+
+# The mount namespace that others mount in, too.
+_SHARED = os.readlink("/proc/self/ns/mnt")
+# By program, mount namespace, and what is mounted there.
+_servers: dict[tuple[Path, str, str], warm.Server] = {}
 
 # How many calls were struck, by what was done to them.
 tried: dict[str, int] = {}
@@ -158,6 +199,27 @@ class Outcome:
         return []
 
 
+def run(hook: Hook, *arguments: str) -> hooks.Result:
+    """Run the hook to its end, with nothing in its way.
+
+    Args:
+        hook: what is run.
+        arguments: more of the command line.
+    """
+    status, stdout, stderr = _server(hook).run(
+        [*hook.arguments, *arguments],
+        hook.bundle.state(),
+        cwd=hook.bundle.directory,
+        environment=_ENVIRONMENT,
+    )
+    return hooks.Result(status, _decoded(stdout), _decoded(stderr))
+
+
+def begin(hook: Hook) -> warm.Run:
+    """Start the hook, which then waits for the container's state."""
+    return _server(hook).start(hook.arguments, None, cwd=hook.bundle.directory, environment=_ENVIRONMENT)
+
+
 def changing_calls(hook: Hook, *, status: int = 0, other_threads: bool = False) -> list[Call]:
     """Run the hook, and give the calls of its work that change something, and the one that ends it.
 
@@ -166,11 +228,12 @@ def changing_calls(hook: Hook, *, status: int = 0, other_threads: bool = False) 
         status: how it ends.
         other_threads: make sure that threads other than the first one change nothing.
     """
-    outcome, log = _attached(hook, ("-f",) if other_threads else ())
+    outcome, calls, others = _recorded(hook)
     assert outcome.status == status, outcome.stderr
     if other_threads:
-        _expect_nothing_changed_by_other_threads(hook, log)
-    return [call for call in _calls(hook, log) if call.changes or call.name == "exit_group"]
+        changing = [call for call in others if call.changes]
+        assert not changing, f"a thread changes something by {changing[0]}"
+    return [call for call in calls if call.changes or call.name == "exit_group"]
 
 
 def failing_calls(hook: Hook, *, status: int = 0) -> list[Call]:
@@ -180,9 +243,8 @@ def failing_calls(hook: Hook, *, status: int = 0) -> list[Call]:
         hook: what is run.
         status: how it ends.
     """
-    outcome, log = _started(hook, ("-e", "trace=all"))
+    outcome, calls, _ = _recorded(hook)
     assert outcome.status == status, outcome.stderr
-    calls = list(_calls(hook, log))
     begin = next(index for index, call in enumerate(calls) if "config.json" in call.text)
     # A fault in reading the program itself is nothing that the program can do anything about.
     code = set(_indices_of_code(calls))
@@ -219,88 +281,167 @@ def send(hook: Hook, calls: Sequence[Call], index: int, number: signal.Signals) 
     Raises:
         DidNotStrikeError: the run went another way.
     """
-    call = calls[index]
-    outcome, log = _attached(
-        hook, ("-e", f"inject={call.name}:signal={number.name[3:]}:when={call.number}"), calls
-    )
-    seen = [
-        each.text
-        for each in _calls(hook, _up_to_signal(log, number))
-        if each.changes or each.name == "exit_group"
-    ]
-    # A signal that the hook holds back for a while arrives later than it was sent.
-    if seen[: index + 1] != [each.text for each in calls[: index + 1]]:
-        raise DidNotStrikeError(f"{number.name} did not come at {call}\n{_last(log)}")
+    went: list[Call] = []
+    process = 0
+
+    def answer(notification: notify.Notification) -> None:
+        nonlocal process
+        process = process or notification.thread
+        if notification.thread == process and len(went) <= index:
+            call = _asked(hook, notification, 0)
+            if call.changes or call.name == "exit_group":
+                went.append(call)
+                if len(went) == index + 1 and call.text == calls[index].text:
+                    notification.signal(number)
+                    return
+        notification.go_on()
+
+    outcome = _run(hook, notify.filter_of({call.name for call in calls}, flags=_CREATING), answer)
+    if [call.text for call in went] != [call.text for call in calls[: index + 1]]:
+        raise DidNotStrikeError(f"{number.name} did not come at {calls[index]}\n{_last(went)}")
     tried[number.name] = tried.get(number.name, 0) + 1
     return outcome
 
 
-def fail(hook: Hook, call: Call, *more: str) -> Outcome:
-    """Run the hook, and let one of its calls fail without being done.
+def fail(hook: Hook, call: Call) -> Outcome:
+    """Run the hook, and let one of its calls fail without being made.
 
     Args:
         hook: what is run.
         call: one of a run that went the same way, as `failing_calls` gives them.
-        more: further options of strace.
 
     Raises:
         DidNotStrikeError: the run went another way.
     """
-    outcome, log = _started(
-        hook,
-        (
-            *(*_FEWER_STOPS, "-e", f"trace={call.name}"),
-            *("-e", f"inject={call.name}:error={call.error}:when={call.number}", *more),
-        ),
-    )
-    struck = [call for call, line in _calls_and_lines(hook, log, only=_INJECTED) if _INJECTED in line]
-    if [(each.number, each.text) for each in struck] != [(call.number, call.text)]:
-        raise DidNotStrikeError(f"{call.error} did not come at {call}, but at {struck}\n{_last(log)}")
+    struck: list[Call] = []
+    made = 0
+    process = 0
+
+    def answer(notification: notify.Notification) -> None:
+        nonlocal made, process
+        process = process or notification.thread
+        made += notification.thread == process
+        if notification.thread == process and made == call.number:
+            struck.append(_asked(hook, notification, made))
+            notification.fail(getattr(errno, str(call.error)))
+        else:
+            notification.go_on()
+
+    outcome = _run(hook, notify.filter_of([call.name]), answer)
+    if [each.text for each in struck] != [call.text]:
+        raise DidNotStrikeError(f"{call.error} did not come at {call}, but at {_last(struck)}")
     tried[str(call.error)] = tried.get(str(call.error), 0) + 1
     return outcome
 
 
-def strike(hook: Hook, call: str, number: int, what: str) -> Outcome:
+def strike(hook: Hook, name: str, number: int, what: signal.Signals | str) -> Outcome:
     """Run the hook, and do something to a call that only one of its processes makes.
 
     Args:
         hook: what is run.
-        call: name of the system call.
+        name: of the system call.
         number: the first, second, ... one of a process.
-        what: as strace's option inject has it: "signal=KILL" or "error=EIO".
+        what: a signal, or the name of an error.
 
     Raises:
         DidNotStrikeError: there was no such call.
     """
-    stops = _FEWER_STOPS if what.startswith("error=") else ()
-    outcome, log = _started(
-        hook, (*stops, "-e", f"trace={call}", "-e", f"inject={call}:{what}:when={number}")
-    )
-    name = what.partition("=")[2]
-    if not any(_INJECTED in line or f"SIG{name}" in line for line in log):
-        raise DidNotStrikeError(f"{what} did not come at {call} number {number}\n{_last(log)}")
-    tried[name] = tried.get(name, 0) + 1
+    counts: dict[int, int] = {}
+
+    def answer(notification: notify.Notification) -> None:
+        counts[notification.thread] = counts.get(notification.thread, 0) + 1
+        if counts[notification.thread] != number:
+            notification.go_on()
+        elif isinstance(what, signal.Signals):
+            notification.signal(what)
+        else:
+            notification.fail(getattr(errno, what))
+
+    outcome = _run(hook, notify.filter_of([name]), answer)
+    said = what.name if isinstance(what, signal.Signals) else what
+    if max(counts.values(), default=0) < number:
+        raise DidNotStrikeError(f"{said} did not come at {name} number {number}")
+    tried[said] = tried.get(said, 0) + 1
     return outcome
 
 
-def count(hook: Hook, call: str) -> int:
+def count(hook: Hook, name: str) -> int:
     """Run the hook, and count how often its processes make a system call."""
-    outcome, log = _started(hook, (*_FEWER_STOPS, "-e", f"trace={call}"))
+    made = 0
+
+    def answer(notification: notify.Notification) -> None:
+        nonlocal made
+        made += 1
+        notification.go_on()
+
+    outcome = _run(hook, notify.filter_of([name]), answer)
     assert outcome.status == 0, outcome.stderr
-    return sum(f"{call}(" in line for line in log)
+    return made
 
 
-def _alone() -> tuple[str, ...]:
-    """Give the command that runs another one with the mounts that are here now, the same each time."""
-    return _alone_from(os.readlink("/proc/self/ns/mnt"))
+def _recorded(hook: Hook) -> tuple[Outcome, list[Call], list[Call]]:
+    """Run the hook; give the calls of the thread that it begins with, and those of the others of its process."""
+    calls: list[Call] = []
+    others: list[Call] = []
+    made: dict[tuple[int, str], int] = {}
+    process = 0
+
+    def answer(notification: notify.Notification) -> None:
+        nonlocal process
+        thread, name = notification.thread, notification.name
+        process = process or thread
+        if notify.process_of(thread) == process:
+            made[thread, name] = made.get((thread, name), 0) + 1
+            found = calls if thread == process else others
+            found.append(_asked(hook, notification, made[thread, name]))
+        notification.go_on()
+
+    return _run(hook, notify.filter_but(_PRIVATE - {"exit_group"}), answer), calls, others
 
 
-@cache
-def _alone_from(mounts: str) -> tuple[str, ...]:
-    """Give it for this process, which is in the namespace `mounts`: `Overlay.inside` has others."""
-    still = overlays.Namespace(rootless=False)
-    atexit.register(still.close)
-    return ("nsenter", f"--mount={still.path}", "--", *_ALONE)
+def _run(hook: Hook, filter: warm.Filter, answer: Callable[[notify.Notification], None]) -> Outcome:
+    """Run the hook, and have its calls answered."""
+    run = _server(hook).start(
+        hook.arguments,
+        hook.bundle.state(),
+        cwd=hook.bundle.directory,
+        environment=_ENVIRONMENT,
+        supervised=filter,
+    )
+    assert run.listener is not None
+    notify.hand_over(run.listener)
+    try:
+        while (status := run.wait()) is None:
+            if notification := notify.receive(run.listener):
+                answer(notification)
+        return Outcome(status, _decoded(run.stderr))
+    finally:
+        run.close()
+
+
+def _server(hook: Hook) -> warm.Server:
+    """Give what runs are forked from: a server with mounts of its own, which are the same for all runs.
+
+    In a namespace that only this process mounts in, they are those that are there now. Where others mount too, they are those
+    that were there first, and nothing that was mounted since counts.
+    """
+    namespace = os.readlink("/proc/self/ns/mnt")
+    mounts = ""
+    if namespace != _SHARED:
+        with open("/proc/self/mountinfo") as file:
+            mounts = file.read()
+    wanted = (hook.executable, namespace, mounts)
+    if wanted not in _servers:
+        for stale in [each for each in _servers if each[:2] == wanted[:2]]:
+            _servers.pop(stale).close()
+        _servers[wanted] = warm.Server(hook.executable, prefix=_ALONE, environment=_ENVIRONMENT)
+    return _servers[wanted]
+
+
+@atexit.register
+def _close_servers() -> None:
+    for server in _servers.values():
+        server.close()
 
 
 def _started(hook: Hook, options: tuple[str, ...]) -> tuple[Outcome, list[str]]:
@@ -308,7 +449,7 @@ def _started(hook: Hook, options: tuple[str, ...]) -> tuple[Outcome, list[str]]:
     log = hook.scratch / "strace"
     done = subprocess.run(
         # --seccomp-bpf wants -f.
-        [*_alone(), "strace", "-f", "-qq", "-o", log, *options, hook.executable, *hook.arguments],
+        [*_ALONE, "strace", "-f", "-qq", "-o", log, *options, hook.executable, *hook.arguments],
         input=hook.bundle.state(),
         capture_output=True,
         env=_ENVIRONMENT,
@@ -317,64 +458,6 @@ def _started(hook: Hook, options: tuple[str, ...]) -> tuple[Outcome, list[str]]:
         check=False,
     )
     return Outcome(done.returncode, _decoded(done.stderr)), _read(log)
-
-
-def _attached(hook: Hook, options: tuple[str, ...], calls: Sequence[Call] = ()) -> tuple[Outcome, list[str]]:
-    """Run the hook, and let strace see what it does after it was started."""
-    log = hook.scratch / "strace"
-    log.unlink(missing_ok=True)
-    traced = ("-e", f"trace={','.join(sorted({call.name for call in calls}))}") if calls else ()
-    spec = hook.bundle.directory / "config.json"
-    text = spec.read_bytes()
-    spec.unlink()
-    os.mkfifo(spec)
-    try:
-        with subprocess.Popen(
-            [*_alone(), hook.executable, *hook.arguments],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=_ENVIRONMENT,
-            cwd=hook.bundle.directory,
-        ) as process:
-            assert process.stdin
-            assert process.stderr
-            process.stdin.write(hook.bundle.state())
-            process.stdin.close()
-            fifo = _open_when_read(spec, process)
-            (pid,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            with subprocess.Popen(
-                ["strace", "-o", log, "-p", pid, *traced, *options],
-                stderr=subprocess.PIPE,
-            ) as tracer:
-                assert tracer.stderr
-                attached = tracer.stderr.readline()
-                with open(fifo, "wb") as pipe:
-                    pipe.write(text)
-                assert attached.endswith(b"attached\n"), attached
-                stderr = process.stderr.read()
-                tracer.communicate()
-    finally:
-        spec.unlink()
-        spec.write_bytes(text)
-    lines = _read(log)
-    # Of a process that was killed unshare gives no status, and says so.
-    ends = [match for line in lines if (match := _END.search(line))]
-    assert ends, f"{stderr!r}\n{_last(lines)}"
-    end = ends[-1]
-    status = int(end["status"]) if end["status"] else -signal.Signals[end["signal"]]
-    return Outcome(status, re.sub("^unshare: .*\n", "", _decoded(stderr), flags=re.MULTILINE)), lines
-
-
-def _open_when_read(fifo: Path, reader: subprocess.Popen[bytes]) -> int:
-    while True:
-        try:
-            fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            assert reader.poll() is None, "the hook ended before it read its spec"
-            time.sleep(0.001)
-            continue
-        os.set_blocking(fd, True)
-        return fd
 
 
 def _read(log: Path) -> list[str]:
@@ -404,8 +487,7 @@ def _calls_and_lines(hook: Hook, log: Sequence[str], *, only: str = "") -> Itera
             continue  # a signal, or the end
         counts[name] = counts.get(name, 0) + 1
         if only in line:
-            rest = rest.replace(str(hook.home), "HOME").replace(hook.home.name, "HOME")
-            yield _call(name, rest, counts[name]), line
+            yield _call(name, _local(hook, rest), counts[name]), line
 
 
 def _threads(log: Sequence[str]) -> list[list[str]]:
@@ -426,14 +508,35 @@ def _threads(log: Sequence[str]) -> list[list[str]]:
     return list(threads.values()) or [[]]
 
 
-def _expect_nothing_changed_by_other_threads(hook: Hook, log: list[str]) -> None:
-    main, *others = _threads(log)
-    started = {match["number"] for line in main if (match := _NEW_THREAD.match(line))}
-    numbers = list(dict.fromkeys(match["thread"].strip() for line in log if (match := _THREAD.match(line))))
-    for number, lines in zip(numbers[1:], others):
-        if number in started:
-            changing = [call for call in _calls(hook, lines) if call.changes]
-            assert not changing, f"a thread changes something by {changing[0]}"
+def _asked(hook: Hook, notification: notify.Notification, number: int) -> Call:
+    """Say what a thread is about to do; it is its first, second, ... call of that name."""
+    name = notification.name
+    shown = []
+    for kind, value in zip(_ARGUMENTS.get(name, ""), notification.arguments):
+        if kind == "p":
+            shown.append(f'"{notification.text(value)}"')
+        elif kind == "o":
+            shown.append(_flags(value))
+        elif kind != "-":
+            # A descriptor is an int, whatever the rest of the register has.
+            value &= 0xFFFFFFFF
+            shown.append("AT_FDCWD" if value == _AT_FDCWD else f"{value}")
+    if name == "openat2":
+        shown.append(_flags(int.from_bytes(notification.memory(notification.arguments[2], 8), sys.byteorder)))
+    if name == "ioctl" and notification.arguments[1] == termios.TCGETS:
+        shown[1] = "TCGETS"
+    if name == "fcntl" and notification.arguments[1] in (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC):
+        shown[1] = "F_DUPFD"
+    return _call(name, _local(hook, f"{', '.join(shown)})"), number)
+
+
+def _flags(value: int) -> str:
+    return "|".join(name for name in _OPENING_FLAGS if value & getattr(os, name) == getattr(os, name))
+
+
+def _local(hook: Hook, text: str) -> str:
+    """Say HOME for the directory that belongs to the hook alone."""
+    return text.replace(str(hook.home), "HOME").replace(hook.home.name, "HOME")
 
 
 def _call(name: str, rest: str, number: int) -> Call:
@@ -487,13 +590,5 @@ def _indices_of_closing_readers(calls: Sequence[Call]) -> Iterator[int]:
             written.discard(call.text.partition("(")[2])
 
 
-def _up_to_signal(log: list[str], number: signal.Signals) -> list[str]:
-    for index, line in enumerate(log):
-        match = _STRUCK_BY_SIGNAL.match(line)
-        if match and number.name in (match["delivered"], match["killed"]):
-            return log[:index]
-    return []
-
-
-def _last(log: Sequence[str]) -> str:
-    return "\n".join(["The log of the run ends with:", *log[-8:]])
+def _last(calls: Sequence[Call]) -> str:
+    return "\n".join(["The calls of the run end with:", *(call.text for call in calls[-8:])])
