@@ -99,6 +99,8 @@ class Namespace:
     """
 
     def __init__(self, *, rootless: bool) -> None:
+        # A run of the hook in here is forked from a process outside.
+        hooks.keep_warm()
         self.rootless = rootless
         # How many users and groups there are, from 0 on.
         self.owners = 1 if rootless and os.geteuid() != 0 else 65536
