@@ -474,7 +474,6 @@ def test_a_kill_at_any_call_of_a_copy_leaves_the_upperdir(rescued: Rescued, othe
         return len(calls), wrong
 
     tried, wrong = rescued.place.overlay.inside(kill_at_each)
-    faults.tried["SIGKILL"] = faults.tried.get("SIGKILL", 0) + tried
 
     assert tried > 40
     assert not wrong, "\n".join(wrong)

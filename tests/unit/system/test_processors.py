@@ -59,7 +59,7 @@ def seen(
             os.sched_setaffinity(0, affinity)
         return processors()
 
-    return namespace.inside(count)
+    return namespace.apart(count)
 
 
 def v1(quota: str, period: str = "100000", path: str = "user.slice/hook") -> dict[str, str]:
