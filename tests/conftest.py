@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -27,6 +28,22 @@ _LONG = (
 _APART = ("tests/crash/test_every_call.py", "tests/property/test_oracle.py", "tests/property/test_limits.py")
 
 
+# How many characters a parameter may add to the id of a test, and all of them together.
+_LONGEST_VALUE = 60
+_LONGEST_ID = 150
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name tests after values: those that are long by how they begin, and by a digest that tells them apart."""
+    if not isinstance(val, (str, bytes, dict)):
+        return None
+    text = ascii(str(val)) if isinstance(val, dict) else ascii(val).lstrip("b")
+    if len(text) <= _LONGEST_VALUE:
+        return str(val) if isinstance(val, dict) else None  # pytest does the others
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{text[1 : _LONGEST_VALUE - 10]}...{digest}"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Make a directory for what the workers share."""
     worker = getattr(config, "workerinput", None)
@@ -50,7 +67,10 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give the tests of a module to one worker, and begin with those that take long."""
+    """Give the tests of a module to one worker, and begin with those that take long. No test has an endless name."""
+    for item in items:
+        if len(item.name.partition("[")[2]) > _LONGEST_ID + len("]"):
+            raise pytest.UsageError(f"{item.nodeid[:300]}... is too long: give its parameters ids")
     if not config.pluginmanager.hasplugin("xdist"):
         return
     items.sort(key=lambda item: _LONG.index(_module(item)) if _module(item) in _LONG else len(_LONG))

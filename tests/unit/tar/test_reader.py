@@ -166,7 +166,6 @@ def test_data_that_nobody_takes_is_left_out() -> None:
         {"GNU.sparse.map": f"0,{2**63}", "GNU.sparse.size": "5"},
         {"GNU.sparse.map": "0" * 9000, "GNU.sparse.size": "5"},
     ],
-    ids=str,
 )
 def test_records_that_cannot_be_are_refused(records: dict[str, str]) -> None:
     info = tarfile.TarInfo("a")
