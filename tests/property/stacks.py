@@ -6,13 +6,11 @@ All of an example runs in one process inside the namespace of its mounts, on a t
 from __future__ import annotations
 
 import os
-import signal
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from archive_overlay import cli
 from archive_overlay.log import escape
 from archive_overlay.methods import METHODS
 from tests.integration.conftest import extract
@@ -294,19 +292,12 @@ def _run_hook(overlay: overlays.Overlay, directory: Path, methods: Iterable[str]
     if not overlay.flavour.program:
         mount["options"] = list(dict.fromkeys([*mount["options"], *overlay.flavour.options]))
     bundle = hooks.Bundle(directory / "bundle", mounts=[mount], annotations=asked)
-    log = directory / "log"
-    pid = os.fork()
-    if pid == 0:
-        status = 70
-        try:
-            signal.alarm(containers.LONGEST)
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-            status = cli.main(["--log-level=warning", "--no-fsync", "--bundle", str(bundle.directory)])
-        finally:
-            os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    arguments = ["--log-level=warning", "--no-fsync", "--bundle", str(bundle.directory)]
+    status, _, stderr = hooks.keep_warm().run(
+        arguments, b"", cwd=Path("/"), environment={}, here=True, timeout=containers.LONGEST
+    )
     failures = {}
-    for line in hooks.parse_log(log.read_text(errors="surrogateescape")):
+    for line in hooks.parse_log(os.fsdecode(stderr)):
         if line.level == "error":
             name = line.message.split(":")[0].split(" ")[-1]
             failures[names[name]] = line.message
