@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench import data, history
+from bench import data, history, hostile
 from bench.contenders import AS_MUCH, OURS
 from bench.measure import remove
 from bench.rig import LARGE, Bench, compared
@@ -214,6 +214,7 @@ WORKS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "deletions": deletions,
     "growth": growth,
     "memory": memory,
+    "memory-hostile": hostile.memory,
     "revision": history.revision,
     "extract": history.extract,
 }

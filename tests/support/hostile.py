@@ -2,10 +2,14 @@
 
 # Without `from __future__ import annotations`: bench/ imports it, too.
 import os
+import string
 from pathlib import Path
 
 LONGEST_NAME = 255
 LARGEST_ATTRIBUTE = 64 * 1024
+MOST_ATTRIBUTES = 5_900  # of that name space, on one file
+
+_LETTERS = string.ascii_letters + string.digits + "!#$%&()*+,-/:;<>?@[]^_{|}~"
 
 
 def dig(top: Path, levels: int, *, files: int = 0, deepest: str = "", attribute: int = 0) -> None:
@@ -22,7 +26,10 @@ def dig(top: Path, levels: int, *, files: int = 0, deepest: str = "", attribute:
     fd = os.open(top, os.O_RDONLY)
     for level in range(levels):
         name = f"{level:04}".ljust(LONGEST_NAME, "d")
-        os.mkdir(name, dir_fd=fd)
+        try:
+            os.mkdir(name, dir_fd=fd)
+        except FileExistsError:
+            pass  # in a layer below
         inner = os.open(name, os.O_RDONLY, dir_fd=fd)
         os.close(fd)
         fd = inner
@@ -45,9 +52,9 @@ def decorate(path: Path, count: int, size: int = LARGEST_ATTRIBUTE) -> None:
         size: bytes of each value.
     """
     for number in range(count):
-        os.setxattr(
-            path, f"trusted.a{number:05}", (b"%05d" % number).ljust(size, b"."), follow_symlinks=False
-        )
+        high, low = divmod(number, len(_LETTERS))
+        name = f"trusted.{_LETTERS[high]}{_LETTERS[low]}"  # all names together have 64 KiB at most
+        os.setxattr(path, name, (b"%05d" % number).ljust(size, b"."), follow_symlinks=False)
 
 
 def spread(top: Path, names: int) -> None:

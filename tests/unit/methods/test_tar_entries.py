@@ -1,8 +1,9 @@
-"""What a tar may be asked to hold, and how much of it."""
+"""What a tar takes: everything that can be read again, and nothing else."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,21 +11,27 @@ import pytest
 from archive_overlay.errors import ArchiveError
 from archive_overlay.log import Log
 from archive_overlay.methods import tar_entries
-from archive_overlay.methods.tar_entries import TarWriter
-from archive_overlay.overlay.change import FILE, TOP, Change
+from archive_overlay.overlay.change import DIRECTORY, FILE, TOP, Change, LargeAttributes, TreePath
+from archive_overlay.tar import headers
+from archive_overlay.tar.decompress import Reader
+from archive_overlay.tar.reader import TarReader
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
+
+DIRECTORY_STATUS = Path("/").stat()
 
 
-class Counted:
-    """Takes a tar, and keeps its length."""
+class Written:
+    """A tar in memory, and the largest piece of it that was written at once."""
 
     def __init__(self) -> None:
-        self.length = 0
+        self.data = bytearray()
+        self.largest = 0
 
     def write(self, data: bytes | bytearray) -> None:
-        self.length += len(data)
+        self.data += data
+        self.largest = max(self.largest, len(data))
 
     def finish(self) -> None:
         pass
@@ -33,7 +40,122 @@ class Counted:
         pass
 
 
-def add_hole(writer: TarWriter, directory: Path, name: str, size: int) -> None:
+def writer(written: Written) -> tar_entries.TarWriter:
+    return tar_entries.TarWriter(
+        written, opaque_attribute="trusted.overlay.opaque", owner=None, log=Log("panic", [])
+    )
+
+
+def deep(levels: int, name: str) -> TreePath:
+    path = TOP
+    for _ in range(levels):
+        path = TreePath(path, name)
+    return path
+
+
+@pytest.mark.parametrize(("levels", "name"), [(4095, "d" * 255), (4095, "\udcff" * 255), (400_000, "d")])
+def test_a_path_of_a_mebibyte_is_stored(levels: int, name: str) -> None:
+    written = Written()
+    tar = writer(written)
+
+    tar.add(Change(DIRECTORY, deep(levels, name), "d" * 200, DIRECTORY_STATUS, {}))
+    tar.finish()
+
+    assert len(written.data) > levels * (len(name) + 1)
+
+
+@pytest.mark.parametrize("levels", [4096, 100_000])
+def test_a_longer_path_fails_in_a_short_line(levels: int) -> None:
+    with pytest.raises(
+        ArchiveError, match="cannot be stored in a tar: its path has more than 1048576 bytes"
+    ) as error:
+        writer(Written()).add(Change(DIRECTORY, deep(levels, "d" * 255), "d" * 255, DIRECTORY_STATUS, {}))
+
+    assert "/[...]/" in error.value.message
+    assert len(error.value.message) < 32 * 1024
+    assert "copy" in error.value.hint
+
+
+@pytest.fixture
+def decorated(tmp_path: Path) -> Iterator[Change]:
+    """Give a file with three attributes of which the sizes are what a test says: no value is ever read."""
+    file = tmp_path / "file"
+    file.touch()
+    for name in ("user.a", "user.b", "user.c"):
+        os.setxattr(file, name, name.encode() * 100)
+    fd = os.open(file, os.O_RDONLY)
+    large = LargeAttributes(fd, dict.fromkeys(("user.a", "user.b", "user.c"), 600), {}, TreePath(TOP, "file"))
+    yield Change(FILE, TOP, "file", os.fstat(fd), large, fd=fd)
+    os.close(fd)
+
+
+def test_large_attributes_are_written_one_by_one(
+    decorated: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tar_entries, "_GATHERED", 1024)
+    written = Written()
+    tar = writer(written)
+    decorated.mtime_ns = 1_500_000_000_123_456_789
+
+    tar.add(decorated)
+    largest = written.largest
+    tar.finish()
+
+    (tmp_path / "tar").write_bytes(written.data)
+    reader = Reader(os.open(tmp_path / "tar", os.O_RDONLY))
+    (entry,) = TarReader(reader).entries()
+    reader.close()
+    assert (entry.name, entry.mtime_ns) == ("./file", decorated.mtime_ns)
+    assert entry.attributes == {name: name.encode() * 100 for name in ("user.a", "user.b", "user.c")}
+    assert largest < 2500
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ({"user.a": headers.LARGEST_EXTENDED}, "its 1 extended attributes take 16777"),
+        ({f"user.{number}": 1 for number in range(headers.MOST_RECORDS)}, "its 16384 extended attributes"),
+    ],
+    ids=["bytes", "records"],
+)
+def test_a_header_that_nobody_can_read_is_not_written(
+    decorated: Change, sizes: dict[str, int], says: str
+) -> None:
+    assert isinstance(decorated.attributes, LargeAttributes)
+    decorated.attributes.sizes = sizes
+    written = Written()
+
+    with pytest.raises(ArchiveError, match=f"file cannot be stored in a tar: {says}") as error:
+        writer(written).add(decorated)
+
+    assert "copy" in error.value.hint
+    assert not written.data
+
+
+def test_a_file_with_more_segments_than_anybody_reads_is_stored_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headers, "MOST_SEGMENTS", 2)
+    with (tmp_path / "file").open("wb") as file:
+        for number in range(3):
+            file.seek(number * 1024 * 1024)
+            file.write(b"data")
+        file.truncate(4 * 1024 * 1024)
+    written = Written()
+    tar = writer(written)
+    with (tmp_path / "file").open("rb") as file:
+        tar.add(Change(FILE, TOP, "file", os.fstat(file.fileno()), {}, fd=file.fileno()))
+    tar.finish()
+
+    (tmp_path / "tar").write_bytes(written.data)
+    reader = Reader(os.open(tmp_path / "tar", os.O_RDONLY))
+    (entry,) = TarReader(reader).entries()
+    reader.close()
+    assert entry.size == 4 * 1024 * 1024
+    assert len(written.data) > entry.size
+
+
+def add_hole(writer: tar_entries.TarWriter, directory: Path, name: str, size: int) -> None:
     """Add a file that is nothing but a hole."""
     path = directory / name
     path.touch()
@@ -49,8 +171,8 @@ def test_the_zeros_of_all_files_of_a_layer_are_bounded_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tar_entries, "_MOST_ZEROS", 1 << 20)
-    output = Counted()
-    writer = TarWriter(output, opaque_attribute="", owner=None, log=Log("panic", []))
+    output = Written()
+    writer = tar_entries.TarWriter(output, opaque_attribute="", owner=None, log=Log("panic", []))
     for number in range(4):
         add_hole(writer, tmp_path, f"{number}", 1 << 18)
 
@@ -59,16 +181,18 @@ def test_the_zeros_of_all_files_of_a_layer_are_bounded_together(
     ):
         add_hole(writer, tmp_path, "one more", 1 << 18)
 
-    assert output.length < (1 << 20) + (1 << 18)
+    assert len(output.data) < (1 << 20) + (1 << 18)
 
 
 def test_what_is_too_large_is_refused_before_its_first_byte_is_written(tmp_path: Path) -> None:
-    output = Counted()
-    writer = TarWriter(output, opaque_attribute="", owner=None, max_bytes=1 << 20, log=Log("panic", []))
+    output = Written()
+    writer = tar_entries.TarWriter(
+        output, opaque_attribute="", owner=None, max_bytes=1 << 20, log=Log("panic", [])
+    )
 
     with pytest.raises(
         ArchiveError, match="the archive has more than 1048576 bytes, the most that is allowed"
     ):
         add_hole(writer, tmp_path, "hole", 1 << 20 | 1)
 
-    assert output.length == 0
+    assert len(output.data) == 0
