@@ -42,12 +42,8 @@ def find_overlay(
     if there:
         overlay = _of_mount(there[-1], mount_program)
     elif mount_point == "/" and root:
-        sources = [mount.source for mount in mounts if mount.destination == _ENVIRONMENT_FILE]
         overlay = _of_root(
-            root,
-            bundle=bundle,
-            environment_file=sources[-1] if sources else "",
-            mount_program=mount_program,
+            root, bundle=bundle, environment_file=environment_file(mounts), mount_program=mount_program
         )
     else:
         known = ", ".join(sorted({mount.destination for mount in mounts})) or "none"
@@ -68,6 +64,11 @@ def find_overlay(
     if not is_directory:
         raise ArchiveError(f"the upperdir {overlay.upper} of {mount_point} is no directory")
     return overlay
+
+
+def environment_file(mounts: Sequence[Mount]) -> str:
+    """Give the source of the file at /run/.containerenv, which podman has in one of its stores; "" without one."""
+    return next((mount.source for mount in reversed(mounts) if mount.destination == _ENVIRONMENT_FILE), "")
 
 
 def is_mounted(overlay: OverlayMount) -> bool:

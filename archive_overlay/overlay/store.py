@@ -10,6 +10,8 @@
     STORE/overlay-containers/containers.json           layer and user namespace of each container
     STORE/overlay-containers/volatile-containers.json  the same for containers run with --rm
 
+What it has on images is in `overlay/images`.
+
 The mount table does not say all of this: it shows names as the mounting process wrote them, and those may be numbers of
 its file descriptors, or mounts that it detached as soon as the overlay was mounted.
 
@@ -28,7 +30,7 @@ from archive_overlay.system.open_flags import READ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 _CONTAINERS = "overlay-containers"
 _RECORDS = ("containers.json", "volatile-containers.json")
@@ -38,6 +40,8 @@ _LONGEST_LIST = 1 << 16
 
 # The longest list of containers that is read. A container takes about 1 KB.
 _LONGEST_RECORD = 1 << 24
+
+_JSON_SPACE = " \t\n\r"
 
 
 class UnknownError(Exception):
@@ -58,17 +62,40 @@ def layer_of_container(bundle: str, environment_file: str) -> str:
     Raises:
         UnknownError: the store does not say.
     """
-    containers, container = _in_store(bundle)
-    if not container:
+    containers, container = container_in_store(bundle)
+    if os.path.basename(containers) != _CONTAINERS:
         return ""
-    elsewhere, same = _in_store(os.path.dirname(environment_file))
+    elsewhere, same = container_in_store(os.path.dirname(environment_file))
     places = [containers, elsewhere] if same == container and elsewhere != containers else [containers]
     for place in places:
-        for record in _records(place):
+        for record in records(place):
             layer = record.get("layer")
-            if record.get("id") == container and isinstance(layer, str) and _is_identifier(layer):
+            if record.get("id") == container and isinstance(layer, str) and is_identifier(layer):
                 return f"{os.path.dirname(containers)}/overlay/{layer}"
     raise UnknownError(f"{' and '.join(places)} list no container {container} with a layer")
+
+
+def is_of_store(bundle: str, root: str) -> bool:
+    """Say whether a container may be one of an engine's store, by the paths in its spec alone.
+
+    Args:
+        bundle: its bundle.
+        root: its root.path.
+    """
+    return bool(container_in_store(bundle)[1]) or os.path.basename(root) == "merged"
+
+
+def container_in_store(directory: str) -> tuple[str, str]:
+    """Give the store's directory of containers, and the container, whose directory STORE/DRIVER-containers/ID/userdata is.
+
+    Returns:
+        "" and "" for any other directory.
+    """
+    above, name = os.path.split(os.path.normpath(directory))
+    containers, container = os.path.split(above)
+    if name == "userdata" and containers.endswith("-containers") and is_identifier(container):
+        return containers, container
+    return "", ""
 
 
 def layer_at(mount_point: str) -> str:
@@ -99,7 +126,7 @@ def lowers(layer: str) -> list[str]:
         UnknownError: the list of lower layers is missing or malformed, or a layer is not there as a directory.
     """
     store = os.path.dirname(layer)
-    _check_private(store)
+    check_private(store)
     text = _text_of(f"{layer}/lower", _LONGEST_LIST)
     found = _older(layer)
     for entry in text.split(":"):
@@ -117,7 +144,7 @@ def lower_owners(layer: str) -> OwnerMap | None:
         return None
     store, name = os.path.split(layer)
     containers = f"{os.path.dirname(store)}/{_CONTAINERS}"
-    for record in _records(containers):
+    for record in records(containers):
         if record.get("layer") == name:
             users, groups = _ranges(record.get("uidmap")), _ranges(record.get("gidmap"))
             if users and groups:
@@ -137,28 +164,64 @@ def has_mount_program(layer: str) -> bool:
     return os.path.lexists(note) and _text_of(note, _LONGEST_LIST).strip() == "true"
 
 
-def _in_store(directory: str) -> tuple[str, str]:
-    """Split STORE/overlay-containers/ID/userdata after the first two; "" and "" for anything else."""
-    above, name = os.path.split(os.path.normpath(directory))
-    containers, container = os.path.split(above)
-    if name == "userdata" and os.path.basename(containers) == _CONTAINERS and _is_identifier(container):
-        return containers, container
-    return "", ""
+def records(containers: str) -> Iterator[dict[str, object]]:
+    """Give what a store has on each of its containers.
 
+    Args:
+        containers: the directory STORE/DRIVER-containers.
 
-def _records(containers: str) -> Iterator[dict[str, object]]:
-    """Give what a store has on each of its containers."""
-    import json
-
-    _check_private(containers)
+    Raises:
+        UnknownError: others than the engine can write there, or a list cannot be read.
+    """
+    check_private(containers)
     for path in (f"{containers}/{name}" for name in _RECORDS):
-        if not os.path.lexists(path):
-            continue
-        try:
-            listed = json.loads(_text_of(path, _LONGEST_RECORD))
-        except (ValueError, RecursionError):
-            raise UnknownError(f"{path} is not valid JSON") from None
-        yield from (record for record in _list(listed) if isinstance(record, dict))
+        if os.path.lexists(path):
+            yield from elements(path)
+
+
+def elements(path: str) -> Iterator[dict[str, object]]:
+    """Give the objects in one of the store's lists, one after the other, so that no more than one is in memory.
+
+    Args:
+        path: of a file of JSON.
+
+    Raises:
+        UnknownError: it cannot be read, or is no list.
+    """
+    # The scanner of `json`, without the rest: see `hook/runtime`.
+    from _json import make_scanner
+
+    text = os.fsdecode(bytes_of(path, _LONGEST_RECORD)).strip(_JSON_SPACE)
+    if text in ("null", "[]", "{}"):
+        return
+    scan = make_scanner(_Json)  # type: ignore[arg-type]
+    position, separator = 0, "["
+    try:
+        while text[position] == separator:
+            value, position = scan(text, _after_space(text, position + 1))
+            if isinstance(value, dict):
+                yield value
+            position, separator = _after_space(text, position), ","
+        if text[position] == "]" and position == len(text) - 1:
+            return
+    except Exception:  # SystemError among them: without `json` the scanner has no words for what is wrong
+        pass
+    raise UnknownError(f"{path} is not valid JSON, or no list")
+
+
+class _Json:
+    """How JSON is read: as `json.loads` reads it."""
+
+    strict = True
+    object_hook = object_pairs_hook = parse_constant = None
+    parse_float = float
+    parse_int = int
+
+
+def _after_space(text: str, position: int) -> int:
+    while text[position] in _JSON_SPACE:
+        position += 1
+    return position
 
 
 def _ranges(listed: object) -> list[tuple[int, int, int]]:
@@ -182,7 +245,7 @@ def _list(value: object) -> list[object]:
 def _lower_layer(store: str, entry: str) -> list[str]:
     """Give the directories of an entry l/SHORT in a list of lower layers, topmost first."""
     directory, _, name = entry.partition("/")
-    if directory != "l" or not _is_identifier(name):
+    if directory != "l" or not is_identifier(name):
         raise UnknownError(f"{entry[:80]!r} names no lower layer")
     try:
         link = os.readlink(f"{store}/{entry}")
@@ -205,18 +268,55 @@ def _older(layer: str) -> list[str]:
     return found
 
 
-def _is_identifier(name: str) -> bool:
+def is_identifier(name: str) -> bool:
+    """Say whether something can be the id of a layer, an image or a container."""
     return name.isascii() and name.isalnum()
 
 
-def _check_private(directory: str) -> None:
-    """Make sure that nobody but the engine's user can put anything into a directory."""
+def check_private(directory: str, *, owners: Collection[int] = ()) -> None:
+    """Make sure that nobody but the engine's user can put anything into a directory.
+
+    Args:
+        directory: its path.
+        owners: other users who may.
+
+    Raises:
+        UnknownError: others can, or it cannot be looked at.
+    """
     try:
         status = os.stat(directory)
     except OSError as error:
         raise UnknownError(f"{directory}: {error.strerror}") from error
-    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    owned = status.st_uid == os.geteuid() or status.st_uid in owners
+    if not owned or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UnknownError(f"others can write to {directory}, so it is not an engine's store")
+
+
+def bytes_of(path: str, longest: int, what: str = "list") -> bytes:
+    """Read a file of the store.
+
+    Args:
+        path: its path.
+        longest: how many bytes it may have.
+        what: it is.
+
+    Raises:
+        UnknownError: it is longer, no regular file, or cannot be read.
+    """
+    try:
+        fd = os.open(path, READ)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise UnknownError(f"{path} is not a regular file")
+            with open(fd, "rb", closefd=False) as file:
+                text = file.read(longest + 1)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise UnknownError(f"{path}: {error.strerror}") from error
+    if len(text) > longest:
+        raise UnknownError(f"{path} is longer than any {what} that an engine writes")
+    return text
 
 
 def _directory(path: str) -> str:
@@ -230,17 +330,4 @@ def _directory(path: str) -> str:
 
 
 def _text_of(path: str, longest: int) -> str:
-    try:
-        fd = os.open(path, READ)
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise UnknownError(f"{path} is not a regular file")
-            with open(fd, "rb", closefd=False) as file:
-                text = file.read(longest + 1)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise UnknownError(f"{path}: {error.strerror}") from error
-    if len(text) > longest:
-        raise UnknownError(f"{path} is longer than any list that an engine writes")
-    return os.fsdecode(text)
+    return os.fsdecode(bytes_of(path, longest))
