@@ -102,6 +102,7 @@ def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
         jobs=options.jobs,
         fsync=options.fsync,
         allowed=tuple(options.allow_archive_to),
+        trust_image_annotations=options.trust_image_annotations,
         setid=options.setid,
         max_bytes=options.max_bytes,
         max_entries=options.max_entries,
@@ -175,6 +176,11 @@ def _build_hook_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="archives and success markers must be in this directory, or in another one that is given so",
+    )
+    parser.add_argument(
+        "--trust-image-annotations",
+        action="store_true",
+        help="do what the image of a container asks for by annotations of its own, which some engines pass on",
     )
     parser.add_argument(
         "--no-setid",

@@ -16,6 +16,7 @@ class Settings(Record):
         mount_program: path of the executable that serves overlays in user space.
         rescue_dir: absolute path of the directory that keeps upperdirs whose archive failed, or None.
         allowed: directories in which archives may be; none: anywhere.
+        trust_image_annotations: whether a container's image may ask for archives.
         setid: whether set-user-ID and set-group-ID bits and file capabilities may be in archives.
         max_bytes: of an archive, before compression; None: any number.
         max_entries: of an archive, deletions and directories counted; None: any number.
@@ -28,6 +29,7 @@ class Settings(Record):
     mount_program: str = DEFAULT_MOUNT_PROGRAM
     rescue_dir: str | None = None
     allowed: tuple[str, ...] = ()
+    trust_image_annotations: bool = False
     setid: bool = True
     max_bytes: int | None = None
     max_entries: int | None = None

@@ -97,7 +97,7 @@ def group_by_name(annotations: Mapping[str, object], log: Log) -> Iterator[tuple
     for annotation, value in annotations.items():
         if not annotation.startswith(PREFIX):
             continue
-        name, key = _split(annotation[len(PREFIX) :])
+        name, key = split(annotation)
         if not name or not key or "." in key:
             warnings.warning(
                 "annotations ignored that are not NAME.KEY",
@@ -122,6 +122,15 @@ def group_by_name(annotations: Mapping[str, object], log: Log) -> Iterator[tuple
         else:
             yield name, keys
     warnings.finish()
+
+
+def split(annotation: str) -> tuple[str, str]:
+    """Give the name and the key of an annotation that begins with the prefix; "" for both: it has none."""
+    text = annotation[len(PREFIX) :]
+    name, dot, key = text.partition(".")
+    if not dot:
+        name, _, key = text.rpartition("/")
+    return name, key
 
 
 def parse_request(name: str, keys: Mapping[str, object], context: Context, log: Log) -> ArchiveRequest:
@@ -166,14 +175,6 @@ def parse_request(name: str, keys: Mapping[str, object], context: Context, log: 
         whiteouts=_whiteouts(texts.get("whiteouts", "overlay")),
         parent=texts.get("parent", ""),
     )
-
-
-def _split(text: str) -> tuple[str, str]:
-    """Give the name and the key of an annotation without the prefix; "" for both: it has none."""
-    name, dot, key = text.partition(".")
-    if not dot:
-        name, _, key = text.rpartition("/")
-    return name, key
 
 
 def _both(name: str, key: str, before: object, annotation: str, value: object) -> object:

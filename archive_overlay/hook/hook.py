@@ -7,12 +7,13 @@ import time
 from archive_overlay import methods
 from archive_overlay.destination.marker import Marker
 from archive_overlay.destination.paths import Paths
-from archive_overlay.errors import ArchiveError, HookError, Interrupted
+from archive_overlay.errors import ArchiveError, HookError, Interrupted, internal_error, interruption
 from archive_overlay.hook import rescue, runtime
 from archive_overlay.hook.annotations import Context, group_by_name, parse_request
 from archive_overlay.hook.ledger import Ledger
+from archive_overlay.overlay import store
 from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
-from archive_overlay.overlay.locate import find_overlay
+from archive_overlay.overlay.locate import environment_file, find_overlay
 from archive_overlay.overlay.upper import read_changes
 from archive_overlay.system.flush import Never, ToDisk
 from archive_overlay.system.metadata import is_twin
@@ -21,9 +22,10 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from archive_overlay.hook.annotations import ArchiveRequest
+    from archive_overlay.hook.image_annotations import Refusal
     from archive_overlay.hook.policy import Policy
     from archive_overlay.hook.rescue_dir import RescueDirectory
     from archive_overlay.hook.runtime import Spec
@@ -116,12 +118,17 @@ def run(settings: Settings, log: Log) -> int:
     )
     keeper = _rescue_directory(settings, state.id, log)
     hurry = False
+    ask_image = not settings.trust_image_annotations and store.is_of_store(state.bundle, spec.root)
+    # Until it is known what the image asks for, all may be the image's.
+    unkept = {*asked} if ask_image else set()
     try:
+        refused = _what_images_ask_for(asked, this) if ask_image else {}
+        unkept = {name for name, refusal in refused.items() if not refusal.keep}
         for fault in spec.faults:
             ledger.complain(fault)
-        _archive_all(asked, this)
+        _archive_all(asked, refused, this)
     except Interrupted as interruption:
-        ledger.give_up(str(interruption))
+        ledger.give_up(str(interruption), unkept=unkept)
         hurry = True
         raise
     finally:
@@ -197,11 +204,14 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> No
     )
 
 
-def _archive_all(asked: Mapping[str, Mapping[str, object]], run: Run) -> None:
+def _archive_all(asked: Mapping[str, Mapping[str, object]], refused: Mapping[str, Refusal], run: Run) -> None:
     # All code that is needed is imported before the first archive begins, because a package upgrade may replace
     # this file in the meantime.
     ready: list[tuple[ArchiveRequest, methods.Writer]] = []
     for name, keys in asked.items():
+        if name in refused:
+            run.ledger.fail(name, refused[name].reason, keep=refused[name].keep)
+            continue
         with run.ledger.failing_alone(name):
             request = parse_request(name, keys, run.context, run.log)
             ready.append((request, methods.load(request.method, request.compression)))
@@ -211,6 +221,30 @@ def _archive_all(asked: Mapping[str, Mapping[str, object]], run: Run) -> None:
         with run.ledger.failing_alone(request.name):
             archive_one(request, writer, run)
             run.ledger.done(request.name)
+
+
+def _what_images_ask_for(asked: Mapping[str, Mapping[str, object]], run: Run) -> Mapping[str, Refusal]:
+    """Give the archives that are not, or not only, asked for by the user, and so are not made."""
+    from archive_overlay.hook import image_annotations
+    from archive_overlay.overlay import images
+
+    spec = run.spec
+
+    def lowers() -> Sequence[str]:
+        try:
+            return run.find("/").lowers
+        except ArchiveError:
+            return ()
+
+    container = images.Container(
+        bundle=run.bundle, root=spec.root, environment_file=environment_file(spec.mounts), lowers=lowers
+    )
+    try:
+        return image_annotations.refusals(asked, spec.annotations, container)
+    except Exception as error:  # so nobody knows what the image asks for
+        if end := interruption(error):
+            raise end from error
+        return image_annotations.refuse_all(asked, internal_error(error), keep=False)
 
 
 def _policy(settings: Settings) -> Policy | None:

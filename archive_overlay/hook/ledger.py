@@ -7,7 +7,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from types import TracebackType
 
     from archive_overlay.hook.annotations import ArchiveRequest
@@ -21,11 +21,13 @@ class Failure(Record):
         name: of the archive.
         keys: its annotations, by key.
         reason: what went wrong.
+        keep: whether its changes matter to the user: to be told where they are, and to have them kept.
     """
 
     name: str
     keys: Mapping[str, object]
     reason: str
+    keep: bool = True
 
 
 class Ledger:
@@ -91,21 +93,27 @@ class Ledger:
         """Note that nothing is left to do for an archive."""
         self._pending.pop(name, None)
 
-    def give_up(self, reason: str) -> None:
-        """Count all that is pending as failed."""
+    def give_up(self, reason: str, *, unkept: Collection[str] = ()) -> None:
+        """Count all that is pending as failed.
+
+        Args:
+            reason: what went wrong.
+            unkept: the archives whose changes are not to be kept; see `Failure`.
+        """
         for name in list(self._pending):
             if name != self._safe:  # of which only cleaning up was left
-                self.fail(name, reason)
+                self.fail(name, reason, keep=name not in unkept)
 
-    def fail(self, name: str, reason: str) -> None:
+    def fail(self, name: str, reason: str, *, keep: bool = True) -> None:
         """Note that an archive cannot be made.
 
         Args:
             name: of the archive.
             reason: what went wrong.
+            keep: see `Failure`.
         """
         # A signal may come at any point: what has failed is pending until it is noted.
-        self.failures.append(Failure(name=name, keys=self._pending[name], reason=reason))
+        self.failures.append(Failure(name=name, keys=self._pending[name], reason=reason, keep=keep))
         self.done(name)
 
 

@@ -53,7 +53,7 @@ def _settle(
 ) -> str:
     """Settle one failure, and say where its changes are."""
     mount_point = failure.keys.get("mount-point")
-    if not isinstance(mount_point, str):
+    if not failure.keep or not isinstance(mount_point, str):
         return ""
     try:
         overlay = find(normal_destination(mount_point))

@@ -13,6 +13,7 @@ import pytest
 from archive_overlay.methods import METHODS
 from tests.packaging import pythons
 from tests.support import hooks, tools
+from tests.support.image_stores import ImageStore, manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,14 +58,21 @@ OPTIONS = "-IBSXutf8"
 IMPORTED = re.compile(r"^import time:.*\| +(\S+)$", re.MULTILINE)
 
 
-def state(directory: Path, method: str, **keys: object) -> bytes:
-    """Give the state of a container that asks for one archive of a small upperdir."""
+def state(directory: Path, method: str, *, place: Path | None = None, **keys: object) -> bytes:
+    """Give the state of a container that asks for one archive of a small upperdir.
+
+    Args:
+        directory: where its files are.
+        method: of the archive.
+        place: its bundle; None: one in the directory.
+        keys: other annotations of the archive.
+    """
     upper, lower = directory / "upper", directory / "lower"
     for made in (upper, lower):
         made.mkdir()
     (upper / "file").write_text("data")
     bundle = hooks.Bundle(
-        directory / "bundle",
+        place or directory / "bundle",
         mounts=[hooks.overlay_mount("/data", upper=upper, lowers=[lower])],
         annotations=hooks.annotations(
             "data",
@@ -111,6 +119,25 @@ def test_a_start_imports_what_its_method_needs(
     assert {rooms(module) for module in ours(found)} & FOREIGN[method] == set()
     assert len(ours(found)) <= MOST_MODULES
     assert without_attempts(found - ours(found)) == what_they_import(python, THEIRS[method], tmp_path)
+
+
+@pytest.mark.parametrize("python", pythons.SUPPORTED, ids=str)
+def test_two_modules_look_at_the_image_of_a_container_in_a_store(
+    executable: Path, tmp_path: Path, python: pythons.Python
+) -> None:
+    store = ImageStore(tmp_path / "storage")
+    store.add_manifest(manifest({}))
+    store.write()
+    nothing = imported(python, executable, hooks.Bundle(store.bundle).state())
+    asking = imported(python, executable, state(tmp_path, "copy", place=store.bundle))
+    for name in ("upper", "lower"):
+        (tmp_path / name).rename(tmp_path / f"old-{name}")
+
+    elsewhere = imported(python, executable, state(tmp_path, "copy"))
+
+    theirs = {"archive_overlay.hook.image_annotations", "archive_overlay.overlay.images"}
+    assert asking - elsewhere == theirs
+    assert nothing & theirs == set()
 
 
 def rooms(module: str) -> str:

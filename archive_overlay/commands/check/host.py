@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from archive_overlay import __version__
 from archive_overlay.commands.check.access import judge_writers, may
 from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding
-from archive_overlay.commands.check.podman import RELEASES, installed_releases
+from archive_overlay.commands.check.podman import RELEASES, installed_releases, passes_on_annotations
 from archive_overlay.errors import ArchiveError
 from archive_overlay.tar import compress
 
@@ -53,6 +53,7 @@ class Host:
         interpreter: the Python that runs it.
         user: the one outside all user namespaces whose containers it is about.
         podman: the releases of podman that may run here.
+        passes_on: whether podman copies annotations of images into containers; None: nobody knows.
         home: the directory with the user's own containers.conf; None: nobody knows.
         release: the kernel's.
         filesystems, modules, parameters, syslog: the kernel's and the C library's files.
@@ -62,6 +63,7 @@ class Host:
     interpreter: str
     user: int
     podman: tuple[Release, ...] = RELEASES
+    passes_on: bool | None = None
     home: str | None = None
     release: str = ""
     filesystems: str = "/proc/filesystems"
@@ -83,6 +85,7 @@ def this_host() -> Host:
         interpreter=sys.executable,
         user=user,
         podman=installed_releases(),
+        passes_on=passes_on_annotations(),
         home=_configuration_directory(user),
         release=os.uname().release,
     )

@@ -1,4 +1,4 @@
-"""Which containers.conf files podman reads: that depends on the release, which is read from its program.
+"""What depends on the release of podman, which is read from its program: which containers.conf files it reads, mostly.
 
 The program is not run: as an ordinary user even `podman --version` makes directories. A package's version would
 say nothing of a podman that was built by hand, and nothing of what a distribution took over from a later release.
@@ -41,6 +41,7 @@ class Release:
 _UNTIL_5 = (
     b"pkg/config.systemConfigs"  # part of all programs that read these files as podman 5 and earlier do
 )
+_SINCE_4_6 = b".RemoveContainerAndDependencies"
 RELEASES = (
     Release((0, 0), "before 4.8", _UNTIL_5),
     Release((4, 8), "4.8 and 4.9", b"internal/attributedstring."),
@@ -64,6 +65,21 @@ def installed_releases(programs: Iterable[str] = PROGRAMS) -> tuple[Release, ...
     if not found or None in found:
         return RELEASES
     return tuple(release for release in RELEASES if release in known)
+
+
+def passes_on_annotations(programs: Iterable[str] = PROGRAMS) -> bool | None:
+    """Say whether podman copies annotations of an image's manifest into its containers: up to 4.5.0 it does.
+
+    Args:
+        programs: where podman may be.
+
+    Returns:
+        None: there is no podman, or one that shows no release. 4.5.1 is taken for 4.5.0.
+
+    Source: podman pull request 18542, in 4.5.1 and 4.6.0.
+    """
+    found = [_has(path, _SINCE_4_6) for path in programs if _release_of(path)]
+    return not all(found) if found else None
 
 
 def configurations(
@@ -98,6 +114,11 @@ def _release_of(program: str) -> Release | None:
             return next((each for each in reversed(candidates) if content.find(each.mark) != -1), None)
     except (OSError, ValueError):  # ValueError: it is empty
         return None
+
+
+def _has(program: str, mark: bytes) -> bool:
+    with open(program, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
+        return content.find(mark) != -1
 
 
 def _main_and_drop_ins(user: int, home: str | None, usr: str, etc: str) -> list[str]:

@@ -245,11 +245,30 @@ def _judge_policy(hook: HookFile, settings: Settings, here: Host) -> list[Findin
                 hook.path,
             )
         )
+    findings.append(_judge_images(hook, settings, here))
     findings.append(Finding(OK, "policy", _limits(settings), "", hook.path))
     findings += [access.judge_directory(path, "--allow-archive-to", made=False) for path in allowed]
     if settings.rescue_dir:
         findings.append(access.judge_directory(settings.rescue_dir, "--rescue-dir", made=True))
     return findings
+
+
+def _judge_images(hook: HookFile, settings: Settings, here: Host) -> Finding:
+    """Say whether images may ask for archives, and whether they can."""
+    podman = {
+        True: "this podman passes them on",
+        False: "this podman does not pass them on",
+        None: "podman up to 4.5.0 passes them on",
+    }[here.passes_on]
+    if not settings.trust_image_annotations:
+        return Finding(OK, "policy", f"annotations of images are refused; {podman}", "", hook.path)
+    return Finding(
+        NOTE if here.passes_on is False else WARNING,
+        "policy",
+        f"annotations of images are believed, so whoever made an image that is run may ask for archives; {podman}",
+        "leave --trust-image-annotations out of hook.args",
+        hook.path,
+    )
 
 
 def _limits(settings: Settings) -> str:

@@ -700,6 +700,17 @@ def test_of_two_programs_each_may_run(tmp_path: Path) -> None:
     assert podman.installed_releases(paths) == (podman.RELEASES[0], podman.RELEASES[-2])
 
 
+def test_a_podman_that_passes_annotations_of_images_on(tmp_path: Path) -> None:
+    old = program(tmp_path, NAMES[0], path="4.5")
+    new = program(tmp_path, NAMES[0], b"libpod.(*Runtime).RemoveContainerAndDependencies", path="4.6")
+    for programs, passes_on in (([old], True), ([new], False), ([new, old], True)):
+        assert podman.passes_on_annotations(programs) is passes_on
+
+    (tmp_path / "wrapper").write_text("#!/bin/sh\n")
+    for path in ("none", "wrapper"):
+        assert podman.passes_on_annotations([str(tmp_path / path)]) is None
+
+
 def test_what_is_true_for_some_releases_alone_says_for_which(site: Site) -> None:
     other = site.directory / "other"
     other.mkdir()
@@ -959,7 +970,7 @@ def policy(site: Site, *arguments: str) -> list[Finding]:
 
 
 def test_without_a_policy_annotations_are_believed(site: Site) -> None:
-    believed, limits = policy(site)
+    believed, _, limits = policy(site)
     assert (believed.status, limits.status) == ("note", "ok")
     assert "docs/security.md" in believed.advice
     assert limits.found == (
@@ -967,8 +978,29 @@ def test_without_a_policy_annotations_are_believed(site: Site) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("passes_on", "status", "said"),
+    [
+        (True, "warning", "this podman passes them on"),
+        (False, "note", "this podman does not pass them on"),
+        (None, "warning", "podman up to 4.5.0 passes them on"),
+    ],
+)
+def test_what_is_done_with_annotations_of_images(
+    site: Site, passes_on: bool | None, status: str, said: str
+) -> None:
+    site.host = replace(site.host, passes_on=passes_on)
+
+    _, refused, _ = policy(site)
+    _, believed, _ = policy(site, "--trust-image-annotations")
+
+    assert (refused.status, refused.found) == ("ok", f"annotations of images are refused; {said}")
+    assert (believed.status, said in believed.found) == (status, True)
+    assert believed.advice == "leave --trust-image-annotations out of hook.args"
+
+
 def test_the_policy_in_words(site: Site) -> None:
-    allowed, limits = policy(
+    allowed, _, limits = policy(
         site,
         "--allow-archive-to=/srv/a",
         "--allow-archive-to=/srv/b",
