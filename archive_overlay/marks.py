@@ -22,3 +22,8 @@ FUSE_SECURITY = "security.fuseoverlayfs."
 TRUSTED_OPAQUE = f"{TRUSTED}opaque"
 USER_OPAQUE = f"{USER}opaque"
 FUSE_OPAQUE = f"{FUSE_USER}opaque"
+
+# This program marks its staging directories by one of these: the first, or in a user namespace the second. No archive
+# has them.
+TRUSTED_STAGING = f"{TRUSTED}archive_overlay"
+USER_STAGING = f"{USER}archive_overlay"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from archive_overlay.destination.names import is_staging_name
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.system.open_flags import READ_DIRECTORY, STEP
 from archive_overlay.system.resolve import Resolver
@@ -88,6 +89,11 @@ class Paths:
         return found.path
 
     def _judged(self, path: str, resolved: str, label: str) -> str:
+        if any(is_staging_name(name) for name in resolved.split("/")):
+            raise ArchiveError(
+                f"{label} {path} has the name of a directory that this program works in",
+                hint="call it something else",
+            )
         if self._named and not self._base(resolved):
             where = f"{path}, which is {resolved}," if resolved != path else path
             raise ArchiveError(

@@ -2,18 +2,22 @@
 
 It is beside the archive's destination, so on the same file system:
 
-    .NAME.archive_overlay-RANDOM/     private (0700), locked while its maker lives
+    .NAME.archive_overlay-RANDOM/     private (0700), marked, locked while its maker lives
         archive                       what a method writes, until it is renamed to the destination
         keep-INODE                    the upperdir with this inode number is the archive
-        passing-INODE                 the archive with this inode number goes through a backup name
+        passing-NUMBER-IDENTITY       this archive goes through the backup name with this number
 
 A staging directory that nobody has locked was left by a run that was killed, and is debris. The one
 thing in it that is not debris is an upperdir that was moved there and did not come to be published:
 `keep-INODE` tells it from an archive, and it gets a backup name.
 
+What only has such a name is neither removed nor written into; a warning names it. Where staging directories cannot be
+marked, nothing is ever removed that another run left.
+
 With `backup`, an archive first gets the backup name that the old one is to have, and then the two are
-exchanged: so the old one has a name of its own at every moment. `passing-INODE` tells an archive that
-did not come to be exchanged from a backup.
+exchanged: so the old one has a name of its own at every moment. `passing-NUMBER-IDENTITY` tells an archive that
+did not come to be exchanged from a backup. Its inode number alone would not: others may have removed it, and another
+file may have got the number.
 """
 
 from __future__ import annotations
@@ -22,11 +26,11 @@ import errno
 import fcntl
 import os
 import stat
-import zlib
 
+from archive_overlay.destination import names
 from archive_overlay.errors import fail
 from archive_overlay.system import kernel, signals, tree
-from archive_overlay.system.open_flags import READ_DIRECTORY
+from archive_overlay.system.open_flags import CREATE, READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,9 +45,9 @@ ARCHIVE = "archive"
 
 _KEEP = "keep-"
 _PASSING = "passing-"
-_SUFFIX = ".archive_overlay-"
-_RANDOM_BYTES = 6
-_NAME_MAX = 255
+_PRIVATE = stat.S_IRUSR | stat.S_IWUSR
+_DEFAULT_ACL = "system.posix_acl_default"
+_NOT_THERE = (errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class Staging:
@@ -56,7 +60,8 @@ class Staging:
         name: the destination's name there; "" if the parent is the destination.
         paths: how to get there.
         flush: when something counts as written.
-        log: takes warnings of what cannot be removed.
+        log: takes warnings of what is not removed.
+        file_mode: permission bits of files that are made in it; None: see `create_file`.
 
     Attributes:
         path: of the destination.
@@ -64,17 +69,31 @@ class Staging:
         parent: file descriptor of the directory that the destination is in.
         directory: file descriptor of the staging directory.
         flush: when something counts as written.
+        mark: the attribute that tells it from what others made; "" where it cannot be set.
 
     Raises:
         ArchiveError: there is no writing beside the destination.
     """
 
-    def __init__(self, parent: str, name: str, *, paths: Paths, flush: Flush, log: Log) -> None:
+    def __init__(
+        self,
+        parent: str,
+        name: str,
+        *,
+        paths: Paths,
+        flush: Flush,
+        log: Log,
+        file_mode: int | None = None,
+    ) -> None:
         self.name = name
         self.parent = self.directory = -1
         self.path = os.path.join(parent, name) if name else parent
         self._parent_path = parent
+        self.mark = ""
         self._own_name = ""
+        self._unmarked: list[str] = []
+        self._passing: tuple[str, int] | None = None
+        self._file_mode = file_mode
         self._times: tuple[int, int] | None = None
         self._taken: tuple[int, str, int] | None = None
         self._paths = paths
@@ -134,6 +153,47 @@ class Staging:
             os.rmdir(f"{_KEEP}{inode}", dir_fd=self.directory)
             raise
 
+    def create_file(self, name: str) -> int:
+        """Create a file that is to be an archive, or a part of one.
+
+        What goes into it may have been private in the container. So it is for its owner alone, unless the administrator
+        gave a mode, or the directory that it is for has a default ACL: then it is what it would be if it were created
+        there.
+
+        Returns:
+            A file descriptor, for the caller to close.
+
+        Raises:
+            OSError: it cannot be created.
+        """
+        if self._file_mode is None and self._inherits():
+            try:
+                return os.open(name, CREATE, 0o666, dir_fd=self.directory)
+            finally:
+                _remove_attribute(self.directory, _DEFAULT_ACL)
+        fd = os.open(name, CREATE, _PRIVATE, dir_fd=self.directory)
+        if self._file_mode is not None:
+            os.chmod(fd, self._file_mode)  # whatever the umask is
+        return fd
+
+    def _inherits(self) -> bool:
+        """Let what is made in staging inherit what it would inherit beside it; False: nothing."""
+        try:
+            acl = os.getxattr(self.parent, _DEFAULT_ACL)
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
+            return False
+        try:
+            os.setxattr(self.directory, _DEFAULT_ACL, acl)
+        except OSError as error:  # it names somebody who has no id in this user namespace
+            self._log.warning(
+                f"{self.path} is for its owner alone: the default ACL of {self._parent_path} cannot be used:"
+                f" {error.strerror}"
+            )
+            return False
+        return True
+
     def take_backup_name(self, take: Callable[[str], object]) -> str:
         """Find the next free backup name of the destination: NAME.~1~, NAME.~2~, ...
 
@@ -142,9 +202,11 @@ class Staging:
 
         Returns:
             The name that was taken.
+
+        Raises:
+            OSError: see `names.take_backup_name`.
         """
-        number = max((number for number, _ in self._backups()), default=0)
-        return _take_numbered_name(self.name, number + 1, take)
+        return names.take_backup_name(self.name, self.parent, take)
 
     def pass_by_backup_name(self) -> str:
         """Give the archive the next free backup name of the destination, for the old one to get it.
@@ -152,39 +214,47 @@ class Staging:
         Returns:
             The name. Call `passed` when the two have been exchanged, or else `recall`.
         """
-        os.mkdir(f"{_PASSING}{_inode(ARCHIVE, self.directory)}", dir_fd=self.directory)
-        return self.take_backup_name(
-            lambda backup: kernel.rename_new(ARCHIVE, self.directory, backup, self.parent)
-        )
+        inode = os.lstat(ARCHIVE, dir_fd=self.directory).st_ino
+        identity = kernel.identity(ARCHIVE, self.directory)
+
+        def take(backup: str) -> None:
+            note = f"{_PASSING}{backup[len(self.name) + 2 : -1]}-{identity}"
+            os.mkdir(note, dir_fd=self.directory)
+            self._passing = backup, inode
+            try:
+                kernel.rename_new(ARCHIVE, self.directory, backup, self.parent)
+            except FileExistsError:
+                self.passed()
+                raise
+
+        return self.take_backup_name(take)
 
     def passed(self) -> None:
         """Note that the archive has come through its backup name."""
+        self._passing = None
         for entry in os.listdir(self.directory):
             if entry.startswith(_PASSING):
                 os.rmdir(entry, dir_fd=self.directory)
 
     def recall(self) -> None:
         """Take the archive back from its backup name, if it still has it."""
-        self._recall(self.directory)
+        if self._passing is None:
+            return
+        backup, inode = self._passing
+        if _inode(backup, self.parent) == inode:
+            os.rename(backup, ARCHIVE, src_dir_fd=self.parent, dst_dir_fd=self.directory)
+        self.passed()
 
-    def _recall(self, directory: int) -> None:
+    def _recall_of_dead(self, directory: int) -> None:
+        """Take back the archive that a killed run left under a backup name."""
         for entry in os.listdir(directory):
             if not entry.startswith(_PASSING):
                 continue
-            for _, name in self._backups():
-                if entry == f"{_PASSING}{_inode(name, self.parent)}":
-                    os.rename(name, ARCHIVE, src_dir_fd=self.parent, dst_dir_fd=directory)
+            number, _, identity = entry[len(_PASSING) :].partition("-")
+            backup = f"{self.name}.~{number}~"
+            if identity and kernel.identity(backup, self.parent) == identity:
+                os.rename(backup, ARCHIVE, src_dir_fd=self.parent, dst_dir_fd=directory)
             os.rmdir(entry, dir_fd=directory)
-
-    def _backups(self) -> list[tuple[int, str]]:
-        """Give the numbers and names of the destination's backups."""
-        begin = f"{self.name}.~"
-        found = []
-        for name in os.listdir(self.parent):
-            number = name[len(begin) : -1]
-            if name == f"{begin}{number}~" and number.isascii() and number.isdigit():
-                found.append((int(number), name))
-        return found
 
     def _give_back(self) -> None:
         if self._taken is None:
@@ -202,7 +272,7 @@ class Staging:
 
     def _make(self) -> None:
         while self.directory < 0:
-            name = f"{staging_prefix(self.name)}{os.urandom(_RANDOM_BYTES).hex()}"
+            name = names.new_staging_name(self.name)
             os.mkdir(name, stat.S_IRWXU, dir_fd=self.parent)
             self._own_name = name
             # Until it is locked, another run may take it for debris.
@@ -210,36 +280,74 @@ class Staging:
                 fd = os.open(name, READ_DIRECTORY, dir_fd=self.parent)
             except FileNotFoundError:
                 continue
+            if os.listdir(fd):
+                # Somebody who may write to the parent gave the name to a directory of his choice.
+                os.close(fd)
+                self._own_name = ""
+                raise OSError(
+                    errno.ENOTEMPTY, "a directory that had just been made was exchanged for another"
+                )
+            self.mark = names.set_mark(fd)
             forget_inheritance(fd)
             if _lock(fd) is not False and _is_at(fd, name, self.parent):
                 self.directory = fd
-            else:
-                os.close(fd)
+                continue
+            os.close(fd)
+            if not self.mark:
+                _remove_empty(name, self.parent)  # nobody else does
 
     def _remove_debris(self) -> None:
-        prefix = staging_prefix(self.name)
         for name in os.listdir(self.parent):
-            if not name.startswith(prefix):
+            if not names.is_staging_name(name, self.name):
                 continue
             try:
                 fd = os.open(name, READ_DIRECTORY, dir_fd=self.parent)
             except OSError:
                 continue  # not one of ours, or its maker has just removed it
             try:
-                if os.fstat(fd).st_uid == os.geteuid() and _lock(fd) and _is_at(fd, name, self.parent):
+                if os.fstat(fd).st_uid != os.geteuid():
+                    continue
+                if not names.is_marked(fd):
+                    self._unmarked.append(name)
+                elif _lock(fd) and _is_at(fd, name, self.parent):
                     self._log.debug(f"removing {name} in {self._parent_path}, left by a run that was killed")
+                    self._recall_of_dead(fd)
                     self._remove(name, fd)
             except OSError as error:
                 self._warn(name, error)
             finally:
                 os.close(fd)
 
+    def _tell_of_unmarked(self) -> None:
+        # At the end, when a run that had just begun at the start has locked its own, or is gone.
+        left = [name for name in self._unmarked if self._is_unlocked(name)]
+        if left:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            self._log.warning(
+                f"{os.path.join(self._parent_path, min(left))}{more} may be what a killed run left, or somebody"
+                " else's: it has no mark of this program, so it stays; look into it, and remove it yourself"
+            )
+
+    def _is_unlocked(self, name: str) -> bool:
+        try:
+            fd = os.open(name, READ_DIRECTORY, dir_fd=self.parent)
+        except OSError:
+            return False
+        try:
+            return bool(_lock(fd))
+        finally:
+            os.close(fd)
+
     def _remove(self, name: str, fd: int) -> None:
-        self._recall(fd)
         for entry in os.listdir(fd):
             if entry.startswith(_KEEP) and entry == f"{_KEEP}{_inode(ARCHIVE, fd)}":
                 self.take_backup_name(lambda backup: kernel.rename_new(ARCHIVE, fd, backup, self.parent))
-        tree.remove(name, self.parent)
+        # Whoever may write to the parent may have given the name to something else meanwhile.
+        tree.empty(fd)
+        try:
+            os.rmdir(name, dir_fd=self.parent)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
 
     def _warn(self, name: str, error: OSError) -> None:
         self._log.warning(
@@ -249,6 +357,7 @@ class Staging:
 
     def _leave(self) -> None:
         """Remove what there is, and let go of everything."""
+        self._tell_of_unmarked()
         try:
             if self.directory >= 0:
                 self.recall()
@@ -257,7 +366,7 @@ class Staging:
                 if self._times:
                     os.utime(self.parent, ns=self._times)
             elif self._own_name:
-                tree.remove(self._own_name, self.parent)
+                os.rmdir(self._own_name, dir_fd=self.parent)
         except OSError as error:
             self._warn(self._own_name, error)
         for fd in (self.directory, self.parent):
@@ -267,23 +376,6 @@ class Staging:
             except OSError:
                 pass  # nothing was written to it
         self.directory = self.parent = -1
-
-
-def take_free_name(name: str, take: Callable[[str], object]) -> str:
-    """Find a free name: NAME, NAME.~1~, NAME.~2~, ...
-
-    Args:
-        name: the first that is tried.
-        take: gives something the name that it is called with, or raises FileExistsError.
-
-    Returns:
-        The name that was taken.
-    """
-    try:
-        take(name)
-    except FileExistsError:
-        return _take_numbered_name(name, 1, take)
-    return name
 
 
 def forget_inheritance(fd: int) -> None:
@@ -296,39 +388,16 @@ def forget_inheritance(fd: int) -> None:
         OSError: that is not possible.
     """
     os.chmod(fd, stat.S_IRWXU)  # no set-group-ID bit
-    for name in ("system.posix_acl_default", "system.posix_acl_access"):
-        try:
-            os.removexattr(fd, name)
-        except OSError as error:
-            if error.errno not in (errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP):
-                raise
+    for name in (_DEFAULT_ACL, "system.posix_acl_access"):
+        _remove_attribute(fd, name)
 
 
-def staging_prefix(name: str) -> str:
-    """Give the beginning of the names of all staging directories of one destination.
-
-    Args:
-        name: the destination's name, "" if staging is inside it; one that is too long for more is cut, and gets a checksum.
-    """
-    if not name:
-        return _SUFFIX
-    encoded = os.fsencode(name)
-    room = _NAME_MAX - 1 - len(_SUFFIX) - 2 * _RANDOM_BYTES
-    if len(encoded) <= room:
-        return f".{name}{_SUFFIX}"
-    kept = os.fsdecode(encoded[: room - 9])
-    return f".{kept}-{zlib.crc32(encoded):08x}{_SUFFIX}"
-
-
-def _take_numbered_name(name: str, number: int, take: Callable[[str], object]) -> str:
-    while True:
-        numbered = f"{name}.~{number}~"
-        try:
-            take(numbered)
-        except FileExistsError:
-            number += 1
-            continue
-        return numbered
+def _remove_attribute(fd: int, name: str) -> None:
+    try:
+        os.removexattr(fd, name)
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
 
 
 def _lock(fd: int) -> bool | None:
@@ -344,6 +413,13 @@ def _lock(fd: int) -> bool | None:
     except OSError:
         return None
     return True
+
+
+def _remove_empty(name: str, directory: int) -> None:
+    try:
+        os.rmdir(name, dir_fd=directory)
+    except OSError:
+        pass  # it is gone
 
 
 def _is_at(fd: int, name: str, directory: int) -> bool:

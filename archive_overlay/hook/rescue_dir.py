@@ -16,8 +16,9 @@ import re
 import stat
 import time
 
+from archive_overlay.destination.names import take_free_name
 from archive_overlay.destination.paths import Paths
-from archive_overlay.destination.staging import ARCHIVE, Staging, forget_inheritance, take_free_name
+from archive_overlay.destination.staging import ARCHIVE, Staging, forget_inheritance
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.log import escape
 from archive_overlay.methods import Target, copy
@@ -129,7 +130,9 @@ class RescueDirectory:
         directory, upper = os.path.split(os.path.realpath(overlay.upper))
         source = os.open(directory, READ_TOP_DIRECTORY)
         try:
-            kept = take_free_name(name, lambda new: _rename_new(upper, source, new, parent))
+            kept = take_free_name(
+                name, parent, lambda new: _rename_new(upper, source, new, parent), described_by=".json"
+            )
             try:
                 # The engine deletes what it made, and expects to find it.
                 metadata.make_twin(kept, parent, upper, source)
@@ -167,7 +170,9 @@ class RescueDirectory:
             kernel.sync_file_system(staging.directory)
             return take_free_name(
                 name,
+                staging.parent,
                 lambda new: _rename_new(ARCHIVE, staging.directory, new, staging.parent),
+                described_by=".json",
             )
 
     def _describe(

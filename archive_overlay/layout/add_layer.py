@@ -14,6 +14,7 @@ import os
 import time
 
 from archive_overlay.destination.apart import keep_apart
+from archive_overlay.destination.names import is_staging_name
 from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.layout.layer import Layer
@@ -34,7 +35,7 @@ from archive_overlay.layout.read import (
     split_reference,
     tagged,
 )
-from archive_overlay.system.open_flags import CREATE, READ, READ_DIRECTORY
+from archive_overlay.system.open_flags import READ, READ_DIRECTORY
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -82,9 +83,9 @@ class LayoutDestination(Record):
     patience: Patience
     log: Log
 
-    def stage(self, flush: Flush, log: Log) -> Staging:
+    def stage(self, flush: Flush, log: Log, file_mode: int | None = None) -> Staging:
         """Give the place in the layout to write the layer in."""
-        return Staging(self.path, "", paths=self.paths, flush=flush, log=log)
+        return Staging(self.path, "", paths=self.paths, flush=flush, log=log, file_mode=file_mode)
 
     def publish(self, staging: Staging, result: object) -> str:
         """Add the layer to the image.
@@ -323,7 +324,7 @@ class _Files:
         os.rename(name, to, src_dir_fd=self._staging.directory, dst_dir_fd=directory)
 
     def _write(self, name: str, data: bytes) -> None:
-        fd = os.open(name, CREATE, 0o644, dir_fd=self._staging.directory)
+        fd = self._staging.create_file(name)
         with open(fd, "wb") as file:
             file.write(data)
             file.flush()
@@ -336,7 +337,7 @@ def _is_new(layout: int) -> bool:
     Raises:
         ArchiveError: there is something else in it.
     """
-    names = {name for name in os.listdir(layout) if not name.startswith(".archive_overlay-")}
+    names = {name for name in os.listdir(layout) if not is_staging_name(name, "")}
     if INDEX_FILE in names:
         return False
     if names - {"blobs", VERSION_FILE}:

@@ -11,6 +11,7 @@ import os
 
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.marks import USER, USER_STAGING
 from archive_overlay.methods import copy
 from archive_overlay.overlay.locate import is_mounted
 from archive_overlay.system import metadata
@@ -55,6 +56,8 @@ def write(changes: Iterator[Change], target: Target, log: Log) -> None:
     """Rename the upperdir, or else write the changes as `copy` does. See `methods.Writer`."""
     overlay = target.overlay
     reason = _obstacle(overlay, may_rename=target.may_rename)
+    if target.staging.mark == USER_STAGING and USER not in overlay.dialect.namespaces:
+        reason = reason or "in a user namespace, a container may have set marks of this program in it"
     if not reason:
         try:
             _take(overlay.upper, target)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.marks import TRUSTED_STAGING, USER_STAGING
 from archive_overlay.overlay.dialect import BOOKKEEPING, ENGINE_OWNER_ATTRIBUTE, IGNORED, REFUSED
 from archive_overlay.system.metadata import SELINUX_LABEL
 
@@ -80,6 +81,12 @@ def read_attributes(
     marks = Marks()
     for name in names:
         if name == SELINUX_LABEL:
+            continue
+        if name in (TRUSTED_STAGING, USER_STAGING):
+            warnings.warning(
+                "attributes left out",
+                f"{shown()}: the attribute {name} is left out, because it would mean something to this program",
+            )
             continue
         try:
             value = os.getxattr(file, name)

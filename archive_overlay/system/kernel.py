@@ -2,7 +2,7 @@
 
 ctypes costs 2 to 3 ms, so this module is imported only by those who need it.
 
-Source: renameat2(2), syncfs(2), prctl(2).
+Source: renameat2(2), name_to_handle_at(2), syncfs(2), prctl(2).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import stat
+import zlib
 
 from archive_overlay.system import signals
 
@@ -21,6 +22,12 @@ _SET_PARENT_DEATH_SIGNAL = 1
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Handle(ctypes.Structure):
+    """What a file system knows an inode by; `bytes` is the length of the data."""
+
+    _fields_ = (("bytes", ctypes.c_uint), ("type", ctypes.c_int), ("data", ctypes.c_ubyte * 128))
 
 
 class CannotExchangeError(OSError):
@@ -55,6 +62,26 @@ def rename_new(name: str, directory: int, new_name: str, new_directory: int) -> 
         if error.errno not in _NOT_SUPPORTED or error.errno == errno.EXDEV:
             raise
         _rename_new_without_the_kernel(name, directory, new_name, new_directory)
+
+
+def identity(name: str, directory: int) -> str:
+    """Give what tells an entry from all others on its file system, and from those that had its inode number before.
+
+    Returns:
+        The inode number, and after a dot a digest of what else the file system knows it by, if anything; "": there is
+        no such entry.
+
+    Source: name_to_handle_at(2).
+    """
+    try:
+        inode = os.lstat(name, dir_fd=directory).st_ino
+    except FileNotFoundError:
+        return ""
+    handle = _Handle(bytes=len(_Handle().data))
+    mount = ctypes.c_int()
+    if _libc.name_to_handle_at(directory, os.fsencode(name), ctypes.byref(handle), ctypes.byref(mount), 0):
+        return f"{inode}."
+    return f"{inode}.{zlib.crc32(bytes(handle.data)[: handle.bytes]):08x}"
 
 
 def sync_file_system(fd: int) -> None:

@@ -126,7 +126,24 @@ def remove(name: str, directory: int) -> None:
     except FileNotFoundError:
         return
     _open_up(name, directory)
-    descent = Descent(os.open(name, READ_DIRECTORY, dir_fd=directory))
+    fd = os.open(name, READ_DIRECTORY, dir_fd=directory)
+    try:
+        empty(fd)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=directory)
+
+
+def empty(directory: int) -> None:
+    """Remove all that is in a directory.
+
+    Args:
+        directory: its file descriptor.
+
+    Raises:
+        OSError: something could not be removed.
+    """
+    descent = Descent(os.dup(directory))
     try:
         pending = [_remove_files(descent.fd)]
         names: list[str] = []
@@ -143,7 +160,6 @@ def remove(name: str, directory: int) -> None:
                     os.rmdir(names.pop(), dir_fd=descent.fd)
     finally:
         descent.close()
-    os.rmdir(name, dir_fd=directory)
 
 
 def _open_up(name: str, directory: int) -> None:

@@ -282,9 +282,9 @@ class Place:
         candidates = list(self.out.glob("archive.~*"))
         for staging in self.staging():
             for path in (self.out / staging).iterdir():
-                kind, _, inode = path.name.partition("-")
-                if inode:
-                    noted[kind].append(int(inode))
+                kind, _, identity = path.name.partition("-")
+                if identity:  # of an archive that passes, after the number of its backup name
+                    noted[kind].append(int(identity.rpartition("-")[2].partition(".")[0]))
                 elif (path.parent / f"keep-{path.stat().st_ino}").exists():
                     candidates.append(path)
         lost = set(noted["passing"]) - set(noted["keep"])

@@ -58,6 +58,7 @@ _READING = {
     **dict.fromkeys(("listxattr", "llistxattr", "flistxattr"), "EIO"),
     **dict.fromkeys(("getxattr", "lgetxattr", "fgetxattr", "statfs", "fstatfs", "close"), "EIO"),
     **dict.fromkeys(("dup", "fcntl"), "EMFILE"),
+    "name_to_handle_at": "EOPNOTSUPP",
 }
 # What tells that opening changes something: the index of the argument that has it, and bits.
 _CREATING = {"open": (1, os.O_CREAT | os.O_TRUNC), "openat": (2, os.O_CREAT | os.O_TRUNC)}
@@ -108,8 +109,8 @@ _AT_FDCWD = -100 & 0xFFFFFFFF
 # How many arguments say what is called for in what strace shows.
 _KEPT_ARGUMENTS = {
     **dict.fromkeys(("read", "write", "pread64", "pwrite64", "getdents64"), 1),
-    **dict.fromkeys(("listxattr", "llistxattr", "flistxattr", "readlink"), 1),
-    **dict.fromkeys(("getxattr", "lgetxattr", "fgetxattr", "readlinkat"), 2),
+    **dict.fromkeys(("listxattr", "llistxattr", "flistxattr", "readlink", "statfs", "fstatfs"), 1),
+    **dict.fromkeys(("getxattr", "lgetxattr", "fgetxattr", "readlinkat", "name_to_handle_at"), 2),
     **dict.fromkeys(("setxattr", "lsetxattr", "fsetxattr"), 2),
 }
 # In the paths of the program's own file, of the standard library's modules, and of the C libraries that these use.
@@ -562,7 +563,11 @@ def _text(name: str, rest: str) -> str:
     if name in _KEPT_ARGUMENTS:
         arguments = ", ".join(arguments.split(", ")[: _KEPT_ARGUMENTS[name]])
     arguments = re.sub(r"\{.*?\}|/\*.*?\*/|0x[0-9a-f]+", "#", arguments)
-    arguments = re.sub(r"archive_overlay-[0-9a-f]+|[0-9a-f]{64}|(?<=/proc/)[0-9]+|[0-9]{2,}", "#", arguments)
+    arguments = re.sub(
+        r"archive_overlay-[0-9a-f]+|(?<=passing-)[0-9a-f.-]+|[0-9a-f]{64}|(?<=/proc/)[0-9]+|[0-9]{2,}",
+        "#",
+        arguments,
+    )
     return f"{name}({arguments.strip().rstrip(')')})"
 
 

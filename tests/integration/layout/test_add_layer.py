@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.conftest import Saver, expect_equal
 from tests.integration.methods.test_oci import contents, stop
-from tests.support import hooks, image_layouts, overlays, trees
+from tests.support import debris, hooks, image_layouts, overlays, trees
 
 if TYPE_CHECKING:
     from typing import Callable
@@ -46,8 +46,7 @@ def test_an_empty_directory_becomes_a_layout(small: Saver) -> None:
 def test_what_a_killed_run_left_is_no_obstacle(small: Saver, version_file: bool) -> None:
     (small.archive / "blobs/sha256").mkdir(parents=True)
     orphan = image_layouts.put_blob(small.archive, b"of a run that was killed")
-    (small.archive / ".archive_overlay-0123456789ab").mkdir()
-    (small.archive / ".archive_overlay-0123456789ab" / "archive").write_text("half a layer")
+    (debris.put(small.archive, "") / "archive").write_text("half a layer")
     if version_file:
         (small.archive / "oci-layout").write_text("")
 
@@ -59,8 +58,7 @@ def test_what_a_killed_run_left_is_no_obstacle(small: Saver, version_file: bool)
 
 def test_what_a_killed_run_left_in_a_layout_is_removed(small: Saver) -> None:
     stop(small)
-    (small.archive / ".archive_overlay-0123456789ab").mkdir()
-    (small.archive / ".archive_overlay-0123456789ab" / "archive").write_text("half a layer")
+    (debris.put(small.archive, "") / "archive").write_text("half a layer")
 
     stop(small)
 
@@ -116,11 +114,11 @@ def test_symlinks_in_a_layout_lead_nowhere(small: Saver, name: str) -> None:
     assert (small.archive / "index.json").read_bytes() == index
 
 
-def test_all_users_can_read_a_layout(small: Saver) -> None:
+def test_all_users_can_list_a_layout_and_only_its_owner_reads_it(small: Saver) -> None:
     stop(small)
 
     modes = {oct(path.stat().st_mode & 0o777) for path in small.archive.rglob("*") if path.is_file()}
-    assert modes == {"0o644"}
+    assert modes == {"0o600"}
     assert {oct(path.stat().st_mode & 0o777) for path in small.archive.rglob("*") if path.is_dir()} == {
         "0o755"
     }

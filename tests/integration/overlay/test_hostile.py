@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import Saver, expect_equal
-from tests.support import overlays, trees
+from tests.support import debris, overlays, trees
 
 DEPTH = 2000
 rootful_kernel = pytest.mark.parametrize("overlay", [overlays.NATIVE], indirect=True)
@@ -254,8 +254,8 @@ def test_a_symlink_in_place_of_staging_is_not_taken(small: Saver) -> None:
 
 
 def test_debris_of_a_killed_run_is_cleared_away(small: Saver) -> None:
-    debris = small.out / ".archive.archive_overlay-0123456789ab"
-    (debris / "archive" / "inner").mkdir(parents=True)
+    dead = debris.put(small.out, "archive")
+    (dead / "archive" / "inner").mkdir(parents=True)
 
     result = small.run()
 

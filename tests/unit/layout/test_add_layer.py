@@ -20,7 +20,7 @@ from archive_overlay.layout.layer import MEDIA_TYPES, Layer
 from archive_overlay.layout.provenance import Provenance
 from archive_overlay.log import Log
 from archive_overlay.system.patience import Patience
-from tests.support import image_layouts
+from tests.support import debris, image_layouts
 from tests.support.flushing import Flushed, open_files
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ class Stop:
             deletions=deletions,
         )
         with destination.stage(self.flushed, self.log) as staging:
-            fd = os.open("archive", os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=staging.directory)
-            with open(fd, "wb") as file:
+            with open(staging.create_file("archive"), "wb") as file:
                 file.write(blob)
             return destination.publish(staging, layer)
 
@@ -142,8 +141,8 @@ def test_a_directory_with_something_else_is_no_layout(stop: Stop) -> None:
 
 def test_what_a_killed_run_left_is_nothing_else(stop: Stop) -> None:
     stop.layout.mkdir()
-    for name in (".archive_overlay-0123456789ab", "blobs"):
-        (stop.layout / name).mkdir()
+    debris.put(stop.layout, "")
+    (stop.layout / "blobs").mkdir()
     (stop.layout / "oci-layout").touch()
 
     assert stop.add() == "revision 1 of latest"
@@ -317,7 +316,7 @@ def digests_left_out(step: str) -> str:
     return f"{directory}{slash}{'DIGEST' if len(name) == 64 else name}"
 
 
-def test_everybody_can_read_what_was_written(stop: Stop) -> None:
+def test_what_was_written_is_for_its_owner_alone(stop: Stop) -> None:
     old = os.umask(0)
     try:
         stop.add()
@@ -325,7 +324,7 @@ def test_everybody_can_read_what_was_written(stop: Stop) -> None:
         os.umask(old)
 
     modes = {stat.S_IMODE(path.stat().st_mode) for path in stop.layout.rglob("*")}
-    assert modes == {0o644, 0o755}
+    assert modes == {0o600, 0o755}
 
 
 def test_a_layout_that_another_program_has_locked_is_waited_for_but_not_for_ever(

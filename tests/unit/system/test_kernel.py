@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from archive_overlay.system import kernel, signals
+from tests.support import tools
 
 TOP = Path(__file__).resolve().parents[3]
 
@@ -187,3 +188,51 @@ def test_where_no_process_can_end_with_another_that_is_said(monkeypatch: pytest.
 
     with pytest.raises(OSError, match="Invalid argument"):
         kernel.end_with_parent()
+
+
+# Telling files apart
+
+
+@each_kind
+def test_an_entry_is_the_same_one_under_any_name(tmp_path: Path, directory: int, makes: str) -> None:
+    put(tmp_path / "a", makes)
+    before = kernel.identity("a", directory)
+    assert before.partition(".")[0] == str((tmp_path / "a").lstat().st_ino)
+
+    (tmp_path / "a").rename(tmp_path / "b")
+    put(tmp_path / "a", makes)
+
+    assert kernel.identity("b", directory) == before
+    assert kernel.identity("a", directory) != before
+
+
+def test_files_that_have_one_inode_number_after_the_other_are_told_apart(
+    tmp_path: Path, directory: int
+) -> None:
+    # Which number a new file gets is the file system's business: some reuse them at once.
+    seen: dict[str, set[str]] = {}
+    for _ in range(20):
+        (tmp_path / "a").touch()
+        inode, _, digest = kernel.identity("a", directory).partition(".")
+        if not digest:
+            tools.cannot_run("the file system says no more of a file than its inode number")
+        assert digest not in seen.setdefault(inode, set())
+        seen[inode].add(digest)
+        (tmp_path / "a").unlink()
+
+
+def test_what_is_not_there_has_no_identity(directory: int) -> None:
+    assert kernel.identity("a", directory) == ""
+
+
+def test_where_a_file_system_says_no_more_the_inode_number_has_to_do(
+    tmp_path: Path, directory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Libc:
+        def name_to_handle_at(self, *_: object) -> int:
+            return -1
+
+    monkeypatch.setattr(kernel, "_libc", Libc())
+    (tmp_path / "a").touch()
+
+    assert kernel.identity("a", directory) == f"{(tmp_path / 'a').stat().st_ino}."
