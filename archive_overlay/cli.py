@@ -106,6 +106,7 @@ def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
         setid=options.setid,
         max_bytes=options.max_bytes,
         max_entries=options.max_entries,
+        file_mode=options.file_mode,
         log_level=options.log_level,
         log_file=options.log_file,
         syslog=options.syslog,
@@ -202,6 +203,15 @@ def _build_hook_parser() -> argparse.ArgumentParser:
         metavar="N",
         type=_number,
         help="refuse a change set with more entries than this, directories and deletions counted",
+    )
+    parser.add_argument(
+        "--file-mode",
+        metavar="MODE",
+        type=_file_mode,
+        help=(
+            "permissions of tars and of the files in image layouts, in octal, as 0640 or 0644 (default: what the"
+            " directory's default ACL says, or else 0600)"
+        ),
     )
     parser.add_argument(
         "--jobs",
@@ -365,6 +375,13 @@ def _number(value: str) -> int:
     if not (digits.isascii() and digits.isdigit() and len(digits) < 19) or int(digits) << bits >> 63:
         raise _wrong(f"{value!r} is not a whole number, or is too large; write 5000, 512M or 10G (1024 M)")
     return int(digits) << bits
+
+
+def _file_mode(value: str) -> int:
+    digits = value[1:] if value.startswith("0") else value
+    if len(digits) != 3 or digits[0] != "6" or not set(digits) <= set("0246"):
+        raise _wrong(f"{value!r} is not an octal mode from 0600 to 0666 without execute bits")
+    return int(digits, 8)
 
 
 def _count(value: str) -> int:

@@ -20,6 +20,8 @@ class Settings(Record):
         setid: whether set-user-ID and set-group-ID bits and file capabilities may be in archives.
         max_bytes: of an archive, before compression; None: any number.
         max_entries: of an archive, deletions and directories counted; None: any number.
+        file_mode: permission bits of tars and of the files of image layouts; None: 0600, or what the default ACL of
+            the directory says.
         jobs: how many threads may work; 0: as many as there are processors for this process.
         fsync: whether archives are flushed to disk before they are published.
         log_level, log_file, syslog: see `log`.
@@ -33,6 +35,7 @@ class Settings(Record):
     setid: bool = True
     max_bytes: int | None = None
     max_entries: int | None = None
+    file_mode: int | None = None
     jobs: int = 0
     fsync: bool = True
     log_level: str = DEFAULT_LOG_LEVEL

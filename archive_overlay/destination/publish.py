@@ -42,12 +42,10 @@ class Destination(Record):
     mount_point: bool
     paths: Paths
 
-    def stage(self, flush: Flush, log: Log) -> Staging:
+    def stage(self, flush: Flush, log: Log, file_mode: int | None = None) -> Staging:
         """Give the place beside it (or inside it, if it is a mount point) to make the archive in."""
-        if self.mount_point:
-            return Staging(self.path, "", paths=self.paths, flush=flush, log=log)
-        parent, name = os.path.split(self.path)
-        return Staging(parent, name, paths=self.paths, flush=flush, log=log)
+        parent, name = (self.path, "") if self.mount_point else os.path.split(self.path)
+        return Staging(parent, name, paths=self.paths, flush=flush, log=log, file_mode=file_mode)
 
     def publish(self, staging: Staging, result: object) -> str:
         """Make the archive durable, and then visible as `if-exists` says.

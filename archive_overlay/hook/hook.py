@@ -165,7 +165,7 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> No
     may_rename = run.policy is None
     writer.judge(overlay, may_rename=may_rename)
     tally = _Tally(log)
-    with destination.stage(flush, log) as staging:
+    with destination.stage(flush, log, run.settings.file_mode) as staging:
         if marker:
             marker.remove(flush)
         target = methods.Target(

@@ -78,7 +78,6 @@ def _write(changes: Iterator[Change], target: Target, log: Log) -> tuple[str, in
         target,
         log,
         opaque_attribute="",
-        mode=0o644,
         around_file=lambda file: _Watched(file, blob),
         around_tar=lambda compressor: _WatchedTar(compressor, tar),
     )

@@ -40,6 +40,6 @@ def write(changes: Iterator[Change], target: Target, log: Log) -> None:
     opaque_attribute = target.overlay.dialect.opaque_attribute if target.whiteouts == "overlay" else ""
     write_beside(
         changes,
-        lambda stream: write_tar(stream, target, log, opaque_attribute=opaque_attribute, mode=0o666),
+        lambda stream: write_tar(stream, target, log, opaque_attribute=opaque_attribute),
         jobs=target.jobs,
     )

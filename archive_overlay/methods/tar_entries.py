@@ -24,7 +24,6 @@ from archive_overlay.overlay.change import (
     LargeAttributes,
 )
 from archive_overlay.system import sparse
-from archive_overlay.system.open_flags import CREATE
 from archive_overlay.tar import compress, headers
 
 TYPE_CHECKING = False
@@ -69,7 +68,6 @@ def write_tar(
     log: Log,
     *,
     opaque_attribute: str,
-    mode: int,
     around_file: Callable[[Sink], Sink] = lambda file: file,
     around_tar: Callable[[Writer], Writer] = lambda tar: tar,
 ) -> None:
@@ -80,7 +78,6 @@ def write_tar(
         target: where to, and in which form.
         log: takes warnings of what is left out.
         opaque_attribute: see `TarWriter`.
-        mode: permission bits of the file, less the umask's.
         around_file: watches what is written to the file.
         around_tar: watches what is compressed.
 
@@ -89,7 +86,7 @@ def write_tar(
     """
     change = None
     try:
-        fd = os.open(ARCHIVE, CREATE, mode, dir_fd=target.staging.directory)
+        fd = target.staging.create_file(ARCHIVE)
         try:
             output = compress.open_writer(
                 around_file(compress.FileSink(fd)),

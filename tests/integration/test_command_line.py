@@ -47,6 +47,10 @@ def test_the_version() -> None:
         ("--log-level",),
         ("--bundle",),
         ("--log",),
+        *(
+            ("--file-mode", mode)
+            for mode in ("", "0", "0400", "0700", "0755", "4644", "0668", "00644", "rw", "-644")
+        ),
     ],
 )
 def test_a_wrong_command_line_gets_the_usage_and_status_2(arguments: tuple[str, ...]) -> None:
