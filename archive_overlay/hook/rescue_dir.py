@@ -23,7 +23,7 @@ from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.log import escape
 from archive_overlay.methods import Target, copy
 from archive_overlay.overlay import dialect
-from archive_overlay.overlay.locate import is_mounted
+from archive_overlay.overlay.in_use import can_ask, is_mounted
 from archive_overlay.overlay.mount import OverlayMount
 from archive_overlay.overlay.upper import read_changes
 from archive_overlay.system import kernel, metadata
@@ -124,7 +124,7 @@ class RescueDirectory:
 
     def _rename(self, overlay: OverlayMount, name: str, parent: int) -> str | None:
         """Rename the upperdir, and give its new name; None: it is on another file system, or in use."""
-        if overlay.dialect.whiteout_files or is_mounted(overlay):
+        if overlay.dialect.whiteout_files or not _is_free(overlay):
             return None
         # The engine may have named it by a symbolic link, or with a slash at the end.
         directory, upper = os.path.split(os.path.realpath(overlay.upper))
@@ -201,6 +201,14 @@ class RescueDirectory:
             file.write(text + "\n")
             file.flush()
             os.fsync(fd)
+
+
+def _is_free(overlay: OverlayMount) -> bool:
+    """Say whether it is certain that no mounted overlay writes into an upperdir."""
+    try:
+        return can_ask() and not is_mounted(overlay)
+    except OSError:
+        return False
 
 
 def _rename_new(name: str, directory: int, new: str, new_directory: int) -> None:

@@ -13,7 +13,7 @@ from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.marks import USER, USER_STAGING
 from archive_overlay.methods import copy
-from archive_overlay.overlay.locate import is_mounted
+from archive_overlay.overlay.in_use import can_ask, is_mounted
 from archive_overlay.system import metadata
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 
@@ -35,9 +35,9 @@ def require(compression: str) -> None:
 
 def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
     """Refuse an upperdir that a mount still writes into. See `methods.Writer`."""
-    if _obstacle(overlay, may_rename=may_rename):
-        return
     try:
+        if _obstacle(overlay, may_rename=may_rename):
+            return
         mounted = is_mounted(overlay)
     except OSError as error:
         fail(f"cannot find out whether the upperdir {overlay.upper} is mounted", error)
@@ -76,6 +76,8 @@ def _obstacle(overlay: OverlayMount, *, may_rename: bool) -> str:
         return "fuse-overlayfs keeps state in it"
     if overlay.may_refer_to_lowers:
         return "with metacopy, redirect_dir or index it may refer to its lower layers"
+    if not can_ask():
+        return "whether it is still mounted can only be found out with CAP_SYS_ADMIN"
     return "" if may_rename else "the hook's policy is to look at every entry"
 
 

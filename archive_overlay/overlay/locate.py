@@ -11,7 +11,7 @@ import stat
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.overlay import dialect, mount_programs, store
 from archive_overlay.overlay.mount import Mount, OverlayMount
-from archive_overlay.overlay.options import from_options, upperdir
+from archive_overlay.overlay.options import from_options
 from archive_overlay.system import mountinfo
 
 TYPE_CHECKING = False
@@ -69,32 +69,6 @@ def find_overlay(
 def environment_file(mounts: Sequence[Mount]) -> str:
     """Give the source of the file at /run/.containerenv, which podman has in one of its stores; "" without one."""
     return next((mount.source for mount in reversed(mounts) if mount.destination == _ENVIRONMENT_FILE), "")
-
-
-def is_mounted(overlay: OverlayMount) -> bool:
-    """Say whether the kernel has an overlay mounted, in any namespace, that writes into an upperdir.
-
-    Args:
-        overlay: whose upperdir.
-
-    Raises:
-        OSError: the mounts cannot be read, or the upperdir is gone.
-    """
-    status = os.stat(overlay.upper)
-    for table in mountinfo.read_all():
-        for mounted in table.of_type("overlay"):
-            upper = upperdir(mounted.options)
-            if not upper:
-                continue
-            if not upper.startswith("/"):
-                upper = os.path.join(_base(upper, mounted.mount_point), upper)
-            try:
-                other = os.stat(upper)
-            except OSError:
-                continue  # not to be found, so another one; it may have vanished since the table was read
-            if os.path.samestat(other, status):
-                return True
-    return False
 
 
 def _of_mount(mount: Mount, mount_program: str) -> OverlayMount:

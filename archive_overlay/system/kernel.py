@@ -1,8 +1,8 @@
-"""Renaming, flushing and forking as the standard library cannot do it.
+"""Renaming, flushing, forking and asking for mounts as the standard library cannot do it.
 
 ctypes costs 2 to 3 ms, so this module is imported only by those who need it.
 
-Source: renameat2(2), name_to_handle_at(2), syncfs(2), prctl(2).
+Source: renameat2(2), name_to_handle_at(2), syncfs(2), prctl(2), mount(2).
 """
 
 from __future__ import annotations
@@ -102,6 +102,35 @@ def end_with_parent() -> None:
     """
     if _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signals.KILL, 0, 0, 0):
         _raise()
+
+
+def is_written_by_overlay(fd: int) -> bool:
+    """Say whether an overlay is mounted, in whatever namespace, that has a directory as upperdir or workdir.
+
+    The kernel marks such directories, and refuses a second overlay on one if it is to have index=on. Only then does it
+    see that the overlay asked for here can never be, for its workdir would be its upperdir. So nothing is mounted or
+    written; the kernel's log gets a line.
+
+    Args:
+        fd: file descriptor of the directory; O_PATH is enough.
+
+    Raises:
+        OSError: the kernel does not say; without CAP_SYS_ADMIN in this user namespace it never does.
+
+    Source: the kernel's fs/overlayfs/super.c, ovl_get_upper and ovl_get_workdir, since Linux 4.13.
+    """
+    path = f"/proc/self/fd/{fd}".encode()
+    options = b"index=on,lowerdir=%b,upperdir=%b,workdir=%b" % (path, path, path)
+    # Even if there were such an overlay, it could not be put on what is not a directory.
+    try:
+        if _libc.mount(b"overlay", b"/proc/self/status", b"overlay", 0, options):
+            _raise()
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return True
+        if error.errno not in (errno.EINVAL, errno.ENODEV):  # ENODEV: this kernel has no overlays
+            raise
+    return False
 
 
 def _rename_new_without_the_kernel(name: str, directory: int, new_name: str, new_directory: int) -> None:

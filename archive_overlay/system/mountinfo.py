@@ -11,7 +11,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 # What is in these is the kernel's: files are questions and orders to it, and hold no data. Some links lead to what
 # processes have open. Source: /proc/filesystems, "nodev", without those that hold data or lead to such (tmpfs, ramfs,
@@ -122,26 +122,6 @@ def devices_of(lines: Iterable[bytes]) -> Devices:
         elif kind.startswith(b"fuse") and _is_of_another(rest):
             of_others.add(_device(mount))
     return Devices(of_the_kernel=frozenset(of_the_kernel), of_others=frozenset(of_others))
-
-
-def read_all() -> Iterator[MountTable]:
-    """Read the mounts of all namespaces that processes are in, as far as this process may see them.
-
-    Raises:
-        OSError: /proc is not mounted.
-    """
-    seen = set()
-    for pid in os.listdir("/proc"):
-        if not pid.isdigit():
-            continue
-        try:
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-            if namespace not in seen:
-                seen.add(namespace)
-                with open(f"/proc/{pid}/mountinfo", "rb") as file:
-                    yield MountTable(file)
-        except OSError:
-            continue  # it has ended, or is another user's
 
 
 def _device(mount: bytes) -> int:

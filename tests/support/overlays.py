@@ -36,8 +36,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _MS_RDONLY = 1
 _MS_REMOUNT = 32
 _MS_BIND = 4096
+_MS_REC = 16384
+_MS_PRIVATE = 1 << 18
 _MNT_DETACH = 2
 _CLONE_FS = 0x00000200
+_PR_CAPBSET_DROP = 24
+CAP_SYS_ADMIN = 21
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUSER = 0x10000000
 # The numbers of system calls younger than 2019 are the same on all architectures but one.
@@ -127,6 +131,11 @@ class Namespace:
     def path(self) -> str:
         """The file by which another process enters its mounts."""
         return f"/proc/{self._holder.pid}/ns/mnt"
+
+    @property
+    def root(self) -> str:
+        """The directory by which another process reaches its files."""
+        return f"/proc/{self._holder.pid}/root"
 
     def inside(self, function: Callable[[], T]) -> T:
         """Run a function in this namespace.
@@ -273,12 +282,16 @@ class Overlay:
             self.inside(lambda: function(made))
         self.lowers.insert(0, made)
 
-    def change(self, function: Callable[[Path], object]) -> None:
+    def change(self, function: Callable[[Path], object], *, again: bool = False) -> None:
         """Run a function on the merged directory, as a container would, and unmount it.
 
         An overlay that a process serves stays mounted, as it does until the hooks have run.
+
+        Args:
+            function: called with the merged directory, inside the namespace.
+            again: whether it is to be mounted once more, although a process serves it.
         """
-        if not self._served_by:
+        if again or not self._served_by:
             self.mount()
         self.inside(lambda: function(self.merged))
         if not self.flavour.program:
@@ -327,6 +340,12 @@ class Overlay:
     def is_served(self) -> bool:
         """Whether a process serves the overlay at this moment."""
         return self._served_by is not None
+
+    @property
+    def kernel_names_the_server(self) -> bool:
+        """Whether the kernel says which mount the process that serves the overlay serves: Linux 6.18 does."""
+        files = Path(f"/proc/{self._served_by}/fdinfo").iterdir()
+        return any(b"fuse_connection" in file.read_bytes() for file in files)
 
     def change_set(self) -> set[bytes]:
         """Give the names that the upperdir holds, whiteouts excepted."""
@@ -560,6 +579,17 @@ def _process_with_argument(argument: str) -> int:
         if argument.encode() in arguments and pid != os.getpid():
             return pid
     raise AssertionError(f"no process serves {argument}")
+
+
+def give_up_privilege(number: int) -> None:
+    """Have the program that this process starts do without a capability that root has."""
+    _check(_libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0), "drop a capability")
+
+
+def leave_mounts() -> None:
+    """Go into a new mount namespace, with copies of all mounts."""
+    _check(_libc.unshare(_CLONE_NEWNS), "unshare")
+    _check(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "make all mounts private")
 
 
 def detach(target: Path) -> None:

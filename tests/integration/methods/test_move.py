@@ -456,6 +456,59 @@ def test_it_is_refused_while_another_overlay_is_mounted_on_the_upperdir(saver: S
     expect_equal(before, view_of_upper(saver))
 
 
+@pytest.mark.parametrize("overlay", [overlays.NATIVE], indirect=True)
+def test_it_is_refused_while_somebody_still_uses_what_was_unmounted(saver: Saver) -> None:
+    saver.overlay.layer(below)
+    saver.overlay.mount()
+    in_use = os.open(f"{saver.overlay.namespace.root}{saver.overlay.merged}", os.O_RDONLY)
+    saver.overlay.inside(lambda: overlays.detach(saver.overlay.merged))
+    try:
+        refused = saver.run()
+    finally:
+        os.close(in_use)
+
+    assert "still mounted" in refused.only_error()
+    assert saver.run().status == 0
+
+
+@pytest.mark.parametrize("overlay", [overlays.NATIVE, overlays.NATIVE_ROOTLESS], indirect=True)
+def test_nobody_prevents_it_by_a_mount_that_only_has_the_same_path(saver: Saver) -> None:
+    saver.overlay.layer(below)
+    saver.overlay.change(change)
+    inode = saver.overlay.upper.stat().st_ino
+    forger = overlays.Namespace(rootless=True)
+
+    def forge() -> None:
+        overlays.mount_tmpfs(saver.overlay.directory, "mode=755")
+        for made in (saver.overlay.upper, saver.overlay.work, saver.overlay.merged):
+            made.mkdir()
+        options = [f"lowerdir=/usr,upperdir={saver.overlay.upper},workdir={saver.overlay.work},userxattr"]
+        overlays.mount_overlay(saver.overlay.merged, options)
+
+    try:
+        forger.inside(forge)
+        result = saver.run()
+    finally:
+        forger.close()
+
+    assert (result.status, COPIED in result.stderr) == (0, False), result.stderr
+    assert saver.archive.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("overlay", [overlays.NATIVE_ROOTLESS], indirect=True)
+def test_it_is_copied_by_whom_the_kernel_tells_no_mounts(saver: Saver) -> None:
+    saver.overlay.layer(below)
+    saver.overlay.change(change)
+    left = saver.overlay.view()
+
+    result = saver.run(before=lambda: overlays.give_up_privilege(overlays.CAP_SYS_ADMIN))
+
+    (said,) = [message for message in result.messages("info") if COPIED in message]
+    assert "CAP_SYS_ADMIN" in said
+    assert result.status == 0, result.stderr
+    expect_equal(left, saver.overlay.restacked(saver.archive))
+
+
 @pytest.fixture
 def strangers(new_overlay: NewOverlay) -> Iterator[overlays.Overlay]:
     """Give an overlay that is mounted, and none of the hook's business."""

@@ -12,7 +12,7 @@ import pytest
 
 from archive_overlay.errors import ArchiveError
 from archive_overlay.overlay.dialect import FUSE_OVERLAYFS, NATIVE, NATIVE_USERXATTR
-from archive_overlay.overlay.locate import find_overlay, is_mounted
+from archive_overlay.overlay.locate import find_overlay
 from archive_overlay.overlay.mount import Mount
 from archive_overlay.overlay.options import from_options
 from archive_overlay.system import mountinfo
@@ -58,7 +58,6 @@ def mounted(monkeypatch: pytest.MonkeyPatch) -> Mounted:
         lines.append(f"1 0 0:1 {root} {at} rw - {kind} source rw,{','.join(options)}\n".encode())
 
     monkeypatch.setattr(mountinfo, "read", lambda: MountTable(lines))
-    monkeypatch.setattr(mountinfo, "read_all", lambda: iter([MountTable([]), MountTable(lines)]))
     return mounted
 
 
@@ -458,28 +457,3 @@ def test_what_an_engine_left_has_to_be_whole(store: Store, damage: str) -> None:
     assert f"the container's root file system {store.root} is not mounted any more" in str(raised.value)
     assert "what it was made of is not to be found: " in str(raised.value)
     assert str(raised.value).endswith(said)
-
-
-# What is still mounted
-
-
-def test_an_upperdir_is_in_use_while_some_namespace_has_it_mounted(
-    upper: Path, tmp_path: Path, mounted: Mounted
-) -> None:
-    (tmp_path / "link").symlink_to("upper")
-    overlay = find(overlay_mount(upper))
-    mounted("/read-only", "lowerdir=/l1:/l2")
-    mounted("/gone", "lowerdir=/l", "upperdir=/nowhere/upper")
-    mounted("/other", "lowerdir=/l", f"upperdir={tmp_path}")
-    assert is_mounted(overlay) is False
-
-    mounted("/by-another-name", "lowerdir=/l", f"upperdir={tmp_path / 'link'}")
-    assert is_mounted(overlay) is True
-
-
-def test_an_upperdir_is_in_use_by_a_mount_that_names_it_from_its_own_directory(
-    upper: Path, tmp_path: Path, mounted: Mounted
-) -> None:
-    mounted(tmp_path / "merged", "lowerdir=l", "upperdir=upper")
-
-    assert is_mounted(find(overlay_mount(upper))) is True
