@@ -93,10 +93,7 @@ def _mounted_at(path: str, mount_program: str) -> OverlayMount | None:
     if mounted and mounted.type == "overlay" and mounted.root == "/":
         overlay = from_options(mounted.options, None, f"the mount at {path}")
         return _with_lowers_of_store(_with_absolute_paths(overlay, mounted.mount_point))
-    served = mount_programs.options_at(path, mount_program)
-    if served:
-        return from_options(served, dialect.FUSE_OVERLAYFS, f"the mount at {path}")
-    return None
+    return mount_programs.overlay_at(mounted, mount_program) if mounted else None
 
 
 def _of_root(root: str, *, bundle: str, environment_file: str, mount_program: str) -> OverlayMount:

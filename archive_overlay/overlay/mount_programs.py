@@ -1,55 +1,277 @@
 """Overlays that a process serves in user space: their options are nowhere but on its command line.
 
-Source: proc(5); fuse-overlayfs(1).
+Whoever runs a container can run a program in it with any name and any command line. So a process is believed only if the
+kernel says of it what no container can bring about: see `overlay_at`.
+
+Source: proc(5); namespaces(7); fuse(4); fuse-overlayfs(1); the kernel's fs/fuse/dev.c for `fuse_connection`.
 """
 
 from __future__ import annotations
 
 import os
 
+from archive_overlay.errors import ArchiveError
+from archive_overlay.overlay import dialect
+from archive_overlay.overlay.options import from_options
+from archive_overlay.system.open_flags import READ, READ_TOP_DIRECTORY
+from archive_overlay.system.record import Record
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.system.mountinfo import MountedFilesystem
 
-def options_at(mount_point: str, mount_program: str) -> list[str] | None:
-    """Give the mount options on the command line of the process that serves a mount point.
+# The number of /dev/fuse. Source: the kernel's Documentation/admin-guide/devices.txt.
+_FUSE_DEVICE = os.makedev(10, 229)
 
-    Only processes of the hook's own user are believed: another user could run the same executable
-    and name any directory as upperdir.
+# What `_fuse_connection` gives for no device, and for a kernel that does not say whose it is.
+_NONE = -1
+_UNKNOWN = -2
+
+# What the kernel appends to the name of a program whose file was replaced by a package upgrade.
+_DELETED = " (deleted)"
+
+
+def overlay_at(mounted: MountedFilesystem, mount_program: str) -> OverlayMount | None:
+    """Read the overlay behind a FUSE mount from the command line of the process that serves it.
+
+    A process is believed if all of this holds:
+
+    - It runs as the hook's user, in the hook's user and PID namespace, and in the hook's mount namespace or in that of
+      a process that the hook descends from: podman runs hooks of containers with a user namespace in a copy of its own.
+    - Its executable is the file, by device and inode, that `mount_program` names here. If a package upgrade has
+      replaced that file, it was started from that path.
+    - It holds an open FUSE device. Where the kernel says whose connection that is (Linux 6.18), it is this mount's.
+    - Its command line names this mount point, and an upperdir that is the same directory, by device and inode, in its
+      mount namespace and here.
 
     Args:
-        mount_point: absolute path.
+        mounted: a mount of this namespace.
         mount_program: path of the executable.
 
     Returns:
-        The options, joined by commas or not; None: no process serves it.
+        None: the mount is not FUSE's, or no such process serves it.
+
+    Raises:
+        ArchiveError: its options name no upperdir, or two processes name different ones and the kernel does not say
+            which of them serves the mount.
     """
-    programs = {mount_program, os.path.realpath(mount_program)}
-    newest: tuple[int, list[str]] | None = None
+    if not _is_fuse(mounted):
+        return None
+    program = _Program(mount_program)
+    here = _Namespaces()
+    servers: list[_Server] = []
     for pid in os.listdir("/proc"):
-        if not pid.isdigit():
-            continue
+        if pid.isdigit():
+            server = _server(int(pid), mounted, program, here)
+            if server:
+                servers.append(server)
+    # Of two processes for one mount point, the kernel's word counts: the other is what is left of an earlier mount.
+    servers = [server for server in servers if server.is_certain] or servers
+    if not servers:
+        return None
+    if any(server.options != servers[0].options for server in servers):
+        pids = " and ".join(str(server.pid) for server in servers)
+        raise ArchiveError(
+            f"the processes {pids} both claim to serve {mounted.mount_point}, with different options",
+            hint="end the one that is left over from an earlier mount",
+        )
+    overlay = _overlay(servers[0].options, mounted)
+    if all(server.lowers_are_here for server in servers):
+        return overlay
+    return overlay.with_lowers(
+        (), unknown=f"process {servers[0].pid} names them, in another mount namespace where they are others"
+    )
+
+
+class _Server(Record):
+    """A process that is believed.
+
+    Attributes:
+        pid: its id.
+        options: on its command line.
+        lowers_are_here: whether the lowerdirs that it names mean the same in its mount namespace and here.
+        is_certain: whether the kernel says that it serves the mount.
+    """
+
+    pid: int
+    options: tuple[str, ...]
+    lowers_are_here: bool
+    is_certain: bool
+
+
+class _Program:
+    """The executable that is to be believed, as this namespace names it."""
+
+    def __init__(self, path: str) -> None:
+        self._paths = {path, os.path.realpath(path)}
+        self._status: os.stat_result | None = None
         try:
-            # After a package upgrade the executable of a running process is "(deleted)".
-            program = os.readlink(f"/proc/{pid}/exe")
-            if program.removesuffix(" (deleted)") not in programs and program not in programs:
-                continue
-            if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
-                continue
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                arguments = os.fsdecode(file.read()).rstrip("\0").split("\0")
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                started = int(file.read().rpartition(b")")[2].split()[19])
+            self._status = os.stat(path)
         except OSError:
-            continue  # the process has ended, or is none of ours
-        options = _options_for(arguments[1:], mount_point)
-        if options is not None and (newest is None or newest[0] < started):
-            newest = (started, options)
-    return newest[1] if newest else None
+            pass  # it was deleted while it runs
+
+    def is_that_of(self, process: int) -> bool:
+        """Say whether a process runs it; its mount namespace has been judged already."""
+        if self._status and os.path.samestat(self._status, os.stat("exe", dir_fd=process)):
+            return True
+        path = os.readlink("exe", dir_fd=process)
+        return (
+            path.endswith(_DELETED)
+            and path[: -len(_DELETED)] in self._paths
+            and not os.path.lexists(path)  # a file that is called so
+        )
 
 
-def _options_for(arguments: Sequence[str], mount_point: str) -> list[str] | None:
+class _Namespaces:
+    """The namespaces whose processes may be believed: those of the hook and, for mounts, of its ancestors."""
+
+    def __init__(self) -> None:
+        self._own = {kind: os.stat(f"/proc/self/ns/{kind}") for kind in ("mnt", "user", "pid")}
+        self._ancestors: list[os.stat_result] | None = None
+
+    def own_mounts(self, process: int) -> bool:
+        """Say whether a process is in the hook's mount namespace."""
+        return os.path.samestat(os.stat("ns/mnt", dir_fd=process), self._own["mnt"])
+
+    def hold(self, process: int) -> bool:
+        """Say whether a process is in them."""
+        for kind in ("user", "pid"):
+            if not os.path.samestat(os.stat(f"ns/{kind}", dir_fd=process), self._own[kind]):
+                return False
+        if not self.own_mounts(process):
+            if self._ancestors is None:
+                self._ancestors = list(_mount_namespaces_of_ancestors())
+            mounts = os.stat("ns/mnt", dir_fd=process)
+            if not any(os.path.samestat(mounts, each) for each in self._ancestors):
+                return False
+        # A process in a chroot means other files by the same paths.
+        return os.path.samestat(os.stat("root", dir_fd=process), os.stat("/"))
+
+
+def _mount_namespaces_of_ancestors() -> list[os.stat_result]:
+    found = []
+    child, parent = os.getpid(), os.getppid()
+    while parent:
+        try:
+            namespace = os.stat(f"/proc/{parent}/ns/mnt")
+            # A process has another parent as soon as its own has ended, so this was not somebody with the same id.
+            if _parent(child) == parent:
+                found.append(namespace)
+        except OSError:
+            pass  # it is another user's: the engine's caller
+        try:
+            child, parent = parent, _parent(parent)
+        except OSError:
+            break
+    return found
+
+
+def _parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[1])
+
+
+def _server(pid: int, mounted: MountedFilesystem, program: _Program, here: _Namespaces) -> _Server | None:
+    """Judge a process; None: it does not serve the mount, or is not believed."""
+    try:
+        # All that is read through this descriptor is one process's, whoever gets its id when it has ended.
+        process = os.open(f"/proc/{pid}", READ_TOP_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        if not _is_own(process) or not here.hold(process):
+            return None
+        if not program.is_that_of(process):
+            return None
+        arguments = os.fsdecode(_read("cmdline", process)).rstrip("\0").split("\0")
+        options = _options_for(arguments[1:], mounted.mount_point)
+        if options is None:
+            return None
+        connection = _fuse_connection(process)
+        if connection not in (_UNKNOWN, mounted.device):
+            return None
+        lowers_are_here = True
+        if not here.own_mounts(process):
+            overlay = _overlay(options, mounted)
+            if not _is_here(overlay.upper, process):
+                return None
+            # The engine may have detached them since, in both.
+            lowers_are_here = all(_is_here(lower, process) for lower in overlay.lowers)
+        return _Server(
+            pid=pid,
+            options=options,
+            lowers_are_here=lowers_are_here,
+            is_certain=connection == mounted.device,
+        )
+    except OSError:
+        return None  # it has ended, or is none of ours
+    finally:
+        os.close(process)
+
+
+def _is_own(process: int) -> bool:
+    """Say whether a process is the hook's user's by all of its ids; a set-user-ID program's real user is its caller."""
+    for line in _read("status", process).splitlines():
+        if line.startswith(b"Uid:"):
+            return {int(number) for number in line.split()[1:]} == {os.geteuid()}
+    return False
+
+
+def _overlay(options: Sequence[str], mounted: MountedFilesystem) -> OverlayMount:
+    return from_options(options, dialect.FUSE_OVERLAYFS, f"the mount at {mounted.mount_point}")
+
+
+def _fuse_connection(process: int) -> int:
+    """Give the device number of the file system that a process serves."""
+    directory = os.open("fd", READ_TOP_DIRECTORY, dir_fd=process)
+    try:
+        numbers = sorted(os.listdir(directory), key=int)
+    finally:
+        os.close(directory)
+    for fd in numbers:
+        try:
+            if os.stat(f"fd/{fd}", dir_fd=process).st_rdev != _FUSE_DEVICE:
+                continue
+            said = _read(f"fdinfo/{fd}", process)
+        except FileNotFoundError:
+            continue  # closed meanwhile
+        for line in said.splitlines():
+            name, _, number = line.partition(b":")
+            if name == b"fuse_connection":
+                # The kernel's own form: 12 bits of major number, 20 of minor.
+                return os.makedev(int(number) >> 20, int(number) & 0xFFFFF)
+        return _UNKNOWN
+    return _NONE
+
+
+def _is_here(path: str, process: int) -> bool:
+    """Say whether a path leads to the same directory in a process's mount namespace and here."""
+    if not path.startswith("/"):
+        return False
+    try:
+        return os.path.samestat(os.stat(path), os.stat(f"root{path}", dir_fd=process))
+    except FileNotFoundError:
+        return False
+
+
+def _is_fuse(mounted: MountedFilesystem) -> bool:
+    """Say whether a mount is served in user space, for the hook's user. What follows "fuse." is the server's choice."""
+    return (
+        mounted.root == "/"
+        and mounted.type.partition(".")[0] == "fuse"
+        and f"user_id={os.geteuid()}" in mounted.options
+    )
+
+
+def _read(name: str, process: int) -> bytes:
+    with open(os.open(name, READ, dir_fd=process), "rb") as file:
+        return file.read()
+
+
+def _options_for(arguments: Sequence[str], mount_point: str) -> tuple[str, ...] | None:
     options: list[str] = []
     where = ""
     rest = iter(arguments)
@@ -60,6 +282,6 @@ def _options_for(arguments: Sequence[str], mount_point: str) -> list[str] | None
             options.append(argument[2:])
         elif not argument.startswith("-"):
             where = argument
-    if not where or os.path.normpath(where) not in (mount_point, os.path.realpath(mount_point)):
+    if not where or mount_point not in (os.path.normpath(where), os.path.realpath(where)):
         return None
-    return options
+    return tuple(options)

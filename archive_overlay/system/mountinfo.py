@@ -42,12 +42,14 @@ class MountedFilesystem(Record):
         mount_point: absolute path.
         root: the part of the file system that is mounted there; "/" for all of it.
         type: "overlay", "fuse.fuse-overlayfs", "ext4", ...
+        device: number of the file system, as in `st_dev`.
         options: the file system's own options, with the kernel's octal escapes undone.
     """
 
     mount_point: str
     root: str
     type: str
+    device: int
     options: tuple[str, ...]
 
 
@@ -64,10 +66,12 @@ class MountTable:
         for line in lines:
             fields = line.rstrip(b"\n").split(b" ")
             separator = fields.index(b"-")
+            major, _, minor = fields[2].partition(b":")
             mounted = MountedFilesystem(
                 mount_point=_decoded(fields[4]),
                 root=_decoded(fields[3]),
                 type=_decoded(fields[separator + 1]),
+                device=os.makedev(int(major), int(minor)),
                 # Commas inside a value are escaped, so the bare ones separate.
                 options=tuple(_decoded(option) for option in fields[separator + 3].split(b",")),
             )

@@ -19,6 +19,7 @@ from archive_overlay.overlay import locate
 from archive_overlay.overlay.dialect import FUSE_OVERLAYFS, NATIVE, NATIVE_USERXATTR
 from archive_overlay.overlay.mount import OverlayMount
 from archive_overlay.overlay.options import from_options
+from archive_overlay.system import mountinfo
 from archive_overlay.system.mountinfo import MountTable
 from tests.support import tools
 from tests.support.hooks import TOP
@@ -56,6 +57,7 @@ class Record:
         text = path.read_text()
         for store in STORES:
             text = text.replace(store, f"{directory}{store}")
+        text = text.replace("user_id=0,", f"user_id={os.geteuid()},")
         kept: dict[str, Any] = json.loads(text)
         self.name = path.stem
         self.config = kept["config"]
@@ -87,9 +89,11 @@ def record(request: pytest.FixtureRequest, tmp_path: Path) -> Record:
 
 
 @pytest.fixture(params=[pytest.param(path, id=path.stem) for path in PODMAN])
-def of_podman(request: pytest.FixtureRequest, tmp_path: Path) -> Record:
-    """Each record of podman, with an image mount at /data and a volume at /volume."""
-    return Record(request.param, tmp_path)
+def of_podman(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
+    """Each record of podman, with an image mount at /data and a volume at /volume, and its mounts as those here."""
+    made = Record(request.param, tmp_path)
+    monkeypatch.setattr(mountinfo, "read", lambda: made.mounts)
+    return made
 
 
 @pytest.fixture
@@ -105,10 +109,15 @@ def mount_program(of_podman: Record, tmp_path: Path) -> Iterator[str]:
     processes = []
     if of_podman.processes:
         tools.need("busybox")
+        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            tools.cannot_run("/dev/fuse is not open to this user")
         shutil.copy(str(shutil.which("busybox")), program)
     for arguments in of_podman.processes:
         # "yes" takes whatever arguments there are, and sleeps once nobody reads what it says.
-        process = subprocess.Popen(["yes", *arguments[1:]], executable=program, stdout=subprocess.PIPE)
+        with open("/dev/fuse", "rb") as device:
+            process = subprocess.Popen(
+                ["yes", *arguments[1:]], executable=program, stdin=device, stdout=subprocess.PIPE
+            )
         assert process.stdout
         process.stdout.read(1)
         processes.append(process)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,6 +308,198 @@ def test_a_process_that_only_looks_like_the_mount_program_is_not_believed(saver:
 
     result = saver.overlay.inside(disguise_and_run)
 
+    assert result.status == 0, result.stderr
+    assert os.listdir(saver.archive) == ["made"]
+
+
+# Who claims to serve a mount
+
+
+class Forger:
+    """A process in a mount namespace of its own, as a container's, which claims to serve a mount of another one.
+
+    Args:
+        kind: what it runs under the path of the mount program; "the very program" serves an overlay, too.
+        claims: the mount point.
+        upper: the directory that it wants to be archived.
+        program: path of the mount program.
+    """
+
+    def __init__(self, kind: str, claims: Path, upper: Path, program: Path) -> None:
+        work = upper.parent / "forged-work"
+        work.mkdir()
+        options = f"lowerdir=/usr,upperdir={upper},workdir={work}"
+        self._namespace = overlays.Namespace(rootless=False)
+        self._stdin = os.pipe()
+
+        def start() -> int:
+            arguments: list[str | Path] = ["-f", "-o", options, claims]
+            if kind != "the very program":
+                overlays.mount_tmpfs(program.parent, "mode=755")
+                shutil.copy("/bin/sh", program)
+                arguments = ["-c", "echo; read _", *arguments]
+            process = subprocess.Popen(
+                [program, *arguments],
+                stdin=self._stdin[0],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            if kind == "the very program":
+                wait_until_mounted(claims)
+            else:
+                assert process.stdout
+                assert process.stdout.read(1)
+            if kind == "a deleted program":
+                program.unlink()
+            return process.pid
+
+        self._process = os.pidfd_open(self._namespace.inside(start))
+
+    def close(self) -> None:
+        """End it."""
+        signal.pidfd_send_signal(self._process, signal.SIGKILL)
+        for fd in (self._process, *self._stdin):
+            os.close(fd)
+        self._namespace.close()
+
+
+def wait_until_mounted(place: Path) -> None:
+    """Wait until something is mounted at a place."""
+    deadline = time.monotonic() + 20
+    while f" {place} rw,".encode() not in Path("/proc/self/mountinfo").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def secret(scratch: Path) -> Path:
+    """Give a directory of the host's that is no container's business."""
+    made = scratch / "secret"
+    made.mkdir()
+    (made / "shadow").touch()
+    return made
+
+
+@pytest.fixture
+def program(scratch: Path) -> Path:
+    """Give a mount program of this test's own."""
+    overlays.need(overlays.FUSE)
+    (scratch / "bin").mkdir()
+    return overlays.copy_of_program(overlays.FUSE, scratch / "bin")
+
+
+@pytest.fixture(params=["another program", "the very program", "a deleted program"])
+def forge(request: pytest.FixtureRequest, secret: Path, program: Path) -> Iterator[Callable[[Path], object]]:
+    """Start a process that claims a mount point, and wants `secret` to be archived."""
+    made: list[Forger] = []
+    yield lambda claims: made.append(Forger(request.param, claims, secret, program))
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize("overlay", [overlays.NATIVE], indirect=True)
+def test_a_program_in_a_container_serves_no_ordinary_directory(
+    saver: Saver, program: Path, forge: Callable[[Path], object]
+) -> None:
+    volume = saver.directory / "volume"
+    volume.mkdir()
+    forge(volume)
+
+    result = saver.run("--mount-program", program, mounts=[bind_of(volume)])
+
+    assert result.status == 1
+    assert f"/data is a bind mount of {volume}, not an overlay" in result.only_error()
+    assert os.listdir(saver.out) == []
+
+
+@pytest.mark.parametrize("overlay", [overlays.FUSE], indirect=True)
+def test_a_program_in_a_container_does_not_serve_what_another_one_serves(
+    saver: Saver, program: Path, forge: Callable[[Path], object]
+) -> None:
+    saver.overlay.program = str(program)
+    saver.overlay.change(make)
+    forge(saver.overlay.merged)
+
+    result = saver.run("--mount-program", program)
+
+    assert result.status == 0, result.stderr
+    assert os.listdir(saver.archive) == ["made"]
+
+
+@pytest.mark.parametrize("overlay", [overlays.FUSE], indirect=True)
+def test_a_program_in_a_container_does_not_serve_a_root_file_system(
+    saver: Saver, program: Path, forge: Callable[[Path], object]
+) -> None:
+    saver.overlay.mount()
+    forge(saver.overlay.merged)
+
+    result = saver.run("--mount-program", program, mounts=[], root=saver.overlay.merged, mount_point="/")
+
+    assert f"root file system {saver.overlay.merged} is no overlay" in result.only_error()
+    assert os.listdir(saver.out) == []
+
+
+@pytest.mark.parametrize("overlay", [overlays.FUSE], indirect=True)
+def test_what_is_left_of_an_earlier_mount_serves_nothing(saver: Saver) -> None:
+    saver.overlay.change(lambda root: (root / "earlier").touch())
+    # Somebody still uses the mount, so its server lives on after it is unmounted here.
+    in_use = os.open(f"{saver.overlay.namespace.root}{saver.overlay.merged}", os.O_RDONLY)
+    try:
+        saver.overlay.inside(lambda: overlays.detach(saver.overlay.merged))
+        saver.overlay.upper = saver.directory / "later"
+        saver.overlay.upper.mkdir()
+        saver.overlay.change(make, again=True)
+        certain = saver.overlay.kernel_names_the_server
+
+        result = saver.run()
+    finally:
+        os.close(in_use)
+
+    if certain:
+        assert result.status == 0, result.stderr
+        assert os.listdir(saver.archive) == ["made"]
+    else:
+        assert "both claim to serve" in result.only_error()
+        assert os.listdir(saver.out) == []
+
+
+@fuse
+def test_a_hook_in_a_copy_of_its_caller_s_namespace_finds_the_program(saver: Saver) -> None:
+    # As podman does it for containers that have a user namespace.
+    saver.overlay.change(make)
+
+    result = saver.run(before=overlays.leave_mounts)
+
+    assert result.status == 0, result.stderr
+    assert os.listdir(saver.archive) == ["made"]
+
+
+@fuse
+def test_in_such_a_copy_no_path_leads_elsewhere(saver: Saver, secret: Path) -> None:
+    saver.overlay.change(make)
+
+    def leave_and_cover() -> None:
+        overlays.leave_mounts()
+        overlays.bind(secret, saver.overlay.upper)
+
+    result = saver.run(before=leave_and_cover)
+
+    assert result.status == 1
+    assert "not an overlay" in result.only_error()
+    assert os.listdir(saver.out) == []
+
+
+@fuse
+def test_in_such_a_copy_lower_layers_that_are_others_are_unknown(saver: Saver, secret: Path) -> None:
+    saver.overlay.change(make)
+
+    def leave_and_cover() -> None:
+        overlays.leave_mounts()
+        overlays.bind(secret, saver.overlay.lowers[0])
+
+    result = saver.run(before=leave_and_cover)
+
+    # Nothing in the upperdir refers to them.
     assert result.status == 0, result.stderr
     assert os.listdir(saver.archive) == ["made"]
 

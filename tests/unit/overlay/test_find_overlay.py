@@ -17,9 +17,10 @@ from archive_overlay.overlay.mount import Mount
 from archive_overlay.overlay.options import from_options
 from archive_overlay.system import mountinfo
 from archive_overlay.system.mountinfo import MountTable
+from tests.support import tools
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Callable
 
     from archive_overlay.overlay.mount import OverlayMount
@@ -231,25 +232,39 @@ def test_where_mounts_cannot_be_read_that_is_said(tmp_path: Path, monkeypatch: p
         find(bind_mount(tmp_path))
 
 
-# Processes that serve a mount
+# Processes that serve a mount. These hold a FUSE device that is no mount's, of which the kernel says nothing, as kernels
+# before 6.18 do of all.
+
+USER_ID = f"user_id={os.geteuid()}"
+FUSE = {"kind": "fuse.fuse-overlayfs"}
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
     """Start a process that looks as if it served a mount, and give the path of its program."""
     running: list[subprocess.Popen[bytes]] = []
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        tools.cannot_run("/dev/fuse is not open to this user")
 
-    def serve(*arguments: str | Path) -> str:
-        script = "import sys; sys.stdout.write('x'); sys.stdout.flush(); sys.stdin.read()"
+    def serve(
+        *arguments: str | Path,
+        device: str = "/dev/fuse",
+        by: Sequence[str] = (),
+        become: tuple[int, int, int] = (-1, -1, -1),
+    ) -> str:
+        script = (
+            f"import os, sys; os.open({device!r}, os.O_RDWR); os.setresuid(*{become});"
+            "sys.stdout.write('x'); sys.stdout.flush(); sys.stdin.read()"
+        )
         process = subprocess.Popen(
-            [sys.executable, "-ISc", script, *map(str, arguments)],
+            [*by, sys.executable, "-ISc", script, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         running.append(process)
         assert process.stdout
         assert process.stdout.read(1) == b"x"
-        return os.readlink(f"/proc/{process.pid}/exe")
+        return os.path.realpath(sys.executable)
 
     yield serve
     for process in running:
@@ -260,7 +275,7 @@ def serve() -> Iterator[Callable[..., str]]:
 def test_the_command_line_of_who_serves_a_mount_says_it_all(
     upper: Path, tmp_path: Path, mounted: Mounted, serve: Callable[..., str], form: list[str]
 ) -> None:
-    mounted(tmp_path / "merged", kind="fuse.fuse-overlayfs")
+    mounted(tmp_path / "merged", USER_ID, **FUSE)
     program = serve(*form, f"lowerdir=/l,upperdir={upper}", tmp_path / "merged")
 
     found = find(bind_mount(tmp_path / "merged"), program=program)
@@ -268,36 +283,97 @@ def test_the_command_line_of_who_serves_a_mount_says_it_all(
     assert (found.upper, found.lowers, found.dialect) == (str(upper), ("/l",), FUSE_OVERLAYFS)
 
 
-def test_of_several_that_served_a_mount_the_newest_does(
+def test_two_that_claim_to_serve_a_mount_have_to_agree(
     upper: Path, tmp_path: Path, mounted: Mounted, serve: Callable[..., str]
 ) -> None:
-    mounted(tmp_path / "merged", kind="fuse.fuse-overlayfs")
-    for directory in (tmp_path, upper):
-        program = serve("-o", f"upperdir={directory}", tmp_path / "merged")
-        ticks = os.sysconf("SC_CLK_TCK")
-        subprocess.run(["sleep", str(2 / ticks)], check=True)  # starts are told apart by ticks of the clock
-
+    mounted(tmp_path / "merged", USER_ID, **FUSE)
+    for _ in range(2):
+        program = serve("-o", f"upperdir={upper}", tmp_path / "merged")
     assert find(bind_mount(tmp_path / "merged"), program=program).upper == str(upper)
 
+    serve("-o", f"upperdir={tmp_path}", tmp_path / "merged")
+    with pytest.raises(
+        ArchiveError, match=r"both claim to serve .*/merged, with different options; end the one"
+    ):
+        find(bind_mount(tmp_path / "merged"), program=program)
 
-def test_the_mount_program_and_the_mount_point_may_be_symbolic_links(
+
+def test_the_mount_program_may_be_a_symbolic_link_and_its_mount_point_oddly_spelled(
     upper: Path, tmp_path: Path, mounted: Mounted, serve: Callable[..., str]
 ) -> None:
     (tmp_path / "merged").mkdir()
     (tmp_path / "link").symlink_to("merged")
-    mounted(tmp_path / "merged", kind="fuse.fuse-overlayfs")
-    (tmp_path / "program").symlink_to(serve("-o", f"upperdir={upper}", f"{tmp_path}/merged/."))
+    mounted(tmp_path / "merged", USER_ID, **FUSE)
+    (tmp_path / "program").symlink_to(serve("-o", f"upperdir={upper}", f"{tmp_path}/link/."))
 
-    found = find(bind_mount(tmp_path / "link"), program=str(tmp_path / "program"))
+    found = find(bind_mount(f"{tmp_path}/merged/"), program=str(tmp_path / "program"))
 
     assert found.upper == str(upper)
+
+
+@pytest.mark.parametrize("kind", ["--mount", "--pid", "--user"])
+def test_nobody_in_another_namespace_serves_a_mount(
+    upper: Path, tmp_path: Path, mounted: Mounted, serve: Callable[..., str], kind: str
+) -> None:
+    tools.need("unshare")
+    tools.need_root()
+    mounted(tmp_path / "merged", USER_ID, **FUSE)
+    by = ["unshare", kind, "--map-root-user" if kind == "--user" else "--fork"]
+    program = serve("-o", f"upperdir={upper}", tmp_path / "merged", by=by)
+    with pytest.raises(ArchiveError, match="not an overlay"):
+        find(bind_mount(tmp_path / "merged"), program=program)
+
+
+@pytest.mark.parametrize("only_real", [False, True], ids=["", "by a set-user-ID program"])
+def test_nobody_of_another_user_serves_a_mount(
+    upper: Path, tmp_path: Path, mounted: Mounted, serve: Callable[..., str], only_real: bool
+) -> None:
+    tools.need_root()
+    mounted(tmp_path / "merged", USER_ID, **FUSE)
+    program = serve("-o", f"upperdir={upper}", tmp_path / "merged", become=(1, 0 if only_real else 1, 1))
+    with pytest.raises(ArchiveError, match="not an overlay"):
+        find(bind_mount(tmp_path / "merged"), program=program)
+
+
+def test_without_a_fuse_device_nobody_serves_a_mount(
+    upper: Path, tmp_path: Path, mounted: Mounted, serve: Callable[..., str]
+) -> None:
+    mounted(tmp_path / "merged", USER_ID, **FUSE)
+    program = serve("-o", f"upperdir={upper}", tmp_path / "merged", device="/dev/null")
+    with pytest.raises(ArchiveError, match="not an overlay"):
+        find(bind_mount(tmp_path / "merged"), program=program)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ((USER_ID,), {"kind": "ext4"}),
+        ((USER_ID,), {"kind": "fuseblk"}),
+        ((USER_ID,), {**FUSE, "root": "/part"}),
+        (("user_id=4321",), FUSE),
+        ((), FUSE),
+    ],
+    ids=["no FUSE", "a disk", "a part", "another user's", "nobody's"],
+)
+def test_no_process_serves_a_mount_that_is_not_fuse_s(
+    upper: Path,
+    tmp_path: Path,
+    mounted: Mounted,
+    serve: Callable[..., str],
+    options: tuple[str, ...],
+    what: dict[str, str],
+) -> None:
+    mounted(tmp_path / "merged", *options, **what)
+    program = serve("-o", f"upperdir={upper}", tmp_path / "merged")
+    with pytest.raises(ArchiveError, match="not an overlay"):
+        find(bind_mount(tmp_path / "merged"), program=program)
 
 
 @pytest.mark.parametrize("where", ["elsewhere", ""])
 def test_who_serves_another_mount_is_not_asked(
     upper: Path, tmp_path: Path, mounted: Mounted, serve: Callable[..., str], where: str
 ) -> None:
-    mounted(tmp_path / "merged", kind="fuse.fuse-overlayfs")
+    mounted(tmp_path / "merged", USER_ID, **FUSE)
     program = serve("-o", f"upperdir={upper}", *([tmp_path / where] if where else []))
     with pytest.raises(ArchiveError, match="not an overlay"):
         find(bind_mount(tmp_path / "merged"), program=program)
@@ -306,7 +382,7 @@ def test_who_serves_another_mount_is_not_asked(
 def test_another_program_is_not_believed(
     upper: Path, tmp_path: Path, mounted: Mounted, serve: Callable[..., str]
 ) -> None:
-    mounted(tmp_path / "merged", kind="fuse.fuse-overlayfs")
+    mounted(tmp_path / "merged", USER_ID, **FUSE)
     serve("-o", f"upperdir={upper}", tmp_path / "merged")
     with pytest.raises(ArchiveError, match="not an overlay"):
         find(bind_mount(tmp_path / "merged"))
