@@ -9,10 +9,11 @@ import os
 import stat
 
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.overlay import dialect, mount_programs, store
+from archive_overlay.overlay import dialect, links, mount_programs, store
 from archive_overlay.overlay.mount import Mount, OverlayMount
 from archive_overlay.overlay.options import from_options
 from archive_overlay.system import mountinfo
+from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # A file that podman mounts into each container.
 _ENVIRONMENT_FILE = "/run/.containerenv"
+
+_REAL_PATH = "name it by its real path in the container's mounts"
 
 
 def find_overlay(
@@ -39,11 +42,15 @@ def find_overlay(
         ArchiveError: there is no such mount, it is no overlay, or its upperdir is gone.
     """
     there = [mount for mount in mounts if mount.destination == mount_point]
+    believed = _Believed(mount_program=mount_program, stores=tuple(store.stores_of(bundle, root)))
     if there:
-        overlay = _of_mount(there[-1], mount_program)
+        overlay = _of_mount(there[-1], mounts, believed)
     elif mount_point == "/" and root:
         overlay = _of_root(
-            root, bundle=bundle, environment_file=environment_file(mounts), mount_program=mount_program
+            root,
+            bundle=bundle,
+            environment_file=environment_file(mounts),
+            believed=believed,
         )
     else:
         known = ", ".join(sorted({mount.destination for mount in mounts})) or "none"
@@ -71,12 +78,31 @@ def environment_file(mounts: Sequence[Mount]) -> str:
     return next((mount.source for mount in reversed(mounts) if mount.destination == _ENVIRONMENT_FILE), "")
 
 
-def _of_mount(mount: Mount, mount_program: str) -> OverlayMount:
+class _Believed(Record):
+    """What is believed beside the kernel and the spec.
+
+    Attributes:
+        mount_program: path of the executable that serves overlays in user space.
+        stores: the engine's directories of layers.
+    """
+
+    mount_program: str
+    stores: tuple[str, ...]
+
+
+def _of_mount(mount: Mount, mounts: Sequence[Mount], believed: _Believed) -> OverlayMount:
     if mount.type == "overlay":
         overlay = from_options(mount.options, None, f"the mount at {mount.destination}")
-        return _with_absolute_paths(overlay, mount.source)
+        return _without_links(_with_absolute_paths(overlay, mount.source, believed), mount, mounts)
     if mount.source.startswith("/") and "\0" not in mount.source:
-        overlay_there = _mounted_at(os.path.normpath(mount.source), mount_program)
+        try:
+            source = links.followed(os.path.normpath(mount.source), mounts)
+        except links.ForeignLinkError as error:
+            raise ArchiveError(
+                f"{mount.destination} is a bind mount of {mount.source}, but {error}", hint=_REAL_PATH
+            ) from None
+        mounted = _mounts().exactly_at(source)
+        overlay_there = _behind(mounted, believed) if mounted else None
         if overlay_there:
             return overlay_there
     raise ArchiveError(
@@ -85,18 +111,42 @@ def _of_mount(mount: Mount, mount_program: str) -> OverlayMount:
     )
 
 
-def _mounted_at(path: str, mount_program: str) -> OverlayMount | None:
+def _without_links(overlay: OverlayMount, mount: Mount, mounts: Sequence[Mount]) -> OverlayMount:
+    """Follow the links in the paths of an overlay that the spec has."""
+    if not overlay.upper.startswith("/"):
+        return overlay
     try:
-        mounted = mountinfo.read().at(path)
+        upper = links.followed(overlay.upper, mounts)
+    except links.ForeignLinkError as error:
+        raise ArchiveError(
+            f"the upperdir of {mount.destination} is {overlay.upper}, but {error}", hint=_REAL_PATH
+        ) from None
+    overlay = overlay.replace(upper=upper)
+    try:
+        return overlay.replace(
+            lowers=tuple(links.followed(lower, mounts) for lower in overlay.lowers),
+            data_lowers=tuple(links.followed(lower, mounts) for lower in overlay.data_lowers),
+        )
+    except links.ForeignLinkError as error:
+        return overlay.with_lowers((), unknown=str(error))
+
+
+def _mounts() -> mountinfo.MountTable:
+    try:
+        return mountinfo.read()
     except OSError as error:
         raise ArchiveError(f"cannot read the mounts of this namespace: {error}") from error
-    if mounted and mounted.type == "overlay" and mounted.root == "/":
-        overlay = from_options(mounted.options, None, f"the mount at {path}")
-        return _with_lowers_of_store(_with_absolute_paths(overlay, mounted.mount_point))
-    return mount_programs.overlay_at(mounted, mount_program) if mounted else None
 
 
-def _of_root(root: str, *, bundle: str, environment_file: str, mount_program: str) -> OverlayMount:
+def _behind(mounted: mountinfo.MountedFilesystem, believed: _Believed) -> OverlayMount | None:
+    """Give the overlay that is mounted; None: it is a part of one, or something else."""
+    if mounted.type == "overlay" and mounted.root == "/":
+        overlay = from_options(mounted.options, None, f"the mount at {mounted.mount_point}")
+        return _with_lowers_of_store(_with_absolute_paths(overlay, mounted.mount_point, believed), believed)
+    return mount_programs.overlay_at(mounted, believed.mount_program)
+
+
+def _of_root(root: str, *, bundle: str, environment_file: str, believed: _Believed) -> OverlayMount:
     """Find the overlay of a container's root file system.
 
     Where the container's root user could not reach the engine's store, root.path is a second place where it is mounted,
@@ -110,7 +160,8 @@ def _of_root(root: str, *, bundle: str, environment_file: str, mount_program: st
             place = f"{layer}/merged" if layer else root
         except store.UnknownError as error:
             unknown = f", and its layer is not to be found: {error}"
-    overlay = _mounted_at(place, mount_program)
+    mounted = _mounts().at(place)
+    overlay = _behind(mounted, believed) if mounted else None
     layer = store.layer_at(place)
     if overlay is None and layer:
         overlay = _left_in(layer, root)
@@ -165,9 +216,9 @@ def _left_in(layer: str, root: str) -> OverlayMount | None:
     )
 
 
-def _with_lowers_of_store(overlay: OverlayMount) -> OverlayMount:
+def _with_lowers_of_store(overlay: OverlayMount, believed: _Believed) -> OverlayMount:
     """Give an overlay the lower layers that the engine's store lists, whatever the mount table calls them."""
-    layer = store.layer_of_upper(overlay.upper)
+    layer = store.layer_of_upper(overlay.upper, believed.stores)
     if not layer:
         return overlay
     try:
@@ -188,27 +239,17 @@ def _is_same_directory(one: str, other: str) -> bool:
         return False
 
 
-def _with_absolute_paths(overlay: OverlayMount, mount_point: str) -> OverlayMount:
+def _with_absolute_paths(overlay: OverlayMount, mount_point: str, believed: _Believed) -> OverlayMount:
     relative = [path for path in (*overlay.lowers, *overlay.data_lowers) if not path.startswith("/")]
     if overlay.upper.startswith("/"):
         if not relative:
             return overlay
         return overlay.with_lowers((), unknown=f"the mount table has {relative[0]}, and not where that is")
-    base = _base(overlay.upper, mount_point)
+    base = store.directory_of_relative(overlay.upper, mount_point, believed.stores)
+    if not base:
+        return overlay
     return overlay.replace(
         upper=os.path.join(base, overlay.upper),
         lowers=tuple(os.path.join(base, lower) for lower in overlay.lowers),
         data_lowers=tuple(os.path.join(base, lower) for lower in overlay.data_lowers),
     )
-
-
-def _base(upper: str, mount_point: str) -> str:
-    """Give the directory that a mount's relative paths are relative to.
-
-    With many layers, storage drivers mount from their own directory with paths relative to it, to fit all into a
-    page. The mount point lies somewhere below that directory.
-    """
-    base = os.path.dirname(mount_point)
-    while base not in ("", "/") and not os.path.isdir(os.path.join(base, upper)):
-        base = os.path.dirname(base)
-    return base

@@ -15,7 +15,9 @@ What it has on images is in `overlay/images`.
 The mount table does not say all of this: it shows names as the mounting process wrote them, and those may be numbers of
 its file descriptors, or mounts that it detached as soon as the overlay was mounted.
 
-Only the engine writes here, except below `diff`, which belongs to containers and images: nothing in there is read.
+Only the engine writes here, except below `diff`, which belongs to containers and images: nothing in there is read. A
+container whose root user is the host's makes directories that look just the same in its volumes. So a store is believed
+only where the runtime's words lead to it: the bundle, or the root file system's path (see `stores_of`).
 
 Source: drivers/overlay/overlay.go and containers.go of containers/storage; the stores of podman 4.3 and 5.4.
 """
@@ -30,10 +32,13 @@ from archive_overlay.system.open_flags import READ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
 _CONTAINERS = "overlay-containers"
 _RECORDS = ("containers.json", "volatile-containers.json")
+
+# The digits of an id that podman and CRI-O draw at random for a container.
+_ID_DIGITS = 64
 
 # The longest list of lower layers that is read. The driver allows 500 of 29 characters each.
 _LONGEST_LIST = 1 << 16
@@ -93,7 +98,7 @@ def container_in_store(directory: str) -> tuple[str, str]:
     """
     above, name = os.path.split(os.path.normpath(directory))
     containers, container = os.path.split(above)
-    if name == "userdata" and containers.endswith("-containers") and is_identifier(container):
+    if name == "userdata" and containers.endswith("-containers") and _is_container(container):
         return containers, container
     return "", ""
 
@@ -104,10 +109,48 @@ def layer_at(mount_point: str) -> str:
     return layer if name == "merged" and os.path.lexists(f"{layer}/diff") else ""
 
 
-def layer_of_upper(upper: str) -> str:
-    """Give the directory of the layer that an upperdir belongs to; "" where it belongs to none."""
+def stores_of(bundle: str, root: str) -> list[str]:
+    """Give the directories of layers of the engine that ran a container, by what the runtime says of the container.
+
+    Args:
+        bundle: the container's.
+        root: its root file system's path.
+    """
+    containers, _ = container_in_store(bundle)
+    found = [f"{os.path.dirname(containers)}/overlay"] if os.path.basename(containers) == _CONTAINERS else []
+    layer = layer_at(root)
+    return [*found, os.path.dirname(layer)] if layer else found
+
+
+def layer_of_upper(upper: str, stores: Sequence[str]) -> str:
+    """Give the directory of the layer that an upperdir belongs to; "" where it belongs to none.
+
+    Args:
+        upper: absolute path.
+        stores: see `stores_of`.
+    """
     layer, name = os.path.split(upper)
-    return layer if name == "diff" and os.path.lexists(f"{layer}/lower") else ""
+    if name != "diff" or not os.path.lexists(f"{layer}/lower"):
+        return ""
+    return layer if any(_is_same(os.path.dirname(layer), store) for store in stores) else ""
+
+
+def directory_of_relative(upper: str, mount_point: str, stores: Sequence[str]) -> str:
+    """Give the directory that an overlay's relative paths are relative to; "" if nobody knows.
+
+    To fit many layers into a page, drivers mount from the store's directory, with paths relative to it. The layer whose
+    mount point it is has its upperdir as ID/diff there.
+
+    Args:
+        upper: the upperdir's path, as the mount has it.
+        mount_point: absolute path.
+        stores: see `stores_of`.
+    """
+    layer = layer_at(mount_point)
+    store, name = os.path.split(layer)
+    if not layer or upper != f"{name}/diff" or not any(_is_same(store, each) for each in stores):
+        return ""
+    return store
 
 
 def upper(layer: str) -> str:
@@ -126,7 +169,8 @@ def lowers(layer: str) -> list[str]:
         UnknownError: the list of lower layers is missing or malformed, or a layer is not there as a directory.
     """
     store = os.path.dirname(layer)
-    check_private(store)
+    for directory in (store, f"{store}/l"):
+        check_private(directory)
     text = _text_of(f"{layer}/lower", _LONGEST_LIST)
     found = _older(layer)
     for entry in text.split(":"):
@@ -252,9 +296,9 @@ def _lower_layer(store: str, entry: str) -> list[str]:
     except OSError as error:
         raise UnknownError(f"{store}/{entry}: {error.strerror}") from error
     parts = link.split("/")
-    if len(parts) != 3 or parts[0] != ".." or parts[1] in ("", ".", "..") or parts[2] != "diff":
+    if len(parts) != 3 or parts[0] != ".." or not is_identifier(parts[1]) or parts[2] != "diff":
         raise UnknownError(f"{store}/{entry} leads to {link}, which is no layer")
-    layer = f"{store}/{parts[1]}"
+    layer = _directory(f"{store}/{parts[1]}")
     if os.path.lexists(f"{layer}/composefs-data"):
         raise UnknownError(f"the lower layer {layer} is an image of composefs, which is not mounted any more")
     return [_directory(f"{layer}/diff"), *_older(layer)]
@@ -273,6 +317,18 @@ def is_identifier(name: str) -> bool:
     return name.isascii() and name.isalnum()
 
 
+def _is_container(name: str) -> bool:
+    """Say whether a name is an id that an engine draws for a container: nobody can write it into a mount beforehand."""
+    return len(name) == _ID_DIGITS and not name.strip("0123456789abcdef")
+
+
+def _is_same(directory: str, other: str) -> bool:
+    try:
+        return os.path.samefile(directory, other)
+    except OSError:
+        return False
+
+
 def check_private(directory: str, *, owners: Collection[int] = ()) -> None:
     """Make sure that nobody but the engine's user can put anything into a directory.
 
@@ -287,18 +343,23 @@ def check_private(directory: str, *, owners: Collection[int] = ()) -> None:
         status = os.stat(directory)
     except OSError as error:
         raise UnknownError(f"{directory}: {error.strerror}") from error
+    _check_owner(status, directory, owners)
+
+
+def _check_owner(status: os.stat_result, path: str, owners: Collection[int] = ()) -> None:
     owned = status.st_uid == os.geteuid() or status.st_uid in owners
     if not owned or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UnknownError(f"others can write to {directory}, so it is not an engine's store")
+        raise UnknownError(f"others can write to {path}, so it is not an engine's store")
 
 
-def bytes_of(path: str, longest: int, what: str = "list") -> bytes:
+def bytes_of(path: str, longest: int, what: str = "list", *, may_be_of_others: bool = True) -> bytes:
     """Read a file of the store.
 
     Args:
         path: its path.
         longest: how many bytes it may have.
         what: it is.
+        may_be_of_others: whether its directory has been judged, and whose the file is says no more.
 
     Raises:
         UnknownError: it is longer, no regular file, or cannot be read.
@@ -306,8 +367,11 @@ def bytes_of(path: str, longest: int, what: str = "list") -> bytes:
     try:
         fd = os.open(path, READ)
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
                 raise UnknownError(f"{path} is not a regular file")
+            if not may_be_of_others:
+                _check_owner(status, path)
             with open(fd, "rb", closefd=False) as file:
                 text = file.read(longest + 1)
         finally:
@@ -330,4 +394,5 @@ def _directory(path: str) -> str:
 
 
 def _text_of(path: str, longest: int) -> str:
-    return os.fsdecode(bytes_of(path, longest))
+    # A layer's own directory may belong to the container's root user.
+    return os.fsdecode(bytes_of(path, longest, may_be_of_others=False))

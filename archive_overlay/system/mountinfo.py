@@ -86,6 +86,14 @@ class MountTable:
         """
         return self._at.get(path) or self._at.get(os.path.realpath(path))
 
+    def exactly_at(self, path: str) -> MountedFilesystem | None:
+        """Give the mount that is visible at a path; None if the path is no mount point.
+
+        Args:
+            path: absolute; no symbolic link in it is followed.
+        """
+        return self._at.get(path)
+
     def of_type(self, type: str) -> list[MountedFilesystem]:
         """Give all mounts of a type, covered ones too."""
         return [mounted for mounted in self._all if mounted.type == type]

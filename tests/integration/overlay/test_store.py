@@ -98,6 +98,55 @@ def test_so_is_that_of_a_store_that_forgets_its_containers(container: Container)
     container.expect_the_same(mounts=[mount])
 
 
+@pytest.mark.parametrize("identifier", ["ef56" * 16, "box", CONTAINER[:-1], f"{CONTAINER}0"])
+def test_a_list_that_a_mount_of_the_container_names_is_not_believed(
+    container: Container, identifier: str
+) -> None:
+    # Whoever writes the mounts may put anything at /run/.containerenv, but does not know the container's id yet.
+    volume = container.directory / "volume" / "overlay-containers"
+    (volume / identifier / "userdata").mkdir(parents=True)
+    volume.chmod(0o700)
+    (container.containers / "containers.json").rename(volume / "volatile-containers.json")
+    mount = {
+        "destination": "/run/.containerenv",
+        "type": "bind",
+        "source": str(volume / identifier / "userdata" / "file"),
+        "options": ["bind"],
+    }
+
+    result = container.run(mounts=[mount])
+
+    assert f"{container.containers} list no container {CONTAINER} with a layer" in result.only_error()
+    assert os.listdir(container.out) == []
+
+
+def test_a_list_of_containers_whose_names_somebody_chose_is_not_believed(container: Container) -> None:
+    # An engine draws ids at random, so nobody can know one before there is a container.
+    (container.containers / CONTAINER).rename(container.containers / "box")
+    container.write("containers.json", [{**container.record, "id": "box"}])
+
+    bundle = hooks.Bundle(
+        container.containers / "box" / "userdata",
+        annotations=container.asks(mount_point="/"),
+        root=container.root,
+    )
+    result = container.overlay.inside(lambda: hooks.run_hook(bundle))
+
+    assert result.only_error().startswith(
+        f"archive data: the container's root file system {container.root} is no overlay; "
+    )
+    assert os.listdir(container.out) == []
+
+
+@pytest.mark.parametrize("name", ["containers.json", "volatile-containers.json"])
+def test_a_list_that_others_may_write_is_no_engine_s(container: Container, name: str) -> None:
+    path = container.containers / name
+    (container.containers / "containers.json").rename(path)
+    path.chmod(0o666)
+
+    container.expect_refusal(f"others can write to {path}")
+
+
 def test_so_is_that_of_a_bundle_that_a_person_names(container: Container) -> None:
     container.expect_the_same("--bundle", str(container.containers / CONTAINER / "userdata"))
 

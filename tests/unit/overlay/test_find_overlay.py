@@ -104,18 +104,37 @@ def test_an_upperdir_has_to_be_a_directory(there: str, error: str) -> None:
         find(overlay_mount(there, source=""))
 
 
-@pytest.mark.parametrize("base", ["store/overlay/merged", "store/overlay/deeper/merged"])
-def test_relative_layers_are_of_a_directory_above_the_mount_point(tmp_path: Path, base: str) -> None:
-    store = tmp_path / "store"
-    (store / "upper").mkdir(parents=True)
-    (store / "overlay").mkdir()
-    options = ("lowerdir=l/A:/B::l/D", "upperdir=upper")
+def test_relative_layers_are_of_the_store_that_the_mount_point_is_in(store: Store) -> None:
+    options = ("lowerdir=l/A:/B::l/D", "upperdir=own/diff")
 
-    found = find(Mount(destination="/data", type="overlay", source=str(tmp_path / base), options=options))
+    found = find(
+        Mount(destination="/data", type="overlay", source=str(store.root), options=options), root=store.root
+    )
 
-    assert found.upper == str(store / "upper")
-    assert found.lowers == (str(store / "l/A"), "/B")
-    assert found.data_lowers == (str(store / "l/D"),)
+    assert found.upper == str(store.top / "own/diff")
+    assert found.lowers == (str(store.top / "l/A"), "/B")
+    assert found.data_lowers == (str(store.top / "l/D"),)
+
+
+@pytest.mark.parametrize(
+    ("upperdir", "at"), [("diff", "own"), ("top/diff", "own"), ("own/diff", "own/diff/own"), ("own/diff", "")]
+)
+def test_relative_layers_are_looked_for_nowhere_else(store: Store, upperdir: str, at: str) -> None:
+    for made in (store.top / at / "merged", store.top / at / "diff", store.top / "own/own/diff"):
+        made.mkdir(parents=True, exist_ok=True)
+    options = ("lowerdir=l/A", f"upperdir={upperdir}")
+    mount = Mount(destination="/data", type="overlay", source=str(store.top / at / "merged"), options=options)
+
+    with pytest.raises(ArchiveError, match=f"the upperdir {upperdir} of /data is a relative path"):
+        find(mount, root=store.root)
+
+
+def test_relative_layers_in_a_directory_that_only_looks_like_a_store_are_not_read(store: Store) -> None:
+    options = ("lowerdir=l/A", "upperdir=own/diff")
+    mount = Mount(destination="/data", type="overlay", source=str(store.root), options=options)
+
+    with pytest.raises(ArchiveError, match="the upperdir own/diff of /data is a relative path"):
+        find(mount)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +238,107 @@ def test_a_root_file_system_that_is_no_overlay_is_said_to_be_none(tmp_path: Path
         ArchiveError, match=f"root file system {tmp_path}/rootfs is no overlay; only what is mounted"
     ):
         find(root=tmp_path / "rootfs", at="/")
+
+
+def test_lower_layers_of_the_engine_s_store_are_those_that_it_lists(store: Store, mounted: Mounted) -> None:
+    mounted(store.top / "volume", "lowerdir=/proc/self/fd/7", f"upperdir={store.top}/own/diff")
+
+    found = find(bind_mount(store.top / "volume"), root=store.root)
+
+    assert found.lowers == (str(store.top / "top/diff"), str(store.top / "base/diff"))
+
+
+def test_lower_layers_of_what_only_looks_like_a_store_are_those_of_the_mount(
+    store: Store, mounted: Mounted, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # A container made it in its volume, and its root user is the host's.
+    mounted(store.top / "volume", "lowerdir=/l", f"upperdir={store.top}/own/diff")
+    engine = Store(tmp_path_factory.mktemp("engine"))
+
+    for root in ("", engine.root):
+        assert find(bind_mount(store.top / "volume"), root=root).lowers == ("/l",)
+
+
+# Links
+
+
+@pytest.fixture
+def volume(tmp_path: Path, upper: Path, mounted: Mounted) -> Path:
+    """Give a directory from which a link leads to one with an overlay."""
+    (tmp_path / "other/merge").mkdir(parents=True)
+    mounted(tmp_path / "other/merge", "lowerdir=/l", f"upperdir={upper}")
+    made = tmp_path / "volume"
+    made.mkdir()
+    (made / "sub").symlink_to("../other/./merge")
+    return made
+
+
+def of_source(volume: Path) -> Mount:
+    return bind_mount(volume / "sub")
+
+
+def of_upperdir(volume: Path) -> Mount:
+    return overlay_mount(volume / "sub")
+
+
+def of_options(volume: Path) -> Mount:
+    options = (f"lowerdir={volume}/sub", f"upperdir={volume}", "workdir=/w")
+    return Mount(destination="/data", type="overlay", source="overlay", options=options)
+
+
+BOTH = pytest.mark.parametrize("mount_of", [of_source, of_upperdir])
+
+
+def test_links_of_the_administrator_s_are_followed(volume: Path, upper: Path, tmp_path: Path) -> None:
+    for source, options in ((tmp_path / "vol", ()), ("/", ()), (tmp_path, ("rbind", "ro"))):
+        other = Mount(destination="/other", type="bind", source=str(source), options=options)
+        assert find(of_source(volume), other).upper == str(upper)
+        assert find(of_upperdir(volume), other).upper == str(tmp_path / "other/merge")
+        assert find(of_options(volume), other).lowers == (str(tmp_path / "other/merge"),)
+
+
+@BOTH
+def test_links_that_the_container_may_have_made_are_not(
+    volume: Path, mount_of: Callable[[Path], Mount]
+) -> None:
+    for source in (volume, volume.parent, volume / "../volume"):
+        parent = Mount(destination="/parent", type="bind", source=str(source), options=())
+        with pytest.raises(ArchiveError, match="sub is a symbolic link that the container may have made"):
+            find(mount_of(volume), parent, at="/data")
+
+
+@BOTH
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777])
+def test_links_that_another_user_may_have_made_are_not(
+    volume: Path, mount_of: Callable[[Path], Mount], mode: int
+) -> None:
+    volume.chmod(mode)
+    with pytest.raises(
+        ArchiveError, match="sub is a symbolic link that another user may have made; name it by"
+    ):
+        find(mount_of(volume))
+
+
+@BOTH
+def test_links_of_another_user_are_not(volume: Path, mount_of: Callable[[Path], Mount]) -> None:
+    tools.need_root()
+    os.chown(volume, 1, 1)
+    with pytest.raises(ArchiveError, match="sub is a symbolic link that another user may have made"):
+        find(mount_of(volume))
+
+
+def test_below_such_a_link_there_are_no_lower_layers(volume: Path) -> None:
+    volume.chmod(0o777)
+
+    found = find(of_options(volume))
+
+    assert (found.lowers, "another user may have made" in found.lowers_unknown) == ((), True)
+
+
+def test_links_that_lead_to_themselves_lead_nowhere(volume: Path) -> None:
+    (volume / "round").symlink_to("round")
+    with pytest.raises(ArchiveError, match="too many symbolic links"):
+        find(overlay_mount(volume / "round"))
 
 
 def test_where_mounts_cannot_be_read_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,6 +616,16 @@ def linked_to(target: str) -> Callable[[Path], object]:
     return instead("l/BASE", lambda path: path.symlink_to(target))
 
 
+def linked_away(name: str) -> Callable[[Path], object]:
+    """Give what moves a directory away and leaves a link to it."""
+
+    def replace(top: Path) -> None:
+        (top / name).rename(top / "moved")
+        (top / name).symlink_to("moved")
+
+    return replace
+
+
 DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no list": ("own/lower: No such file or directory", lambda top: (top / "own/lower").unlink()),
     "a list that is none": ("own/lower is not a regular file", instead("own/lower", os.mkfifo)),
@@ -510,6 +640,15 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a layer that is gone": ("l/GONE: No such file or directory", listing("l/TOP:l/GONE")),
     "a layer elsewhere": ("l/BASE leads to /etc, which is no layer", linked_to("/etc")),
     "a layer further up": ("leads to ../../diff, which is no layer", linked_to("../../diff")),
+    "a list that others may write": (
+        "others can write to {}/own/lower, so it is not an engine's store",
+        lambda top: (top / "own/lower").chmod(0o664),
+    ),
+    "links that others may write": (
+        "others can write to {}/l, so it is not an engine's store",
+        lambda top: (top / "l").chmod(0o777),
+    ),
+    "a layer that is a link": ("base is no directory", linked_away("base")),
     "a layer beside": ("leads to ./base/diff, which is no layer", linked_to("./base/diff")),
     "another directory": ("leads to ../base/work, which is no layer", linked_to("../base/work")),
     "an image": (
@@ -532,4 +671,4 @@ def test_what_an_engine_left_has_to_be_whole(store: Store, damage: str) -> None:
         store.find()
     assert f"the container's root file system {store.root} is not mounted any more" in str(raised.value)
     assert "what it was made of is not to be found: " in str(raised.value)
-    assert str(raised.value).endswith(said)
+    assert str(raised.value).endswith(said.format(store.top))

@@ -1,0 +1,96 @@
+"""Symbolic links on the way to what a container has mounted.
+
+The spec has paths, and the engine followed them when the container was started. Since then a link may have been put
+there. One is followed only if neither the container nor another user can have made it: its directory belongs to root or
+to the hook's user, nobody else may write there, and it lies in nothing that the container has mounted.
+
+Source: path_resolution(7); user_namespaces(7) for the owner of what has none in a namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from archive_overlay.overlay.mount import Mount
+
+# As many links as the kernel follows on one path.
+_MOST_LINKS = 40
+
+_ROOT = 0
+
+
+class ForeignLinkError(Exception):
+    """A link on the way may be somebody else's; the message says which one and why."""
+
+
+def followed(path: str, mounts: Sequence[Mount]) -> str:
+    """Follow the links in a path; what is not there stays as it is.
+
+    Args:
+        path: absolute, normalised.
+        mounts: the spec's; what is below their sources, the container could change.
+
+    Raises:
+        ForeignLinkError: a link must not be followed.
+    """
+    mounted: list[str] | None = None
+    left = _components(path)
+    links = 0
+    place = "/"
+    while left:
+        name = left.pop()
+        if name == "..":
+            place = os.path.dirname(place)
+            continue
+        entry = os.path.join(place, name)
+        try:
+            target = os.readlink(entry)
+        except OSError:
+            place = entry  # no link, or nothing
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise ForeignLinkError(f"too many symbolic links lead from {path}")
+        if mounted is None:
+            mounted = [os.path.realpath(mount.source) for mount in mounts if _is_writable(mount)]
+        _judge(entry, place, mounted)
+        if target.startswith("/"):
+            place = "/"
+        left += _components(target)
+    return place
+
+
+def _components(path: str) -> list[str]:
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+def _is_writable(mount: Mount) -> bool:
+    """Say whether the container could change what a mount has, and is no more than a container all the same."""
+    return mount.source.startswith("/") and mount.source != "/" and "ro" not in mount.options
+
+
+def _judge(link: str, directory: str, mounted: Iterable[str]) -> None:
+    if any(f"{link}/".startswith(f"{source}/") for source in mounted):
+        raise ForeignLinkError(f"{link} is a symbolic link that the container may have made")
+    status = os.stat(directory)
+    if status.st_uid not in (_ROOT, os.geteuid(), _unmapped()) or status.st_mode & (
+        stat.S_IWGRP | stat.S_IWOTH
+    ):
+        raise ForeignLinkError(f"{link} is a symbolic link that another user may have made")
+
+
+def _unmapped() -> int:
+    """Give what the owner is that has no id in this user namespace: there, root of the host is one of them."""
+    try:
+        with open("/proc/sys/kernel/overflowuid", encoding="ascii") as file:
+            number = int(file.read())
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            whole = file.read().split() == ["0", "0", "4294967295"]
+    except (OSError, ValueError):
+        return _ROOT
+    return _ROOT if whole else number
