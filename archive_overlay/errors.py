@@ -6,6 +6,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+# Of a path or a name in a message. The kernel takes none that is longer.
+_LONGEST_SHOWN = 4096
+_SHOWN_PART = 100
+
 
 class HookError(Exception):
     """The whole run cannot be done: the state, the bundle or the spec is unusable.
@@ -68,6 +72,11 @@ def fail(action: str, error: OSError, *, hint: str = "") -> NoReturn:
         ArchiveError: always, from `error`.
     """
     raise ArchiveError(f"{action}: {error.strerror or error}", hint=hint) from error
+
+
+def brief(text: str) -> str:
+    """Give a text of others for a message: one that is long without what is in its middle."""
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_SHOWN_PART]}...{text[-_SHOWN_PART:]}"
 
 
 def internal_error(error: BaseException) -> str:

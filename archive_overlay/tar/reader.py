@@ -10,6 +10,8 @@ to read extended headers itself, for tarfile must not see them as they are:
   3.12.1). In the same versions an attribute with the text `hdrcharset=` in it can end the reading.
 - For each segment of a sparse file it keeps 127 bytes, where there may be millions. 16 are kept here.
 
+What an entry may take of memory is bounded here, for a few bytes of a compressed layer can become gigabytes of headers.
+
 It also stops at a damaged header as if the tar ended there, and takes the access time in a header of GNU's
 form for a part of the name. tests/unit/tar/test_reader.py has the tars (`MISREAD_BY_TARFILE`).
 
@@ -21,8 +23,9 @@ from __future__ import annotations
 
 import os
 from array import array
+from zlib import adler32
 
-from archive_overlay.errors import ArchiveError
+from archive_overlay.errors import ArchiveError, brief
 from archive_overlay.tar import headers, sparse_map
 from archive_overlay.tar.numbers import LARGEST_NUMBER, decimal, nanoseconds, natural, number
 
@@ -62,12 +65,22 @@ _WITHOUT_DATA = _KNOWN_TYPES - {headers.REGULAR}
 _POSIX_MAGIC = b"ustar\0"
 _SPARSE = frozenset((b"GNU.sparse.major", b"GNU.sparse.size", b"GNU.sparse.realsize"))
 _ATTRIBUTE = b"SCHILY.xattr."
+# Records that say something of an entry, besides its attributes and where the data of a sparse file belong. All others
+# are comments, in the end.
+_MEANINGFUL = frozenset((b"path", b"linkpath", b"mtime", b"uid", b"gid", b"size"))
 # An extended header holds paths and attributes, of 64 KiB at most each.
 _LARGEST_HEADER = headers.LARGEST_EXTENDED
 _MOST_RECORDS = headers.MOST_RECORDS
-# Each entry looks at all records of global headers. Real ones have one or two.
+# Real global headers have a comment, or a few numbers.
 _LARGEST_GLOBAL = 64 * 1024
-_MOST_GLOBAL_RECORDS = 256
+# 8,000 directories with names of 255 bytes, one in the other: no system call takes such a path, but a container can make
+# it, and the hook archives it.
+_LONGEST_PATH = 2 * 1024 * 1024
+# A key longer than this says nothing: names of attributes have 255 bytes, of which each may be escaped by three.
+_LONGEST_KEY = 1024
+_SPARSE_KEYS = b"GNU.sparse."
+# Names of all attributes of an entry. listxattr(2) gives 64 KiB at most.
+_LONGEST_NAMES = 1024 * 1024
 # One more means "leave it as it is" to chown(2).
 _LARGEST_ID = 2**32 - 2
 _LARGEST_DEVICE_NUMBER = 2**31 - 1  # major or minor, to makedev(3)
@@ -139,7 +152,7 @@ class TarReader:
             OSError: it cannot be read.
         """
         read = self._source.read
-        records: dict[bytes, bytes] = {}
+        records = self._global
         segments: array[int] = array("q")  # what records say of them
         name = link = None  # of GNU's long names
         while True:
@@ -148,34 +161,39 @@ class TarReader:
                 self._left = self._padding = 0
             header = read(_BLOCK)
             if header == _ZEROS:
+                self._expect_end()
                 return
             if len(header) < _BLOCK:
                 raise ArchiveError("it is no tar" if not header else "it ends too early")
             _check(header)
             type_flag = header[156:157]
             size = natural(header[124:136])
-            if type_flag in (_EXTENDED, _SOLARIS_EXTENDED, _GLOBAL):
-                if type_flag == _GLOBAL:
-                    self._global.update(_records(self._read_header(size, _LARGEST_GLOBAL))[0])
-                    if len(self._global) > _MOST_GLOBAL_RECORDS:
-                        raise ArchiveError("it is damaged: its global headers have too many records")
-                else:
-                    records, segments = _records(self._read_header(size))
+            if type_flag == _GLOBAL:
+                self._global = {**self._global, **_global_records(self._read_header(size, _LARGEST_GLOBAL))}
+                records = {**self._global, **records}
+                continue
+            if type_flag in (_EXTENDED, _SOLARIS_EXTENDED):
+                records, segments = (
+                    self._global,
+                    array("q"),
+                )  # let go of an earlier one before this one is read
+                records, segments = _records(self._read_header(size))
+                records = {**self._global, **records}
                 continue
             if type_flag in (_GNU_NAME, _GNU_LINK):
-                text = self._read_header(size).split(b"\0", 1)[0]
+                text = self._read_header(size, _LONGEST_PATH + 1).split(b"\0", 1)[0]
                 if type_flag == _GNU_NAME:
                     name = text
                 else:
                     link = text
                 continue
-            if self._global:
-                records = {**self._global, **records}
             if type_flag != _GNU_VOLUME_LABEL:
-                yield self._entry(header, type_flag, size, records, segments, name, link)
+                entry = self._entry(header, type_flag, size, records, segments, name, link)
+                records, segments, name, link = self._global, array("q"), None, None
+                yield entry
             else:
                 self._expect_data(size)
-            records, segments, name, link = {}, array("q"), None, None
+                records, segments, name, link = self._global, array("q"), None, None
 
     def data(self) -> Iterator[tuple[int, bytes]]:
         """Give the data of the present entry, a file: pieces, and at which offset each belongs.
@@ -219,10 +237,17 @@ class TarReader:
     def _read_header(self, size: int, most: int = _LARGEST_HEADER) -> bytes:
         if size > most:
             raise ArchiveError("it is damaged: an extended header is too large")
-        body = self._source.read(size + -size % _BLOCK)
+        body = self._source.read(size)
+        self._source.skip(-size % _BLOCK)
         if len(body) < size:
             raise ArchiveError("it ends too early")
-        return body[:size]
+        return body
+
+    def _expect_end(self) -> None:
+        # Two blocks of zeros are the end. Go's reader refuses what comes after a single one, and GNU tar goes on: who looks
+        # at a tar with one program must not get something else from another.
+        if self._source.read(_BLOCK).strip(b"\0"):
+            raise ArchiveError("it is damaged: after its end it goes on")
 
     def _blocks(self) -> Iterator[bytes]:
         while self._left >= _BLOCK:
@@ -268,14 +293,18 @@ class TarReader:
                     for key, value in records.items()
                     if key.startswith(_ATTRIBUTE)
                 }
+        if max(len(name), len(link)) > _LONGEST_PATH:
+            raise ArchiveError(
+                f"the path of an entry, or of what it links to, is longer than {_LONGEST_PATH} bytes"
+            )
         if max(uid, gid) > _LARGEST_ID:
-            raise ArchiveError(f"{os.fsdecode(name)} has an owner who cannot be: {uid}:{gid}")
+            raise ArchiveError(f"{_shown(name)} has an owner who cannot be: {uid}:{gid}")
         if type in (_OLD_FILE, _CONTIGUOUS_FILE, _GNU_SPARSE):
             kind = headers.DIRECTORY if type == _OLD_FILE and name.endswith(b"/") else headers.REGULAR
         elif type in _KNOWN_TYPES:
             kind = type
         else:
-            raise ArchiveError(f"{os.fsdecode(name)} is of a type that this program does not know: {type!r}")
+            raise ArchiveError(f"{_shown(name)} is of a type that this program does not know: {type!r}")
         if kind in _WITHOUT_DATA:
             size = 0
         self._expect_data(size)
@@ -285,6 +314,8 @@ class TarReader:
             size = natural(header[483:495])
         elif kind == headers.REGULAR and (segments or not _SPARSE.isdisjoint(records)):
             name = records.get(b"GNU.sparse.name", name)
+            if len(name) > _LONGEST_PATH:
+                raise ArchiveError(f"the path of an entry is longer than {_LONGEST_PATH} bytes")
             self._sparse = sparse_map.of_data(self._blocks()) if b"GNU.sparse.major" in records else segments
             size = decimal(records.get(b"GNU.sparse.realsize", records.get(b"GNU.sparse.size")), size)
         if self._sparse is not None:
@@ -293,7 +324,7 @@ class TarReader:
         if kind in (headers.CHARACTER_DEVICE, headers.BLOCK_DEVICE):
             major, minor = natural(header[329:337]), natural(header[337:345])
             if max(major, minor) > _LARGEST_DEVICE_NUMBER:
-                raise ArchiveError(f"{os.fsdecode(name)} has an impossible device number: {major}:{minor}")
+                raise ArchiveError(f"{_shown(name)} has an impossible device number: {major}:{minor}")
             device = os.makedev(major, minor)
         entry = Entry(kind, os.fsdecode(name.rstrip(b"/") or name[:1]))
         entry.link = os.fsdecode(link)
@@ -313,7 +344,9 @@ def _check(header: bytes) -> None:
         checksum = int(header[148:156].split(b"\0", 1)[0].strip() or b"0", 8)
     except ValueError:
         raise ArchiveError("it is no tar, or is damaged") from None
-    unsigned = sum(header[:148]) + sum(header[156:]) + 8 * 0x20
+    # The lower half of Adler-32 is the sum of all bytes and 1, as long as it is below 65521: so for each half.
+    whole = (adler32(header[:256]) & 0xFFFF) + (adler32(header[256:]) & 0xFFFF) - 2
+    unsigned = whole - sum(header[148:156]) + 8 * 0x20
     if checksum == unsigned:
         return
     # Some old programs take bytes for signed numbers.
@@ -322,24 +355,48 @@ def _check(header: bytes) -> None:
 
 
 def _records(body: bytes) -> tuple[dict[bytes, bytes], array[int]]:
-    """Read the records of an extended header; of those about segments, of which keys are not unique, the numbers."""
+    """Read those records of an extended header that say something.
+
+    Returns:
+        What they say by their keys; and of those about segments, of which keys are not unique, the numbers.
+    """
     records: dict[bytes, bytes] = {}
     segments: array[int] = array("q")
-    position = 0
-    while position < len(body):
+    position = count = names = 0
+    size = len(body)
+    while position < size:
         space = body.find(b" ", position, position + 20)
         length = body[position:space] if space > 0 else b""
         end = position + int(length) if length.isdigit() else 0
-        key, equals, value = body[space + 1 : end - 1].partition(b"=")
-        if not equals or not space < end <= len(body) or body[end - 1 : end] != b"\n":
-            if not body[position:].strip(b"\0"):
+        # What is not looked at is not copied either: a record may be as large as its header.
+        equals = body.find(b"=", space + 1, end - 1) if space < end <= size else -1
+        if equals < 0 or body[end - 1 : end] != b"\n":
+            if body.count(b"\0", position) == size - position:
                 break  # padding
             raise ArchiveError("it is damaged: an extended header has a record that is none")
+        key = body[space + 1 : min(equals, space + 1 + _LONGEST_KEY)]
         if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes", b"GNU.sparse.map"):
-            sparse_map.add_numbers(segments, value)
+            sparse_map.add_numbers(segments, body, equals + 1, end - 1)
         else:
-            records[key] = value
-            if len(records) > _MOST_RECORDS:
-                raise ArchiveError("it is damaged: an extended header has too many records")
+            count += 1
+            if key.startswith(_ATTRIBUTE):
+                names += equals - space
+            if count > _MOST_RECORDS or names > _LONGEST_NAMES or equals - space > _LONGEST_KEY:
+                raise ArchiveError("it is damaged: an extended header has too many records, or too long ones")
+            if key in _MEANINGFUL or key.startswith((_ATTRIBUTE, _SPARSE_KEYS)):
+                records[key] = body[equals + 1 : end - 1]
         position = end
     return records, segments
+
+
+def _global_records(body: bytes) -> dict[bytes, bytes]:
+    """Read those records of a global header that say something of each entry; ArchiveError: nobody writes such ones."""
+    records, segments = _records(body)
+    # Each would be given to each entry: a few bytes would become any number of them.
+    if segments or not records.keys() <= _MEANINGFUL:
+        raise ArchiveError("it is damaged: a global header has attributes, or is of sparse files")
+    return records
+
+
+def _shown(name: bytes) -> str:
+    return brief(os.fsdecode(name))

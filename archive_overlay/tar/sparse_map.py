@@ -72,29 +72,30 @@ def of_data(blocks: Iterator[bytes]) -> array[int]:
     return numbers
 
 
-def add_numbers(numbers: array[int], text: bytes) -> None:
+def add_numbers(numbers: array[int], text: bytes, start: int, end: int) -> None:
     """Add what has commas in between, some at a time: a list of all would take ten times the memory.
 
     Args:
         numbers: the map.
-        text: from a record of an extended header (versions 0.0 and 0.1).
+        text: has them, as a record of an extended header (versions 0.0 and 0.1).
+        start, end: where they are in it.
 
     Raises:
         ArchiveError: something in it is no number.
     """
-    start = 0
-    while start <= len(text):
-        end = text.find(b",", start + _AT_ONCE)
-        end = len(text) if end < 0 else end
-        some = text[start:end]
+    while start <= end:
+        comma = text.find(b",", start + _AT_ONCE, end)
+        comma = end if comma < 0 else comma
+        # One that goes on and on is no number.
+        some = text[start : min(comma, start + 2 * _AT_ONCE)]
         try:
-            if len(some) > 2 * _AT_ONCE or not some.translate(None, b",").isdigit():
+            if comma - start > 2 * _AT_ONCE or not some.translate(None, b",").isdigit():
                 raise ValueError
             numbers.extend(map(int, some.split(b",")))
         except (OverflowError, ValueError):
             raise ArchiveError(f"it is damaged: {some[:40]!r} is no size or number") from None
         _bound(numbers)
-        start = end + 1
+        start = comma + 1
 
 
 def judge(numbers: array[int], *, size: int, stored: int) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import tarfile
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -132,6 +133,32 @@ def test_a_global_header_is_of_all_entries() -> None:
     assert [entry.uid for entry, _ in read(data.getvalue())] == [7, 7]
 
 
+def test_of_global_headers_nothing_is_kept_that_says_nothing_of_an_entry() -> None:
+    fd = os.memfd_create("tar")
+    comments = b"".join(extended(b"g", records(b"comment.%d=x" % number)) for number in range(300))
+    os.write(fd, comments + extended(b"g", records(b"uid=7")) + FILE + END)
+    os.lseek(fd, 0, os.SEEK_SET)
+    reader = Reader(fd)
+    tar = TarReader(reader)
+
+    # So an entry costs the same after however many of them.
+    assert [(entry.uid, len(tar._global)) for entry in tar.entries()] == [(7, 1)]
+    reader.close()
+
+
+def test_a_global_header_may_stand_between_an_extended_one_and_its_entry() -> None:
+    data = extended(b"x", records(b"uid=1")) + extended(b"g", records(b"uid=2", b"gid=3")) + FILE + FILE + END
+
+    assert [(entry.uid, entry.gid) for entry, _ in read(data)] == [(1, 3), (2, 3)]
+
+
+def test_a_path_that_nobody_can_have_made_is_refused_in_a_few_words() -> None:
+    for header in (extended(b"x", records(b"path=" + b"p" * (3 << 20))), extended(b"L", b"p" * (3 << 20))):
+        with pytest.raises(ArchiveError) as caught:
+            read(header + FILE + END)
+        assert len(str(caught.value)) < 500
+
+
 def test_data_that_nobody_takes_is_left_out() -> None:
     first, second = tarfile.TarInfo("first"), tarfile.TarInfo("second")
     first.size = 100_000
@@ -187,10 +214,13 @@ def test_a_device_that_cannot_be_is_refused(numbers: tuple[int, int]) -> None:
 
 ENDLESS = {
     "a global header that is large": extended(b"g", records(b"comment=" + bytes(65536))),
-    "global headers with many records": b"".join(
-        extended(b"g", records(*(b"%d=x" % number for number in range(start, start + 100))))
-        for start in (0, 100, 200)
+    "a global header with an attribute": extended(b"g", records(b"SCHILY.xattr.user.a=b")),
+    "a global header of a sparse file": extended(b"g", records(b"GNU.sparse.map=0,5")),
+    "attributes with long names": extended(
+        b"x", records(*(b"SCHILY.xattr.user.%d%b=" % (n, b"n" * 900) for n in range(1300)))
     ),
+    "a key that is long": extended(b"x", records(b"k" * 2000 + b"=value")),
+    "an entry after the end": bytes(512) + FILE,
     "an extended header with many records": extended(
         b"x", b"".join(b"12 %05d=xyz\n" % number for number in range(16 * 1024 + 1))
     ),
@@ -209,6 +239,32 @@ ENDLESS = {
 def test_what_would_not_end_is_refused_where_it_begins(name: str) -> None:
     with pytest.raises(ArchiveError, match="damaged"):
         read(ENDLESS[name] + FILE + END)
+
+
+def test_a_map_takes_the_memory_of_its_numbers() -> None:
+    number = 300_000
+    sparse = extended(b"x", records(b"GNU.sparse.size=5", b"GNU.sparse.map=" + b"0," * (number - 1) + b"0"))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveError, match="damaged"):
+            read(sparse + sparse + b"no header".ljust(512, b"\0"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    # Eight bytes each, and the text once as it was read and once put together.
+    assert peak < 13 * number + (1 << 20)
+
+
+def test_the_largest_sum_is_a_sum() -> None:
+    header = bytearray(named(b"n", headers.SYMLINK))
+    header[:100] = b"\xff" * 100
+    header[157:257] = b"\xff" * 100
+    header[265:329] = b"\xff" * 64
+    header[345:500] = b"\xff" * 155
+
+    ((entry, _),) = read(summed(bytes(header)) + END)
+    assert entry.link == "\udcff" * 100
 
 
 def test_segments_of_an_entry_are_not_those_of_the_next() -> None:
