@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
     from typing import Any
 
+    from archive_overlay.history.revisions import Image, Revision
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.dialect import Dialect
 
@@ -160,28 +161,12 @@ def _changes(what: str, asked: str | None, marks: str | None) -> Generator[Itera
     kind = asked or _kind(what, marks)
     if kind == _LAYOUT:
         image, revision = open_revision(what)
-        with image, image.layer(revision) as tar:
-            found = changes.read_changes(tar, _form(marks or "oci"))
-        yield found
+        with image:
+            yield _of_layer(image, revision, _form(marks or "oci"))
     elif kind == _DIRECTORY:
         yield _of_directory(os.path.abspath(what), marks)
     else:
-        try:
-            fd = os.open(what, _READ)
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                os.close(fd)
-                raise ArchiveError("it is not a regular file")
-            reader = Reader(fd)
-            try:
-                found = changes.read_changes(TarReader(reader), _form(marks))
-                reader.finish()
-            finally:
-                reader.close()
-        except (OSError, ValueError) as error:
-            raise ArchiveError(f"cannot read {what}: {getattr(error, 'strerror', '') or error}") from error
-        except ArchiveError as error:
-            raise ArchiveError(f"cannot read {what}: {error.message}", hint=error.hint) from error
-        yield found
+        yield _of_tar(what, _form(marks))
 
 
 def _kind(what: str, marks: str | None) -> str:
@@ -213,6 +198,45 @@ def _kind(what: str, marks: str | None) -> str:
             f"{what} may be an image layout, or a directory that a container made look like one", hint=hint
         )
     return kind
+
+
+def _of_layer(image: Image, revision: Revision, form: changes.Form) -> Iterator[Change]:
+    """Give what a layer holds. It is read twice: nothing is shown of one that is damaged."""
+    with image.layer(revision) as tar:
+        marks = changes.read_marks(tar, form)
+    with image.layer(revision) as tar:
+        yield from changes.read_changes(tar, form, marks)
+
+
+def _of_tar(path: str, form: changes.Form) -> Iterator[Change]:
+    """Give what a tar holds, which is read twice as well."""
+    try:
+        fd = os.open(path, _READ)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ArchiveError("it is no longer a regular file")
+            with _opened_tar(fd) as tar:
+                marks = changes.read_marks(tar, form)
+            with _opened_tar(fd) as tar:
+                yield from changes.read_changes(tar, form, marks)
+        finally:
+            os.close(fd)
+    except (OSError, ValueError) as error:
+        raise ArchiveError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from error
+    except ArchiveError as error:
+        raise ArchiveError(f"cannot read {path}: {error.message}", hint=error.hint) from error
+
+
+@contextmanager
+def _opened_tar(fd: int) -> Generator[TarReader, None, None]:
+    """Give the tar that a file is, from its start; in the end, see that the rest is what was compressed."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    reader = Reader(os.dup(fd))
+    try:
+        yield TarReader(reader)
+        reader.finish()
+    finally:
+        reader.close()
 
 
 def _form(marks: str | None) -> changes.Form:

@@ -6,8 +6,9 @@ Source: OCI image specification, layer.md, "Whiteouts"; the kernel's Documentati
 from __future__ import annotations
 
 import os
+from array import array
 
-from archive_overlay.errors import ArchiveError
+from archive_overlay.errors import ArchiveError, brief
 from archive_overlay.marks import OPAQUE_MARKER, WHITEOUT_PREFIX
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
@@ -27,6 +28,8 @@ from archive_overlay.tar.reader import Entry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from archive_overlay.tar.reader import TarReader
 
 _KINDS = {
@@ -54,64 +57,96 @@ class Form(Record):
     opaque_attributes: tuple[str, ...]
 
 
+# Directories, one in the other: for each that is open, an extraction remembers what it is to have.
+_DEEPEST = 64 * 1024
+_FEWEST_SLOTS = 1 << 10
+_ALL_BITS = 2**64 - 1
+# What is remembered of a path.
+_OPAQUE = 1
+_DIRECTORY_ENTRY = 2  # it has one of its own, or has been given
+_LINKABLE = {
+    4: SYMLINK,
+    8: FIFO,
+    16: CHARACTER_DEVICE,
+    32: BLOCK_DEVICE,
+}  # what a hard link may be besides a file
+_LINKABLE_MARKS = {kind: mark for mark, kind in _LINKABLE.items()}
+
 LAYER = Form(whiteout_files=True, whiteout_devices=False, opaque_attributes=())
 
 
-def read_changes(tar: TarReader, form: Form) -> list[Change]:
+def read_marks(tar: TarReader, form: Form) -> Marks:
     """Read a tar to its end, because a mark may come after what it is about, and damage at the end.
 
     Args:
         tar: at its start.
         form: which marks count.
 
-    Returns:
-        Its changes, in its order, without data and without extended attributes, of which each entry may have 16 MiB;
-        opaque directories that have no entry of their own come last. A later entry of the same name does not replace
-        an earlier one.
-
     Raises:
         ArchiveError: it is no tar, is damaged, or an entry leads out of the top.
         OSError: it cannot be read.
     """
-    changes: list[Change] = []
-    directories: dict[str, Change] = {}
-    others: dict[str, Change] = {}  # what a hard link may be besides a file
-    opaque: set[str] = set()
+    marks = Marks()
+    for entry in tar.entries():
+        parts = split_path(entry.name)
+        if form.whiteout_files and parts and parts[-1] == OPAQUE_MARKER:
+            marks.add("/".join(parts[:-1]), _OPAQUE)
+        elif entry.type == headers.DIRECTORY:
+            if not (form.whiteout_files and parts and parts[-1].startswith(WHITEOUT_PREFIX)):
+                opaque = any(entry.attributes.get(attribute) == b"y" for attribute in form.opaque_attributes)
+                marks.add("/".join(parts), _DIRECTORY_ENTRY | (_OPAQUE if opaque else 0))
+        elif entry.type == headers.HARD_LINK:
+            split_path(entry.link)
+    return marks
+
+
+def read_changes(tar: TarReader, form: Form, marks: Marks) -> Iterator[Change]:
+    """Read a tar once more, as changes.
+
+    Args:
+        tar: at its start again.
+        form: which marks count.
+        marks: what `read_marks` found in it.
+
+    Returns:
+        Its changes, in its order, without data and without extended attributes, of which each entry may have 16 MiB.
+        An opaque directory that has no entry of its own comes where its mark is. A later entry of the same name does
+        not replace an earlier one.
+
+    Raises:
+        ArchiveError: see `read_marks`.
+        OSError: it cannot be read.
+    """
     for entry in tar.entries():
         parts = split_path(entry.name)
         name = parts.pop() if parts else ""
-        path = "/".join(parts)
+        directory = "/".join(parts)
         if form.whiteout_files and name.startswith(WHITEOUT_PREFIX):
-            if name == OPAQUE_MARKER:
-                opaque.add(path)
-            elif entry.type == headers.REGULAR:
-                changes.append(_change(WHITEOUT, entry, path, name[len(WHITEOUT_PREFIX) :]))
+            if name == OPAQUE_MARKER and not marks.has(directory, _DIRECTORY_ENTRY):
+                marks.add(directory, _DIRECTORY_ENTRY)
+                above, _, name = directory.rpartition("/")
+                made = Entry(headers.DIRECTORY, directory)
+                change = _change(DIRECTORY, made, above, name)
+                change.opaque = True
+                yield change
+            elif name != OPAQUE_MARKER:  # whatever it is: that is how readers of layers take it
+                yield _change(WHITEOUT, entry, directory, name[len(WHITEOUT_PREFIX) :])
             continue
         if form.whiteout_devices and entry.type == headers.CHARACTER_DEVICE and not entry.device:
-            changes.append(_change(WHITEOUT, entry, path, name))
+            yield _change(WHITEOUT, entry, directory, name)
             continue
-        change = _change(_KINDS[entry.type], entry, path, name)
-        changes.append(change)
+        change = _change(_KINDS[entry.type], entry, directory, name)
         if change.kind is DIRECTORY:
-            directories[change.path] = change
-            if any(entry.attributes.get(attribute) == b"y" for attribute in form.opaque_attributes):
-                opaque.add(change.path)
+            change.opaque = marks.has(change.path, _OPAQUE)
         elif entry.type == headers.HARD_LINK:
             change.link_to = TreePath(TOP, "/".join(split_path(entry.link)))
-            first = others.get(change.link_to.name)
-            if first:
-                change.kind, change.target = first.kind, first.target
+            change.kind = next(
+                (kind for mark, kind in _LINKABLE.items() if marks.has(change.link_to.name, mark)), change.kind
+            )
         elif change.kind is not FILE:
             change.target = entry.link if change.kind is SYMLINK else ""
-            others[change.path] = change
-    for path in sorted(opaque):
-        directory = directories.get(path)
-        if directory is None:
-            above, _, name = path.rpartition("/")
-            directory = _change(DIRECTORY, Entry(headers.DIRECTORY, path), above, name)
-            changes.append(directory)
-        directory.opaque = True
-    return changes
+            marks.add(change.path, _LINKABLE_MARKS[change.kind])
+        yield change
 
 
 def split_path(name: str) -> list[str]:
@@ -121,10 +156,12 @@ def split_path(name: str) -> list[str]:
         ArchiveError: it leads out of the top, or is no path.
     """
     if "\0" in name:
-        raise ArchiveError(f"{name!r} is no path")
+        raise ArchiveError(f"{brief(name)!r} is no path")
+    if name.count("/") > _DEEPEST:
+        raise ArchiveError(f"{brief(name)!r} has more than {_DEEPEST} directories, one in the other")
     parts = [part for part in name.split("/") if part and part != "."]
     if ".." in parts:
-        raise ArchiveError(f"{name!r} leads out of the image's root directory")
+        raise ArchiveError(f"{brief(name)!r} leads out of the image's root directory")
     return parts
 
 
@@ -139,3 +176,54 @@ def _change(kind: str, entry: Entry, path: str, name: str) -> Change:
         },
     )
     return Change(kind, TreePath(TOP, path) if path else TOP, name, status, {})
+
+
+class Marks:
+    """What a tar says of its entries in other places than their own: made by `read_marks`.
+
+    A layer of a few megabytes can have millions of entries. So there is a number for each path here, and not the path,
+    in 27 bytes at most: a dictionary of texts needs 200. That two paths are taken for one is less likely than that
+    memory fails.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._hashes = array("Q", bytes(8 * _FEWEST_SLOTS))  # 0: a slot that is free
+        self._bits = bytearray(_FEWEST_SLOTS)
+
+    def add(self, path: str, mark: int) -> None:
+        """Remember something of a path."""
+        slot = self._slot(_hash(path))
+        if not self._hashes[slot]:
+            self._count += 1
+            if 3 * self._count > 2 * len(self._hashes):
+                self._grow()
+                slot = self._slot(_hash(path))
+            self._hashes[slot] = _hash(path)
+        self._bits[slot] |= mark
+
+    def has(self, path: str, mark: int) -> bool:
+        """Say whether something is remembered of a path."""
+        return bool(self._bits[self._slot(_hash(path))] & mark)
+
+    def _slot(self, key: int) -> int:
+        last = len(self._hashes) - 1
+        slot = key & last
+        while self._hashes[slot] not in (0, key):
+            slot = (slot + 1) & last
+        return slot
+
+    def _grow(self) -> None:
+        old = self._hashes, self._bits
+        self._hashes = array("Q", bytes(16 * len(old[0])))  # twice as many
+        self._bits = bytearray(len(self._hashes))
+        for key, bits in zip(*old):
+            if key:
+                slot = self._slot(key)
+                self._hashes[slot] = key
+                self._bits[slot] = bits
+
+
+def _hash(path: str) -> int:
+    # Python's own has 64 bits and, of a text, a key that nobody can know (SipHash).
+    return hash(path) & _ALL_BITS or 1

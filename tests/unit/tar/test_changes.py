@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,11 +12,13 @@ import pytest
 from archive_overlay.errors import ArchiveError
 from archive_overlay.overlay.change import DIRECTORY, FILE, SYMLINK, WHITEOUT
 from archive_overlay.tar import headers
-from archive_overlay.tar.changes import LAYER, Form, read_changes
+from archive_overlay.tar.changes import LAYER, Form, Marks, read_changes, read_marks
 from archive_overlay.tar.decompress import Reader
 from archive_overlay.tar.reader import TarReader
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from archive_overlay.overlay.change import Change
 
 OVERLAY = Form(
@@ -51,9 +54,22 @@ def changes_of(*entries: bytes, form: Form) -> list[Change]:
     fd = os.memfd_create("tar")
     os.write(fd, b"".join(entries) + bytes(2 * headers.BLOCK))
     os.lseek(fd, 0, os.SEEK_SET)
-    reader = Reader(fd)
     try:
-        return read_changes(TarReader(reader), form)
+        with opened(fd) as tar:
+            marks = read_marks(tar, form)
+        with opened(fd) as tar:
+            return list(read_changes(tar, form, marks))
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def opened(fd: int) -> Iterator[TarReader]:
+    """Give a tar from its start."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    reader = Reader(os.dup(fd))
+    try:
+        yield TarReader(reader)
     finally:
         reader.close()
 
@@ -97,8 +113,8 @@ def test_a_layer_deletes_and_hides_by_files_wherever_they_stand(mark_at: int) ->
 def test_a_mark_of_a_directory_that_has_no_entry_makes_one() -> None:
     found = changes_of(entry(b"d/e/.wh..wh..opq"), entry(b"d/e/f"), entry(b".wh..wh..opq"), form=LAYER)
 
-    assert shown(found) == [(FILE, "d/e/f", False), (DIRECTORY, "", True), (DIRECTORY, "d/e", True)]
-    assert (found[2].directory.prefix, found[2].name) == ("d/", "e")
+    assert shown(found) == [(DIRECTORY, "d/e", True), (FILE, "d/e/f", False), (DIRECTORY, "", True)]
+    assert (found[0].directory.prefix, found[0].name) == ("d/", "e")
 
 
 def test_an_overlay_deletes_by_devices_and_hides_by_attributes() -> None:
@@ -139,7 +155,7 @@ def test_a_hard_link_is_of_the_kind_of_what_it_is_one_with() -> None:
 
     assert link.link_to
     assert other.link_to
-    assert (link.kind, link.link_to.text, link.target) == (SYMLINK, "s", "target")
+    assert (link.kind, link.link_to.text) == (SYMLINK, "s")
     assert (other.kind, other.link_to.text) == (FILE, "f")
 
 
@@ -155,3 +171,50 @@ def test_a_hard_link_is_of_the_kind_of_what_it_is_one_with() -> None:
 def test_what_leads_out_or_is_cut_off_is_refused(bad: bytes) -> None:
     with pytest.raises(ArchiveError):
         changes_of(entry(b"first"), bad, form=LAYER)
+
+
+def test_a_mark_of_a_directory_that_has_no_entry_makes_one_only_once() -> None:
+    found = changes_of(entry(b"d/.wh..wh..opq"), entry(b"d/.wh..wh..opq"), form=LAYER)
+
+    assert shown(found) == [(DIRECTORY, "d", True)]
+
+
+def test_whatever_stands_under_the_name_of_a_deletion_is_one() -> None:
+    found = changes_of(entry(b".wh.a/", headers.DIRECTORY), entry(b".wh.b", headers.FIFO), form=LAYER)
+
+    assert shown(found) == [(WHITEOUT, "a", False), (WHITEOUT, "b", False)]
+
+
+def test_what_is_remembered_of_paths_is_told_apart_however_many_there_are() -> None:
+    marks = Marks()
+    for number in range(5000):
+        marks.add(f"path {number}", 1 + number % 3)
+    marks.add("path 1", 4)
+
+    for number in range(5000):
+        assert [marks.has(f"path {number}", bit) for bit in (1, 2)] == [
+            bool(1 + number % 3 & bit) for bit in (1, 2)
+        ]
+    assert not any(marks.has(f"other {number}", 7) for number in range(5000))
+    assert [number for number in range(5000) if marks.has(f"path {number}", 4)] == [1]
+
+
+def test_what_is_remembered_takes_few_bytes_for_each_path() -> None:
+    marks = Marks()
+    tracemalloc.start()
+    try:
+        for number in range(50_000):
+            marks.add(f"{number:0100}", 1)
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+    assert kept < 30 * 50_000
+
+
+@pytest.mark.parametrize("depth", [64 * 1024 + 1, 1024 * 1024])
+def test_a_path_without_an_end_is_refused(depth: int) -> None:
+    with pytest.raises(ArchiveError) as caught:
+        changes_of(entry(b"d/" * depth + b"f"), form=LAYER)
+
+    assert len(str(caught.value)) < 500
