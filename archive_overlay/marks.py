@@ -18,6 +18,9 @@ USER = "user.overlay."
 FUSE_USER = "user.fuseoverlayfs."
 FUSE_SECURITY = "security.fuseoverlayfs."
 
+# Owner and mode of a file in a store in which all files are the engine's: fuse-overlayfs gives them.
+ENGINE_OWNER = "user.containers.override_stat"
+
 # A directory that has one of these with the value "y" is opaque.
 TRUSTED_OPAQUE = f"{TRUSTED}opaque"
 USER_OPAQUE = f"{USER}opaque"

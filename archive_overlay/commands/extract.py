@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from archive_overlay.history.revisions import Image, Revision
+    from archive_overlay.history.unpack import Missing
     from archive_overlay.log import Log
     from archive_overlay.system.flush import Flush
 
@@ -55,7 +56,8 @@ def run(options: argparse.Namespace, log: Log) -> None:
         except OSError as error:
             fail(f"cannot put the revision at {directory}", error)
     if missing:
-        log.warning(f"{directory} is not as the container left it, for this was not possible here: {missing}")
+        why = "; overlays act on some of that, so it is never given" if missing.marks else ""
+        log.warning(f"{directory} is not as the container left it. It lacks {missing}{why}")
 
 
 def _judge(directory: str) -> None:
@@ -79,18 +81,23 @@ def _judge(directory: str) -> None:
         )
 
 
-def _unpack(image: Image, revisions: list[Revision], staging: Staging) -> str:
-    """Apply the layers to what is going to be the directory; say what could not be given to entries."""
+def _unpack(image: Image, revisions: list[Revision], staging: Staging) -> Missing:
+    """Apply the layers to what is going to be the directory; give what was not given to entries."""
     try:
         os.mkdir(ARCHIVE, stat.S_IRWXU, dir_fd=staging.directory)
         top = os.open(ARCHIVE, READ_DIRECTORY, dir_fd=staging.directory)
     except OSError as error:
         fail(f"cannot make {staging.path}", error)
     try:
-        with _Progress(sum(revision.size for revision in revisions)) as progress:
+        # All but the lowest are read twice.
+        total = 2 * sum(revision.size for revision in revisions) - revisions[0].size
+        with _Progress(total) as progress:
             unpacker = Unpacker(top)
             try:
                 for revision in revisions:
+                    if revision.number > 1:
+                        with image.layer(revision, progress=progress.add) as tar:
+                            unpacker.hide(tar)
                     with image.layer(revision, progress=progress.add) as tar:
                         unpacker.apply(tar)
                 unpacker.finish()
@@ -98,7 +105,7 @@ def _unpack(image: Image, revisions: list[Revision], staging: Staging) -> str:
                 unpacker.close()
     finally:
         os.close(top)
-    return str(unpacker.missing)
+    return unpacker.missing
 
 
 class _Progress:

@@ -3,6 +3,10 @@
 Whoever made the layers may mean harm. The directory is walked by file descriptors, and no symbolic link in
 it is followed: an entry can only ever be made in a directory that this walk has entered from the top.
 
+What a layer deletes is what lower layers have, wherever in it that is said. So each layer is read twice: first all of it
+goes that lies below, then its entries are made. No list of its entries is needed for that, which could be longer than
+memory; what is remembered is what the directories from the top to the present one are to have.
+
 Source: OCI image specification, layer.md, "Applying Changesets".
 """
 
@@ -12,8 +16,16 @@ import errno
 import os
 import stat
 
-from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.marks import OPAQUE_MARKER, TRUSTED, WHITEOUT_PREFIX
+from archive_overlay.errors import ArchiveError, brief, fail
+from archive_overlay.marks import (
+    ENGINE_OWNER,
+    FUSE_SECURITY,
+    FUSE_USER,
+    OPAQUE_MARKER,
+    TRUSTED,
+    USER,
+    WHITEOUT_PREFIX,
+)
 from archive_overlay.system.metadata import SELINUX_LABEL
 from archive_overlay.system.open_flags import CREATE, LOOK
 from archive_overlay.system.tree import Descent, open_beneath, remove
@@ -37,22 +49,49 @@ _TYPES = {
     headers.CHARACTER_DEVICE: stat.S_IFCHR,
     headers.BLOCK_DEVICE: stat.S_IFBLK,
 }
+# Somebody may use the directory as a layer of an overlay, which would act on these. Escaped ones, of an overlay within an
+# overlay, are among them: they mean something as soon as there is such another one.
+_OVERLAY_ATTRIBUTES = (TRUSTED, USER, FUSE_USER, FUSE_SECURITY, ENGINE_OWNER)
 # In a directory, what is made in it inherits these.
 _DEFAULT_ACL = "system.posix_acl_default"
+# Both kinds may come in the way of making something in the directory, so it gets them when it is left.
+_ACL = "system.posix_acl_"
+# Of the directories from the top to the present one together; one has 64 KiB at most, and none that is real 4.
+_MOST_ACL_BYTES = 16 * 1024 * 1024
+# Kinds of things that are told apart when it is said what is missing: a layer may have any number of attributes.
+_MOST_KINDS = 16
 # What the system says to somebody who may not give what an entry has, or where the file system cannot.
 _NOT_GIVEN = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class Missing:
-    """What could not be given to entries: how often, and to which first."""
+    """What was not given to entries: how often, and to which first.
+
+    Attributes:
+        marks: whether some of it is what overlays act on.
+    """
 
     def __init__(self) -> None:
+        self.marks = False
         self._found: dict[str, tuple[int, str]] = {}
+
+    def __contains__(self, what: str) -> bool:
+        return what in self._found
 
     def note(self, what: str, path: str) -> None:
         """Note one entry."""
-        count, first = self._found.get(what, (0, path))
+        if what not in self._found and len(self._found) >= _MOST_KINDS:
+            what = "other attributes"
+        count, first = self._found.get(what) or (0, brief(path))
         self._found[what] = count + 1, first
+
+    def note_mark(self, what: str, path: str) -> None:
+        """Note one entry that was to have what an overlay would act on."""
+        self.marks = True
+        self.note(what, path)
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
 
     def __str__(self) -> str:
         """Say what is missing, for a warning; "" if nothing is."""
@@ -82,13 +121,27 @@ class Unpacker:
         # The directories from the top to the position, and what each is to have once it is left.
         self._frames = [_Frame("")]
         self._frames[0].mode = 0o755
-        self._path = ""  # of the position, as a prefix
-        # Paths that the present layer has made: what it deletes is what lower layers have. None: there
-        # is no lower layer.
-        self._own: set[str] | None = None
+        self._acl_bytes = 0
+
+    def hide(self, tar: TarReader) -> None:
+        """Remove what a layer hides of those before it: what it deletes, and what it has a directory instead of.
+
+        Raises:
+            ArchiveError: it would lead out of the directory, is damaged, or something cannot be removed.
+            OSError: it cannot be read.
+        """
+        for entry in tar.entries():
+            parts = split_path(entry.name)
+            name = parts.pop() if parts else ""
+            try:
+                if self._go_below(parts) and name.startswith(WHITEOUT_PREFIX):
+                    self._delete(name, entry)
+            except OSError as error:
+                fail(f"cannot do what {brief(entry.name)} says", error)
+        self._go_to([])
 
     def apply(self, tar: TarReader) -> None:
-        """Apply one layer on top of those before it.
+        """Make a layer's entries, on top of what is left of the layers before it.
 
         Raises:
             ArchiveError: it would lead out of the directory, is damaged, or cannot be written.
@@ -99,9 +152,8 @@ class Unpacker:
             try:
                 self._apply(entry, parts, tar)
             except OSError as error:
-                fail(f"cannot make {entry.name}", error)
+                fail(f"cannot make {brief(entry.name)}", error)
         self._go_to([])
-        self._own = set()
 
     def finish(self) -> None:
         """Give the top what it is to have.
@@ -124,18 +176,15 @@ class Unpacker:
             if entry.type != headers.DIRECTORY:
                 raise ArchiveError("the image's root is no directory")
             self._go_to([])
-            self._frames[0].entry = entry
+            self._describe(entry)
             return
         name = parts.pop()
         self._go_to(parts)
         if name.startswith(WHITEOUT_PREFIX):
-            self._delete(name)
-            return
-        path = self._path + name
-        if self._own is not None:
-            self._own.add(path)
+            return  # what it says has been done
         if entry.type == headers.DIRECTORY:
-            self._enter_new(name, entry)
+            self._enter_new(name)
+            self._describe(entry)
             return
         while True:
             try:
@@ -154,11 +203,15 @@ class Unpacker:
             self._link(entry, name)
         elif entry.type == headers.SYMLINK:
             if "\0" in entry.link:
-                raise ArchiveError(f"{entry.name} points to {entry.link!r}, which is no path")
+                raise ArchiveError(f"{brief(entry.name)} points to {brief(entry.link)!r}, which is no path")
             os.symlink(entry.link, name, dir_fd=here)
             if self._made_as != (entry.uid, entry.gid) or entry.attributes:
                 self._give_special(entry, name)
             os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=here, follow_symlinks=False)
+        elif entry.type == headers.CHARACTER_DEVICE and not entry.device:
+            # An overlay would take it for a deletion. What lower layers have under its name is gone all the same.
+            remove(name, here)
+            self.missing.note_mark("the device 0:0", entry.name)
         else:
             try:
                 os.mknod(name, _TYPES[entry.type] | _PRIVATE, entry.device, dir_fd=here)
@@ -192,17 +245,17 @@ class Unpacker:
     def _link(self, entry: Entry, name: str) -> None:
         parts = split_path(entry.link)
         if not parts:
-            raise ArchiveError(f"{entry.name} is a hard link to a directory")
+            raise ArchiveError(f"{brief(entry.name)} is a hard link to a directory")
         try:
             parent, target = open_beneath("/".join(parts), self._top)
         except OSError as error:
-            fail(f"cannot make {entry.name}, a hard link to {entry.link}", error)
+            fail(f"cannot make {brief(entry.name)}, a hard link to {brief(entry.link)}", error)
         try:
             os.link(target, name, src_dir_fd=parent, dst_dir_fd=self._descent.fd, follow_symlinks=False)
         except FileExistsError:
             raise
         except OSError as error:
-            fail(f"cannot make {entry.name}, a hard link to {entry.link}", error)
+            fail(f"cannot make {brief(entry.name)}, a hard link to {brief(entry.link)}", error)
         finally:
             os.close(parent)
 
@@ -230,7 +283,8 @@ class Unpacker:
         mode = entry.mode
         if self._made_as != (entry.uid, entry.gid) and not self._give_owner(file, entry):
             mode &= ~_SET_IDS  # they mean an owner who is not there
-        self._give_attributes(file, entry)
+        for name, value in entry.attributes.items():
+            self._give_attribute(file, name, value, entry.name)
         if entry.type != headers.SYMLINK:
             os.chmod(file, mode)
 
@@ -244,97 +298,90 @@ class Unpacker:
             return False
         return True
 
-    def _give_attributes(self, file: int | str, entry: Entry) -> None:
-        for name, value in entry.attributes.items():
-            if name == SELINUX_LABEL:
-                continue
-            try:
-                # No container can set these, so no layer has them that was made from what a container did.
-                if name.startswith(TRUSTED):
-                    raise OSError(errno.EPERM, "an overlay would act on it")
-                os.setxattr(file, name, value)
-            except OSError as error:
-                if error.errno not in _NOT_GIVEN:
-                    raise
-                self.missing.note(f"the attribute {name}", entry.name)
-            except ValueError:
-                raise ArchiveError(
-                    f"{entry.name} has an attribute {name!r}, which is no name of one"
-                ) from None
+    def _give_attribute(self, file: int | str, name: str, value: bytes, path: str) -> None:
+        if name == SELINUX_LABEL:
+            return
+        if name.startswith(_OVERLAY_ATTRIBUTES):
+            self.missing.note_mark(f"the attribute {name}", path)
+            return
+        try:
+            os.setxattr(file, name, value)
+        except OSError as error:
+            if error.errno not in _NOT_GIVEN:
+                raise
+            self.missing.note(f"the attribute {name}", path)
+        except ValueError:
+            raise ArchiveError(f"{brief(path)} has an attribute {name!r}, which is no name of one") from None
 
-    def _delete(self, mark: str) -> None:
+    def _delete(self, mark: str, entry: Entry) -> None:
         """Do what a name says that stands for no entry."""
-        own = self._own
-        if own is None:
-            return  # there is nothing below
         if mark == OPAQUE_MARKER:
-            self._hide_lower()
+            self._empty()
             return
         name = mark[len(WHITEOUT_PREFIX) :]
         if name in ("", ".", ".."):
-            raise ArchiveError(f"{self._path}{mark} deletes nothing that there can be")
-        if self._path + name not in own:
-            remove(name, self._descent.fd)
-            return
-        try:
-            self._enter(name)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        self._hide_lower()
-        self._leave()
+            raise ArchiveError(f"{brief(entry.name)} deletes nothing that there can be")
+        remove(name, self._descent.fd)
 
-    def _hide_lower(self) -> None:
-        """Remove from the directory at the position what lower layers have in it, and leave what is the present layer's."""
-        pending = [self._hide_lower_here()]
-        while pending:
-            if pending[-1]:
-                self._enter(pending[-1].pop())
-                pending.append(self._hide_lower_here())
-            else:
-                pending.pop()
-                if pending:
-                    self._leave()
+    def _empty(self) -> None:
+        """Remove what is in the directory at the position."""
+        # A file system may skip names while others are removed: until it gives none.
+        found = True
+        while found:
+            found = False
+            with os.scandir(self._descent.fd) as entries:
+                for each in entries:
+                    found = True
+                    remove(each.name, self._descent.fd)
 
-    def _hide_lower_here(self) -> list[str]:
-        """Do it for the directory itself, and give the directories in it that are the present layer's."""
-        assert self._own is not None
-        kept = []
-        with os.scandir(self._descent.fd) as entries:
-            for entry in list(entries):
-                if self._path + entry.name not in self._own:
-                    remove(entry.name, self._descent.fd)
-                elif entry.is_dir(follow_symlinks=False):
-                    kept.append(entry.name)
-        return kept
+    def _go_below(self, parts: list[str]) -> bool:
+        """Move the position to a directory that lower layers have, or as near to it as there is one.
+
+        Returns:
+            Whether it is there. If a directory of the present layer is to take the place of something else on the way,
+            that has been removed: as in an overlay, it hides whatever lower layers have under its name.
+        """
+        for part in parts[self._leave_to(parts) :]:
+            try:
+                self._enter(part)
+            except FileNotFoundError:
+                return False
+            except NotADirectoryError:
+                os.unlink(part, dir_fd=self._descent.fd)
+                return False
+        return True
 
     def _go_to(self, parts: list[str]) -> None:
         """Move the position to a directory, and make those on the way that are not there."""
+        for part in parts[self._leave_to(parts) :]:
+            if part.startswith(WHITEOUT_PREFIX):
+                raise ArchiveError(
+                    f"{brief(self._path(part))} is a directory, but its name stands for a deletion"
+                )
+            try:
+                self._enter(part)
+            except FileNotFoundError:
+                self._enter_new(part)
+            except NotADirectoryError:
+                raise ArchiveError(
+                    f"{brief(self._path(part))} is no directory, but there is an entry in it"
+                ) from None
+
+    def _leave_to(self, parts: list[str]) -> int:
+        """Go up to what the position and a directory have in common; say how many directories that is from the top."""
         frames = self._frames
         common = 0
-        for frame, part in zip(frames[1:], parts):
-            if frame.name != part:
+        # Looked for from the top, but no further than the position is deep: that has been walked as well.
+        for part in parts[: len(frames) - 1]:
+            if frames[common + 1].name != part:
                 break
             common += 1
         while len(frames) > common + 1:
             self._leave()
-        for part in parts[common:]:
-            path = self._path + part
-            lower = self._own is not None and path not in self._own
-            if self._own is not None:
-                self._own.add(path)
-            try:
-                self._enter(part)
-            except FileNotFoundError:
-                self._enter_new(part, None)
-            except NotADirectoryError:
-                if not lower:
-                    raise ArchiveError(f"{path} is no directory, but there is an entry in it") from None
-                # As in an overlay, a directory hides whatever lower layers have under its name.
-                os.unlink(part, dir_fd=self._descent.fd)
-                self._enter_new(part, None)
+        return common
 
-    def _enter_new(self, name: str, entry: Entry | None) -> None:
-        """Make a directory, if it is not there, and enter it; without an entry it is one that is written into."""
+    def _enter_new(self, name: str) -> None:
+        """Make a directory, if it is not there, and enter it."""
         while True:
             try:
                 os.mkdir(name, stat.S_IRWXU, dir_fd=self._descent.fd)
@@ -346,10 +393,8 @@ class Unpacker:
                     continue
             else:
                 self._descent.enter(name)
-                self._push(_Frame(name))
+                self._frames.append(_Frame(name))
                 self._frames[-1].mode = 0o755
-            if entry is not None:
-                self._frames[-1].entry = entry
             return
 
     def _enter(self, name: str) -> None:
@@ -368,46 +413,79 @@ class Unpacker:
             os.chmod(name, stat.S_IRWXU, dir_fd=self._descent.fd)
             frame.mode = mode
         self._descent.enter(name)
-        self._push(frame)
+        self._frames.append(frame)
         try:
-            frame.default_acl = os.getxattr(self._descent.fd, _DEFAULT_ACL)
+            acl = os.getxattr(self._descent.fd, _DEFAULT_ACL)
             os.removexattr(self._descent.fd, _DEFAULT_ACL)
         except OSError as error:
             if error.errno not in (errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP):
                 raise
+        else:
+            self._defer(_DEFAULT_ACL, acl)
 
-    def _push(self, frame: _Frame) -> None:
-        self._frames.append(frame)
-        self._path += f"{frame.name}/"
+    def _describe(self, entry: Entry) -> None:
+        """Give the directory at the position what its entry says, now or when it is left."""
+        frame = self._frames[-1]
+        # Its attributes must not be remembered: each of the directories from the top to here may have 16 MiB of them.
+        for name in os.listxattr(self._descent.fd):
+            if name not in entry.attributes and name != SELINUX_LABEL:
+                os.removexattr(self._descent.fd, name)
+        self._forget_acls(frame)
+        for name, value in entry.attributes.items():
+            if name.startswith(_ACL):
+                self._defer(name, value)
+            else:
+                self._give_attribute(self._descent.fd, name, value, entry.name)
+        frame.owner = entry.uid, entry.gid
+        frame.mode = entry.mode
+        frame.times = entry.mtime_ns, entry.mtime_ns
+
+    def _defer(self, name: str, acl: bytes) -> None:
+        """Give an ACL to the directory at the position when it is left."""
+        self._acl_bytes += len(acl)
+        if self._acl_bytes > _MOST_ACL_BYTES:
+            raise ArchiveError(
+                f"directories, one in the other, have more than {_MOST_ACL_BYTES} bytes of ACLs"
+            )
+        frame = self._frames[-1]
+        frame.acls = {**(frame.acls or {}), name: acl}
+
+    def _forget_acls(self, frame: _Frame) -> None:
+        if frame.acls is not None:
+            self._acl_bytes -= sum(map(len, frame.acls.values()))
+            frame.acls = None
 
     def _leave(self) -> None:
         left = self._descent.leave()
         frame = self._frames.pop()
-        self._path = self._path[: -len(frame.name) - 1]
         try:
             self._complete(left, frame)
         finally:
             os.close(left)
 
     def _complete(self, fd: int, frame: _Frame) -> None:
-        entry = frame.entry
-        if entry is None:
-            if frame.default_acl is not None:
-                os.setxattr(fd, _DEFAULT_ACL, frame.default_acl)
-            if frame.mode is not None:
-                os.chmod(fd, frame.mode)
-            if frame.times is not None:
-                os.utime(fd, ns=frame.times)
-            return
-        now = os.fstat(fd)
-        if (now.st_uid, now.st_gid) != (entry.uid, entry.gid):
-            self._give_owner(fd, entry)
-        for name in os.listxattr(fd):
-            if name not in entry.attributes and name != SELINUX_LABEL:
-                os.removexattr(fd, name)
-        self._give_attributes(fd, entry)
-        os.chmod(fd, entry.mode)
-        os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        if frame.owner is not None:
+            now = os.fstat(fd)
+            if (now.st_uid, now.st_gid) != frame.owner:
+                try:
+                    os.chown(fd, *frame.owner)
+                except OSError as error:
+                    if error.errno not in _NOT_GIVEN:
+                        raise
+                    known = "the owner" in self.missing
+                    self.missing.note("the owner", "" if known else self._path(frame.name))
+        if frame.acls is not None:
+            for name, acl in frame.acls.items():
+                self._give_attribute(fd, name, acl, frame.name)
+            self._forget_acls(frame)
+        if frame.mode is not None:
+            os.chmod(fd, frame.mode)
+        if frame.times is not None:
+            os.utime(fd, ns=frame.times)
+
+    def _path(self, name: str) -> str:
+        """Give the path of an entry of the directory at the position."""
+        return "/".join([*(frame.name for frame in self._frames[1:]), name])
 
 
 class _Frame:
@@ -415,18 +493,17 @@ class _Frame:
 
     Attributes:
         name: in the directory above.
-        entry: has all of it; None: the rest says what it is.
-        mode, times, default_acl: what it had or is to have; None: nothing is to be done.
+        owner, acls, mode, times: what it had or is to have; None: nothing is to be done.
     """
 
-    __slots__ = ("default_acl", "entry", "mode", "name", "times")
+    __slots__ = ("acls", "mode", "name", "owner", "times")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.entry: Entry | None = None
+        self.owner: tuple[int, int] | None = None
+        self.acls: dict[str, bytes] | None = None
         self.mode: int | None = None
         self.times: tuple[int, int] | None = None
-        self.default_acl: bytes | None = None
 
 
 def _write_what_is_not_zero(fd: int, data: bytes, offset: int) -> None:

@@ -6,6 +6,7 @@ Source: the kernel's Documentation/filesystems/overlayfs.rst; for fuse-overlayfs
 from __future__ import annotations
 
 from archive_overlay.marks import (
+    ENGINE_OWNER,
     FUSE_OPAQUE,
     FUSE_SECURITY,
     FUSE_USER,
@@ -94,7 +95,7 @@ FUSE_OVERLAYFS_WITH_OWNERS = {
     "2": _fuse_overlayfs(f"{FUSE_USER}override_stat"),
 }
 # With force_mask, engines note so at the top of a layer that its owners are in attributes.
-ENGINE_OWNER_ATTRIBUTE = "user.containers.override_stat"
+ENGINE_OWNER_ATTRIBUTE = ENGINE_OWNER
 
 # No overlay: everything is what it is, the marks too.
 RAW = Dialect(

@@ -393,15 +393,83 @@ def test_a_layer_that_could_mean_harm_stays_inside(scratch: Path, outside: Path,
     assert contents(out) == expected
 
 
+MARKS = [
+    "trusted.overlay.redirect",
+    "trusted.overlay.opaque",
+    "trusted.overlay.overlay.opaque",
+    "user.overlay.opaque",
+    "user.overlay.whiteout",
+    "user.overlay.overlay.opaque",
+    "user.fuseoverlayfs.opaque",
+    "user.fuseoverlayfs.override_stat",
+    "security.fuseoverlayfs.override_stat",
+    "user.containers.override_stat",
+]
+
+
 def test_no_mark_of_an_overlay_comes_alive(scratch: Path) -> None:
-    marked = {"SCHILY.xattr.trusted.overlay.redirect": "/etc", "SCHILY.xattr.user.kept": "value"}
-    image_layouts.put(scratch / "layout", "latest", layers=[layer(directory("d", pax_headers=marked))])
+    marked = {"SCHILY.xattr.user.kept": "value", **{f"SCHILY.xattr.{mark}": "y" for mark in MARKS}}
+    image_layouts.put(
+        scratch / "layout",
+        "latest",
+        layers=[
+            layer(file("w", b"below"), directory("d")),
+            layer(
+                directory("d", pax_headers=marked),
+                file("f", pax_headers=marked),
+                history.entry("w", tarfile.CHRTYPE, devmajor=0, devminor=0),
+                history.entry("d/w", tarfile.CHRTYPE, devmajor=0, devminor=0),
+            ),
+        ],
+    )
 
     result = history.run("extract", scratch / "layout", scratch / "out")
 
     assert result.status == 0
-    assert "trusted.overlay.redirect of d" in result.stderr
-    assert os.listxattr(scratch / "out/d") == ["user.kept"]
+    (warning,) = result.stderr.splitlines()
+    for mark in MARKS:
+        assert f"the attribute {mark} of d and 1 more" in warning
+    assert "the device 0:0 of w and 1 more" in warning
+    assert "overlays act on" in warning
+    # The device's name is not what lower layers have there either.
+    assert contents(scratch / "out") == {"d": "/", "f": ""}
+    for name in ("d", "f"):
+        assert os.listxattr(scratch / "out" / name) == ["user.kept"]
+
+
+@pytest.mark.parametrize("name", [".wh.d/f", ".wh.d/e/", ".wh..wh..opq/f"])
+def test_no_directory_has_the_name_of_a_deletion(scratch: Path, name: str) -> None:
+    for number, layers in enumerate(([layer(file(name))], [layer(file("d/f")), layer(file(name))])):
+        image_layouts.put(scratch / f"layout{number}", "latest", layers=layers)
+
+        complaint = history.complaint_of("extract", scratch / f"layout{number}", scratch / "out")
+
+        assert "its name stands for a deletion" in complaint
+        assert not (scratch / "out").exists()
+
+
+def test_a_file_of_its_own_layer_is_no_directory_in_any_layer(scratch: Path) -> None:
+    image_layouts.put(
+        scratch / "layout", "latest", layers=[layer(file("f")), layer(symlink("s", "f"), file("s/new"))]
+    )
+
+    assert "s is no directory" in history.complaint_of("extract", scratch / "layout", scratch / "out")
+
+
+def test_a_directory_that_gets_an_entry_again_has_what_the_last_one_says(scratch: Path) -> None:
+    attribute = {"SCHILY.xattr.user.first": "1"}
+    out = extract(
+        [
+            layer(directory("d", mode=0o500, pax_headers=attribute), file("d/a")),
+            layer(directory("d", mode=0o711, mtime=5), file("d/b"), directory("d", mode=0o510, mtime=7)),
+        ],
+        scratch,
+    )
+
+    assert contents(out) == {"d": "/", "d/a": "", "d/b": ""}
+    status = (out / "d").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (0o510, 7)
+    assert os.listxattr(out / "d") == []
 
 
 def test_a_very_deep_tree(scratch: Path) -> None:
@@ -456,6 +524,49 @@ def test_a_layer_that_cannot_be_decompressed(scratch: Path, compressed: bytes) -
     image_layouts.put(scratch / "layout", "latest", layers=[compressed])
 
     assert "valid" in history.complaint_of("extract", scratch / "layout", scratch / "out")
+
+
+COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
+    "none": lambda tar: tar,
+    "gzip": lambda tar: gzip.compress(tar, mtime=0),
+    "zstd": lambda tar: subprocess.run(["/usr/bin/zstd"], input=tar, stdout=-1, check=True).stdout,
+}
+GARBAGE: dict[str, Callable[[bytes], bytes]] = {
+    "a byte": lambda blob: b"x",
+    "zeros": lambda blob: bytes(300_000),
+    "bytes": lambda blob: b"garbage" * 50_000,
+    "zeros, then bytes": lambda blob: bytes(200_000) + b"garbage",
+    "itself": lambda blob: blob,
+    "a part of itself": lambda blob: blob[: len(blob) // 2],
+    "what is empty, then bytes": lambda blob: gzip.compress(b"") + b"garbage" * 50_000,
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("compression", COMPRESSED)
+def test_a_layer_that_goes_on_after_what_its_digest_is_of(
+    scratch: Path, compression: str, garbage: str
+) -> None:
+    if compression == "zstd":
+        tools.need("/usr/bin/zstd")
+    tar = layer(file("a", b"text"))
+    blob = COMPRESSED[compression](tar)
+    layout = scratch / "layout"
+    (layout / "blobs/sha256").mkdir(parents=True)
+    described = image_layouts.put_blob(layout, blob)
+    config = {
+        "rootfs": {"type": "layers", "diff_ids": [image_layouts.put_blob(scratch / "layout", tar)["digest"]]}
+    }
+    more = GARBAGE[garbage](blob)
+    image_layouts.blob(layout, described).write_bytes(blob + more)
+    described["size"] += len(more)
+    image_layouts.put(layout, "latest", config=config, manifest={"layers": [described]})
+
+    for command in (("extract", layout, scratch / "out"), ("diff", f"{layout}:latest")):
+        complaint = history.complaint_of(*command)
+        assert "revision 1 of" in complaint
+        assert "damaged" in complaint or "no valid" in complaint
+    assert not (scratch / "out").exists()
 
 
 def test_a_layer_that_is_gone(scratch: Path) -> None:
