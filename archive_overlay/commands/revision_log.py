@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -23,6 +24,7 @@ _DIGEST_LENGTH = 12  # as the container tools cut it
 _CONTAINER_ID = re.compile("[0-9a-f]{64}")
 _FRACTION = re.compile(r"\.\d+(?=Z|[+-])")
 _LONGEST_NOTE = 60
+_LONGEST_CELL = 255
 _UNKNOWN = Provenance(container="", archive="", mount_point="")
 
 
@@ -40,17 +42,34 @@ def run(options: argparse.Namespace, log: Log) -> None:
         revisions = image.revisions[::-1]
     output = Output()
     if options.json:
-        output.line(json.dumps([_object(revision) for revision in revisions], indent=2))
+        _write_json(revisions, output)
     else:
-        rows = [_HEADINGS, *(_row(revision, human=options.human) for revision in revisions)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADINGS))]
-        for row in rows:
-            cells = [
-                text.rjust(width) if i in _NUMBERS else text.ljust(width)
-                for i, (text, width) in enumerate(zip(row, widths))
-            ]
-            output.line("  ".join(cells).rstrip())
+        _write_table(revisions, output, human=options.human)
     output.flush()
+
+
+def _write_json(revisions: list[Revision], output: Output) -> None:
+    # One at a time: what all of them become is several times as large as what they are.
+    output.line("[" if revisions else "[]")
+    for revision in revisions:
+        lines = json.dumps(_object(revision), indent=2).split("\n")
+        output.line(
+            "\n".join([f"  {line}" for line in lines]) + ("," if revision is not revisions[-1] else "")
+        )
+    if revisions:
+        output.line("]")
+
+
+def _write_table(revisions: list[Revision], output: Output, *, human: bool) -> None:
+    widths = [len(heading) for heading in _HEADINGS]
+    for revision in revisions:
+        widths = [max(width, len(text)) for width, text in zip(widths, _row(revision, human=human))]
+    for row in itertools.chain([_HEADINGS], (_row(revision, human=human) for revision in revisions)):
+        cells = [
+            text.rjust(width) if i in _NUMBERS else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths))
+        ]
+        output.line("  ".join(cells).rstrip())
 
 
 def _row(revision: Revision, *, human: bool) -> tuple[str, ...]:
@@ -61,9 +80,9 @@ def _row(revision: Revision, *, human: bool) -> tuple[str, ...]:
     return (
         str(revision.number),
         revision.digest.partition(":")[2][:_DIGEST_LENGTH],
-        shown(_FRACTION.sub("", revision.created)),
-        shown(container),
-        shown(origin.mount_point),
+        _cell(_FRACTION.sub("", revision.created[:_LONGEST_CELL])),
+        _cell(container),
+        _cell(origin.mount_point),
         "-" if origin.entries is None else str(origin.entries),
         "-" if origin.deletions is None else str(origin.deletions),
         human_size(revision.size) if human else str(revision.size),
@@ -74,9 +93,14 @@ def _row(revision: Revision, *, human: bool) -> tuple[str, ...]:
 def _maker(revision: Revision) -> str:
     """Say in a few words who made a revision, as far as that is known."""
     if revision.provenance:
-        return shown(f"archive {revision.provenance.archive}")
-    text = shown(revision.created_by or revision.comment)
-    return text if len(text) <= _LONGEST_NOTE else text[: _LONGEST_NOTE - 3] + "..."
+        return _cell(f"archive {revision.provenance.archive}")
+    return _cell(revision.created_by or revision.comment, _LONGEST_NOTE)
+
+
+def _cell(text: str, most: int = _LONGEST_CELL) -> str:
+    """Show a text in a column of at most so many characters: all lines get the width of the longest one."""
+    text = shown(text[: most + 1])
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _object(revision: Revision) -> dict[str, Any]:

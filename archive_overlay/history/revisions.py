@@ -9,10 +9,10 @@ import os
 import re
 from contextlib import contextmanager
 
-from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.errors import ArchiveError, brief, fail
 from archive_overlay.layout import read
 from archive_overlay.layout.provenance import read_provenance
-from archive_overlay.system.open_flags import READ, READ_TOP_DIRECTORY
+from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 from archive_overlay.system.record import Record
 from archive_overlay.tar.decompress import Reader
 from archive_overlay.tar.reader import TarReader
@@ -108,7 +108,7 @@ class Image:
             progress: called with the number of bytes that were read from the layer, again and again.
         """
         try:
-            fd = os.open(read.blob_path(revision.descriptor), READ, dir_fd=self._layout)
+            fd = read.open_blob(self._layout, revision.descriptor)
             reader = Reader(fd, digests=True, progress=progress)
             try:
                 yield TarReader(reader)
@@ -178,7 +178,7 @@ def _open(path: str, choose_tag: Callable[[int], str]) -> Image:
         tag = choose_tag(layout)
         manifest = read.find_manifest(layout, tag)
         if manifest is None:
-            tags = ", ".join(_tags(layout)) or "none"
+            tags = brief(", ".join(_tags(layout))) or "none"
             raise ArchiveError(f"the image layout has no tag {tag}", hint=f"its tags are: {tags}")
         return Image(path, tag, layout, _revisions(*read.read_image(layout, manifest)))
     except OSError as error:
@@ -198,7 +198,9 @@ def _verify(reader: Reader, revision: Revision) -> None:
         ("diff ID", reader.data_digest(), revision.diff_id),
     ):
         if found != said:
-            raise ArchiveError(f"it is damaged: its {what} is {found}, but the image says {said or 'none'}")
+            raise ArchiveError(
+                f"it is damaged: its {what} is {found}, but the image says {brief(said) or 'none'}"
+            )
 
 
 def _tags(layout: int) -> list[str]:

@@ -27,6 +27,7 @@ from archive_overlay.layout.read import (
     MANIFEST_TYPE,
     REF_NAME,
     VERSION_FILE,
+    check_json,
     check_tag,
     find_manifest,
     is_tagged,
@@ -284,12 +285,14 @@ class _Files:
         """Add a value as a blob, and give its digest and size."""
         data = _dump(value)
         digest = hashlib.sha256(data).hexdigest()
+        check_json(data, f"{BLOBS}/{digest}")  # what is written must be read again
         self._write(digest, data)
         self._blobs.append((digest, digest))
         return {"digest": f"sha256:{digest}", "size": len(data)}
 
     def add(self, name: str, data: bytes) -> None:
         """Add a file at the top of the layout."""
+        check_json(data, name)
         self._write(name, data)
         self._names.append(name)
 

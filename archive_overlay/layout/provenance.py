@@ -8,8 +8,6 @@ Source: OCI image specification, annotations.md; config.md, "history".
 
 from __future__ import annotations
 
-import re
-
 from archive_overlay.keys import PREFIX
 from archive_overlay.system.record import Record
 
@@ -19,7 +17,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 CREATED_BY = "archive_overlay"
-_COMMENT = re.compile(r"container (.+), archive (.+), mount point (.+)", re.DOTALL)
+_CONTAINER = "container "
+_ARCHIVE = ", archive "
+_MOUNT_POINT = ", mount point "
 
 
 class Provenance(Record):
@@ -51,7 +51,7 @@ class Provenance(Record):
 
     def comment(self) -> str:
         """Give the comment of the entry in the image's history."""
-        return f"container {self.container}, archive {self.archive}, mount point {self.mount_point}"
+        return f"{_CONTAINER}{self.container}{_ARCHIVE}{self.archive}{_MOUNT_POINT}{self.mount_point}"
 
 
 def read_provenance(annotations: Mapping[str, Any], history: Mapping[str, Any]) -> Provenance | None:
@@ -74,10 +74,28 @@ def read_provenance(annotations: Mapping[str, Any], history: Mapping[str, Any]) 
             deletions=_count(annotations, "deletions"),
         )
     comment = history.get("comment")
-    said = None
     if history.get("created_by") == CREATED_BY and isinstance(comment, str):
-        said = _COMMENT.fullmatch(comment)
-    return Provenance(container=said[1], archive=said[2], mount_point=said[3]) if said else None
+        return _read_comment(comment)
+    return None
+
+
+def _read_comment(comment: str) -> Provenance | None:
+    """Read what `Provenance.comment` gives; None: it is something else.
+
+    A regular expression would try all pairs of commas. What is between the last words is taken, for in a path they are
+    the least likely.
+    """
+    begin = len(_CONTAINER)
+    # Each of the three has a character at least.
+    mount_point = comment.rfind(_MOUNT_POINT, begin, len(comment) - 1)
+    archive = comment.rfind(_ARCHIVE, begin + 1, mount_point - 1) if mount_point > 0 else -1
+    if archive < 0 or not comment.startswith(_CONTAINER):
+        return None
+    return Provenance(
+        container=comment[begin:archive],
+        archive=comment[archive + len(_ARCHIVE) : mount_point],
+        mount_point=comment[mount_point + len(_MOUNT_POINT) :],
+    )
 
 
 def _text(annotations: Mapping[str, Any], key: str) -> str:

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 
-from archive_overlay.errors import ArchiveError
+from archive_overlay.errors import ArchiveError, brief
 from archive_overlay.system.open_flags import READ
 
 TYPE_CHECKING = False
@@ -34,8 +34,14 @@ BLOBS = "blobs/sha256"
 # hold one component.
 _TAG = re.compile(r"[A-Za-z0-9]+(?:(?:[-._@+]|--)[A-Za-z0-9]+)*")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-# JSON of images is small; what is larger was not made by anybody's tools.
-_LARGEST_JSON = 64 * 1024 * 1024
+# A registry takes 4 MiB of a manifest. An index of 8 MiB has some 27,000 tags.
+_LARGEST_BLOB = 4 * 1024 * 1024
+_LARGEST_INDEX = 8 * 1024 * 1024
+# Objects and lists, and what they hold. As a value in memory each takes up to 200 bytes, and may be two of the file's. An
+# index of that size, or a manifest or config of 13,000 layers, has about as many.
+_MOST_VALUES = 128 * 1024
+# JSON may have numbers of any length, and to read them may take the square of it.
+_MOST_DIGITS = 20
 
 
 def split_reference(text: str) -> tuple[str, str]:
@@ -133,7 +139,7 @@ def read_image(layout: int, descriptor: Mapping[str, Any]) -> tuple[dict[str, An
     media_type = manifest.get("mediaType", descriptor.get("mediaType", MANIFEST_TYPE))
     if media_type != MANIFEST_TYPE:
         raise ArchiveError(
-            f"the image has a manifest of type {media_type}, not {MANIFEST_TYPE}",
+            f"the image has a manifest of type {brief(str(media_type))}, not {MANIFEST_TYPE}",
             hint="copy a single image into an OCI layout, for example with skopeo copy",
         )
     layers = _or_empty(manifest, "layers", list)
@@ -157,7 +163,7 @@ def read_image(layout: int, descriptor: Mapping[str, Any]) -> tuple[dict[str, An
             status = os.stat(name, dir_fd=layout, follow_symlinks=False)
         except FileNotFoundError:
             raise _damaged(f"{name} is missing") from None
-        if not stat.S_ISREG(status.st_mode) or status.st_size != layer.get("size"):
+        if not stat.S_ISREG(status.st_mode) or not _is_size(layer.get("size"), status.st_size):
             raise _damaged(f"{name} is not what the manifest says")
     return (
         {**manifest, "layers": layers, "annotations": annotations},
@@ -175,7 +181,7 @@ def read_json_blob(layout: int, descriptor: Mapping[str, Any]) -> dict[str, Any]
     name = blob_path(descriptor)
     data = _read_file(layout, name)
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    if len(data) != descriptor.get("size") or digest != descriptor.get("digest"):
+    if not _is_size(descriptor.get("size"), len(data)) or digest != descriptor.get("digest"):
         raise _damaged(f"{name} is not what its name says")
     return _parse(data, name)
 
@@ -189,30 +195,91 @@ def blob_path(descriptor: Mapping[str, Any]) -> str:
     digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
     match = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
     if not match:
-        raise _damaged(f"{digest!r} is no digest that this program knows")
+        raise _damaged(f"{brief(repr(digest))} is no digest that this program knows")
     return f"{BLOBS}/{match[1]}"
 
 
-def _read_file(layout: int, name: str) -> bytes:
+def check_json(data: bytes, name: str) -> None:
+    """Refuse JSON that is larger than this program reads: as values in memory it can be 25 times as large.
+
+    Args:
+        data: of a file of a layout.
+        name: the file's in the layout.
+
+    Raises:
+        ArchiveError: it is too large, or has too many values.
+    """
+    most = _LARGEST_INDEX if name == INDEX_FILE else _LARGEST_BLOB
+    # Each value but the first comes after one of these. In texts they are counted too: real ones have few.
+    values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if len(data) > most or values > _MOST_VALUES:
+        raise ArchiveError(
+            f"{name} of the image layout has more than {most} bytes or {_MOST_VALUES} values",
+            hint="begin another layout",
+        )
+
+
+def open_blob(layout: int, descriptor: Mapping[str, Any]) -> int:
+    """Open a blob.
+
+    Args:
+        layout: file descriptor of the layout's directory.
+        descriptor: of the blob.
+
+    Returns:
+        A file descriptor, for the caller to close. It is a regular file, of the right size.
+
+    Raises:
+        ArchiveError: it is missing, or something else.
+        OSError: it cannot be opened.
+    """
+    name = blob_path(descriptor)
+    fd = _open_regular(layout, name)
+    if not _is_size(descriptor.get("size"), os.fstat(fd).st_size):
+        os.close(fd)
+        raise _damaged(f"{name} is not as large as the image says")
+    return fd
+
+
+def _open_regular(layout: int, name: str) -> int:
+    """Open a file of a layout; a FIFO would be waited for, and a device could do anything."""
     try:
         fd = os.open(name, READ, dir_fd=layout)
     except FileNotFoundError:
         raise _damaged(f"{name} is missing") from None
-    with open(fd, "rb") as file:
-        data = file.read(_LARGEST_JSON + 1)
-    if len(data) > _LARGEST_JSON:
-        raise _damaged(f"{name} is larger than any such file")
+    except OSError as error:  # a symbolic link, a socket, or a device that is not there
+        raise OSError(error.errno, f"{name}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _damaged(f"{name} is no regular file")
+    return fd
+
+
+def _read_file(layout: int, name: str) -> bytes:
+    with open(_open_regular(layout, name), "rb") as file:
+        data = file.read(_LARGEST_INDEX + 1)
+    check_json(data, name)
     return data
 
 
 def _parse(data: bytes, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise _damaged(f"{name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise _damaged(f"{name} is no JSON object")
     return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"{text[:_MOST_DIGITS]}... is no number that an image has")
+    return int(text)
+
+
+def _is_size(value: object, size: int) -> bool:
+    return type(value) is int and value == size
 
 
 def _or_empty(value: Mapping[str, Any], key: str, kind: Callable[[], Any]) -> Any:

@@ -13,6 +13,7 @@ import os
 import stat
 import subprocess
 import tarfile
+import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -22,7 +23,7 @@ from tests.support import tools
 from tests.support.hooks import PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -210,6 +211,31 @@ def put(
     index["manifests"].append(descriptor)
     index_file.write_text(json.dumps(index))
     return descriptor
+
+
+def put_compressed(layout: Path, tag: str, *layers: Iterable[bytes]) -> int:
+    """Put an image of gzip layers into a layout, of which none has to be in memory as a whole.
+
+    Args:
+        layout, tag: see `put`.
+        layers: the pieces of each tar, lowest first.
+
+    Returns:
+        How many bytes all layers have.
+    """
+    (layout / "blobs/sha256").mkdir(parents=True, exist_ok=True)
+    stored, diff_ids = [], []
+    for pieces in layers:
+        packer, digest, packed = zlib.compressobj(1, zlib.DEFLATED, 31), hashlib.sha256(), []
+        for piece in pieces:
+            digest.update(piece)
+            packed.append(packer.compress(piece))
+        packed.append(packer.flush())
+        stored.append({"mediaType": f"{LAYER_TYPE}+gzip", **put_blob(layout, b"".join(packed))})
+        diff_ids.append(f"sha256:{digest.hexdigest()}")
+    config = {"rootfs": {"type": "layers", "diff_ids": diff_ids}}
+    put(layout, tag, config=config, manifest={"layers": stored})
+    return sum(each["size"] for each in stored)
 
 
 def put_blob(layout: Path, data: bytes) -> dict[str, Any]:

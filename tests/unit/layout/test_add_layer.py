@@ -169,7 +169,9 @@ def test_a_layout_that_cannot_be_read_is_an_error(stop: Stop) -> None:
     image_layouts.put(stop.layout, "latest")
     (stop.layout / "index.json").unlink()
     (stop.layout / "index.json").symlink_to("oci-layout")
-    with pytest.raises(ArchiveError, match=f"cannot read the image layout {stop.layout}: Too many levels"):
+    with pytest.raises(
+        ArchiveError, match=f"cannot read the image layout {stop.layout}: index.json: Too many levels"
+    ):
         stop.judge()
     assert open_files(stop.directory) == []
 
