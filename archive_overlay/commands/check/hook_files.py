@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import warnings
 from dataclasses import dataclass, field
 
 from archive_overlay.commands.check.findings import NOTE, PROBLEM, WARNING, Finding, listed
+from archive_overlay.errors import brief
 from archive_overlay.keys import KEYS, PREFIX
 
 TYPE_CHECKING = False
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
+# Of a configuration; real ones have less than a thousand bytes.
+_LARGEST = 1024 * 1024
 _VERSION = "1.0.0"
 _OLD_VERSIONS = ("", "0.1.0")
 _STAGE = "poststop"
@@ -241,7 +245,11 @@ def _read(path: str) -> HookFile | None:
     """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            content = json.loads(file.read())
+            # Of a FIFO or a device there may be nothing to read, or no end of it.
+            _expect(stat.S_ISREG(os.fstat(file.fileno()).st_mode), "it is no regular file")
+            text = file.read(_LARGEST + 1)
+        _expect(len(text) <= _LARGEST, f"it is larger than {_LARGEST} bytes")
+        content = json.loads(text)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -295,10 +303,12 @@ def _compiled(pattern: str) -> re.Pattern[str] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return re.compile(pattern)
+    except (OverflowError, RecursionError):
+        raise UnreadableError(f'"{brief(pattern)}" is no regular expression: it is too large') from None
     except re.error as error:
         if error.msg.startswith(("bad escape", "global flags")):
             return None
-        raise UnreadableError(f'"{pattern}" is no regular expression: {error.msg}') from error
+        raise UnreadableError(f'"{brief(pattern)}" is no regular expression: {error.msg}') from error
 
 
 def _expect(condition: bool, otherwise: str) -> None:
