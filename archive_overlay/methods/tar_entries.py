@@ -52,6 +52,9 @@ _ATTRIBUTE = b"SCHILY.xattr."
 _OWN_RECORDS = 16  # an extended header has fewer besides attributes
 # Nothing that reads tars takes such a path. Each entry has its own, so a tree that deep makes a large tar.
 _LONGEST_PATH = 1024 * 1024
+_DEEP = (
+    _LONGEST_PATH // 256
+)  # so many directories; above them no path is longer, as a name has 255 bytes at most
 _MOST_ZEROS = 64 * 1024**3
 _SET_USER_ID = 0o4000
 _SET_GROUP_ID = 0o2000
@@ -193,11 +196,11 @@ class TarWriter:
     def _add_whiteout(self, change: Change) -> None:
         uid, gid = self._owner or (change.uid, change.gid)
         mtime_ns = change.mtime_ns // 10**9 * 10**9  # nobody ever sees it
-        if self._opaque_attribute:
-            name = _path(change)
-            type_flag = headers.CHARACTER_DEVICE
-        else:
-            name = _path(change, prefix=WHITEOUT_PREFIX)
+        name = _path(change)
+        type_flag = headers.CHARACTER_DEVICE
+        if not self._opaque_attribute:
+            directory, _, own_name = name.rpartition(b"/")
+            name = b"%b/%b%b" % (directory, WHITEOUT_PREFIX.encode(), own_name)
             type_flag = headers.REGULAR
         self._gathered += headers.of_entry(
             name=name, type_flag=type_flag, mode=change.mode, uid=uid, gid=gid, mtime_ns=mtime_ns
@@ -413,25 +416,20 @@ class TarWriter:
         return keys
 
 
-def _path(change: Change, *, prefix: str = "") -> bytes:
+def _path(change: Change) -> bytes:
     """Give the path that an entry has in a tar.
 
-    Args:
-        change: the entry.
-        prefix: what its name begins with there.
+    Raises:
+        ArchiveError: it is longer than any.
     """
     directory = change.directory
-    # A directory's name has 255 bytes at most.
-    if directory.depth >= _LONGEST_PATH // 256 and directory.length + len(change.name) > _LONGEST_PATH:
-        raise _too_long(change)
-    path = os.fsencode(f"./{directory.prefix}{prefix}{change.name}")
-    if len(path) > _LONGEST_PATH:
-        raise _too_long(change)
-    return path
-
-
-def _too_long(change: Change) -> ArchiveError:
-    return ArchiveError(
+    if directory.depth < _DEEP:
+        return b"./" + os.fsencode(change.path)
+    if directory.length + len(change.name) <= _LONGEST_PATH:
+        path = b"./" + os.fsencode(change.path)
+        if len(path) <= _LONGEST_PATH:
+            return path
+    raise ArchiveError(
         f"{change.shown} cannot be stored in a tar: its path has more than {_LONGEST_PATH} bytes",
         hint="method copy can hold it",
     )

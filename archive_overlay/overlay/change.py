@@ -261,7 +261,9 @@ class Change:
     @property
     def path(self) -> str:
         """Path from the root of the change set; "" for the root itself. No one should keep it."""
-        return self.directory.prefix + self.name
+        directory = self.directory
+        prefix = directory._prefix  # asked for so often that a property shows
+        return (directory.prefix if prefix is None else prefix) + self.name
 
     @property
     def shown(self) -> str:
