@@ -368,7 +368,7 @@ def test_nothing_of_the_upperdir_is_open_any_more_when_a_failure_is_cleaned_up(c
         def destination(self, request: object, **_: object) -> Any:
             return self
 
-        def stage(self, flush: Never, log: Log) -> Staging:
+        def stage(self, flush: Never, log: Log, file_mode: int | None) -> Staging:
             return Watched(str(container.directory), "archive", paths=Paths(), flush=flush, log=log)
 
         def judge(self, overlay: object, *, may_rename: bool) -> None:
