@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 from pathlib import Path
@@ -138,6 +139,23 @@ def test_runs_at_once_do_not_wait_for_one_another(server: warm.Server, tmp_path:
         run.close()
 
 
+def test_a_run_that_is_given_up_is_killed(program: Path, tmp_path: Path) -> None:
+    text = "import os, time\ndef build_parser(): pass\ndef run():\n    print(os.getpid(), flush=True)\n    time.sleep(600)\n"
+    (program / "site-packages" / "archive_overlay" / "cli.py").write_text(text)
+    server = warm.Server(program)
+
+    run = server.start([], b"", cwd=tmp_path, environment={})
+    with pytest.raises(TimeoutError):
+        run.wait(timeout=1)
+    pid = int(run.stdout)
+    watch = os.pidfd_open(pid)
+    run.close()
+
+    assert select.select([watch], [], [], 60)[0], "it has ended"
+    os.close(watch)
+    server.close()
+
+
 def test_a_call_can_fail_without_being_made(server: warm.Server, tmp_path: Path) -> None:
     tools.need_root()
 
@@ -162,13 +180,18 @@ def test_a_call_can_fail_without_being_made(server: warm.Server, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("number", "made"), [(signal.SIGKILL, False), (signal.SIGTERM, True)], ids=["SIGKILL", "SIGTERM"]
+    ("number", "made", "ends"),
+    [(signal.SIGKILL, False, -signal.SIGKILL), (signal.SIGTERM, True, 7)],
+    ids=["SIGKILL", "SIGTERM"],
 )
 def test_a_signal_comes_before_the_call_or_after_it(
-    program: Path, tmp_path: Path, number: signal.Signals, made: bool
+    program: Path, tmp_path: Path, number: signal.Signals, made: bool, ends: int
 ) -> None:
     tools.need_root()
-    text = "import os\ndef build_parser(): pass\ndef run():\n    os.mkdir('made')\n    os.mkdir('another')\n"
+    text = (
+        "import os, signal\ndef build_parser(): pass\ndef run():\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: os._exit(7))\n    os.mkdir('made')\n    os.mkdir('another')\n"
+    )
     (program / "site-packages" / "archive_overlay" / "cli.py").write_text(text)
     server = warm.Server(program)
 
@@ -185,6 +208,6 @@ def test_a_signal_comes_before_the_call_or_after_it(
     run.close()
     server.close()
 
-    assert (path, status) == ("made", -number)
+    assert (path, status) == ("made", ends)
     assert (tmp_path / "made").exists() == made
     assert not (tmp_path / "another").exists()

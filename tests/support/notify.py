@@ -82,7 +82,10 @@ class Notification:
         self._answer(-number, 0)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send the thread a signal. SIGKILL comes before the call is made, and others when it has been made."""
+        """Send the thread a signal.
+
+        One that ends the process comes before the call is made, as SIGKILL does; one that is handled, when it has been made.
+        """
         if number == signal.SIGKILL:
             os.kill(self.thread, number)
             return

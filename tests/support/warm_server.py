@@ -19,6 +19,7 @@ import os
 import pkgutil
 import resource
 import select
+import signal
 import socket
 import struct
 import sys
@@ -57,35 +58,47 @@ def main() -> None:
     gc.disable()
     gc.freeze()
     requests.send(b"ready")
-    replies: dict[int, tuple[int, int]] = {}
+    # By the file descriptor of each process, and by that of the socket on which its end is reported.
+    running: dict[int, tuple[int, int]] = {}
+    waiting: dict[int, int] = {}
     poll = select.poll()
     poll.register(requests, select.POLLIN)
     while True:
         for fd, _ in poll.poll():
-            if fd in replies:
+            if fd in waiting:
+                # Nobody wants to know any more: it took too long.
+                os.kill(waiting.pop(fd), signal.SIGKILL)
                 poll.unregister(fd)
-                pid, reply = replies.pop(fd)
+            elif fd in running:
+                pid, reply = running.pop(fd)
                 _, status = os.waitpid(pid, 0)
-                os.write(reply, b"%d" % status)
+                if waiting.pop(reply, None):
+                    poll.unregister(reply)
+                    os.write(reply, b"%d" % status)
+                poll.unregister(fd)
                 os.close(reply)
                 os.close(fd)
-                continue
-            message, fds = _receive(requests)
-            if not message:
-                return
-            asked = json.loads(message)
-            pid = os.fork()
-            if pid == 0:
-                # What is raised or returned here ends the interpreter as in any other program.
-                del poll, requests, replies
-                _become(asked, fds, name)
-                sys.exit(archive_overlay.cli.run())
-            reply, *others = fds
-            for other in others:
-                os.close(other)
-            watch = os.pidfd_open(pid)
-            replies[watch] = (pid, reply)
-            poll.register(watch, select.POLLIN)
+            elif fd == requests.fileno():
+                message, fds = _receive(requests)
+                if not message:
+                    for pid in waiting.values():
+                        os.kill(pid, signal.SIGKILL)
+                    return
+                asked = json.loads(message)
+                pid = os.fork()
+                if pid == 0:
+                    # What is raised or returned here ends the interpreter as in any other program.
+                    del poll, requests, running, waiting
+                    _become(asked, fds, name)
+                    sys.exit(archive_overlay.cli.run())
+                reply, *others = fds
+                for other in others:
+                    os.close(other)
+                watch = os.pidfd_open(pid)
+                running[watch] = (pid, reply)
+                waiting[reply] = pid
+                poll.register(watch, select.POLLIN)
+                poll.register(reply, 0)
 
 
 def _import_all(package: ModuleType) -> None:
