@@ -19,14 +19,15 @@ TOP = Path(__file__).resolve().parent.parent
 
 _SHARED = pytest.StashKey[Path]()
 
-# Modules that take long, longest first. They begin first, so that no worker is left alone with one at the end.
+# What takes long, longest first: modules, and the end-to-end tests that share a machine. Each goes to one worker, and they
+# begin first, so that no worker is left alone with one at the end.
 _LONG = (
-    *("tests/crash/test_every_call.py", "tests/property/test_oracle.py", "tests/e2e/test_podman.py"),
-    *("tests/property/test_limits.py", "tests/crash/test_two_processes.py", "tests/packaging/test_debian.py"),
+    *("tests/e2e", "tests/e2e/test_podman.py", "tests/crash/test_image_layout.py"),
+    *("tests/packaging/test_debian.py", "tests/crash/test_at_once.py", "tests/crash/test_two_processes.py"),
 )
-# Those of them whose tests share nothing that takes long to make: any worker takes any test.
+# Modules that take longer, but whose tests share nothing that takes long to make: any worker takes any test. They come
+# last, the shortest tests at the end, and fill up what the others leave.
 _APART = ("tests/crash/test_every_call.py", "tests/property/test_oracle.py", "tests/property/test_limits.py")
-
 
 # How many characters a parameter may add to the id of a test, and all of them together.
 _LONGEST_VALUE = 60
@@ -67,16 +68,22 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give the tests of a module to one worker, and begin with those that take long. No test has an endless name."""
+    """Give the tests of a module to one worker, in the order of `_place`. No test has an endless name."""
     for item in items:
         if len(item.name.partition("[")[2]) > _LONGEST_ID + len("]"):
             raise pytest.UsageError(f"{item.nodeid[:300]}... is too long: give its parameters ids")
     if not config.pluginmanager.hasplugin("xdist"):
         return
-    items.sort(key=lambda item: _LONG.index(_module(item)) if _module(item) in _LONG else len(_LONG))
+    items.sort(key=_place)
     for item in items:
         if _module(item) not in _APART:
             item.add_marker(pytest.mark.xdist_group(_group(_module(item))))
+
+
+def _place(item: pytest.Item) -> int:
+    module = _module(item)
+    order = [*_LONG, None, *_APART]
+    return order.index(next((name for name in (module, _group(module)) if name in order), None))
 
 
 def _module(item: pytest.Item) -> str:
