@@ -202,7 +202,7 @@ def run_hook(
         and arguments[:1] != ("check",)
     ):
         status, stdout, stderr = keep_warm().run(
-            [*map(str, arguments)], state, cwd=cwd or Path("/"), environment={}, here=True, timeout=20
+            [*map(str, arguments)], state, cwd=cwd or Path("/"), environment={}, here=True, timeout=60
         )
         return Result(status, _decoded(stdout), _decoded(stderr))
     # The time limit is a net for tests of hanging: all of them take a small part of it.
@@ -213,7 +213,7 @@ def run_hook(
         env=dict(env or {}),
         cwd=cwd or "/",
         preexec_fn=before,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     return Result(done.returncode, _decoded(done.stdout), _decoded(done.stderr))
