@@ -141,7 +141,8 @@ def read_changes(tar: TarReader, form: Form, marks: Marks) -> Iterator[Change]:
         elif entry.type == headers.HARD_LINK:
             change.link_to = TreePath(TOP, "/".join(split_path(entry.link)))
             change.kind = next(
-                (kind for mark, kind in _LINKABLE.items() if marks.has(change.link_to.name, mark)), change.kind
+                (kind for mark, kind in _LINKABLE.items() if marks.has(change.link_to.name, mark)),
+                change.kind,
             )
         elif change.kind is not FILE:
             change.target = entry.link if change.kind is SYMLINK else ""

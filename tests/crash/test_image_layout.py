@@ -104,15 +104,11 @@ class Place:
     def run_again(self) -> Iterator[str]:
         """Say what is wrong after one more run with nothing in its way."""
         before = self.layers()
-<<<<<<< ours
         result = faults.run(self.hook)
-=======
-        result = hooks.run_hook(self.hook.bundle, executable=self.hook.executable)
         # Of a run that was killed before it could mark its staging directory, that is left: empty, and the log has it.
         left = [
             name for name in self.strangers() if name not in result.stderr or os.listdir(self.layout / name)
         ]
->>>>>>> theirs
         if result.status != 0:
             yield f"the next run fails: {result.stderr}"
         elif self.layers() != before + 1 or left:
