@@ -214,7 +214,7 @@ def _of_tar(path: str, form: changes.Form) -> Iterator[Change]:
         fd = os.open(path, _READ)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ArchiveError("it is no longer a regular file")
+                raise ArchiveError("it is not a regular file")
             with _opened_tar(fd) as tar:
                 marks = changes.read_marks(tar, form)
             with _opened_tar(fd) as tar:

@@ -220,14 +220,15 @@ def records(containers: str) -> Iterator[dict[str, object]]:
     check_private(containers)
     for path in (f"{containers}/{name}" for name in _RECORDS):
         if os.path.lexists(path):
-            yield from elements(path)
+            yield from elements(path, may_be_of_others=False)
 
 
-def elements(path: str) -> Iterator[dict[str, object]]:
+def elements(path: str, *, may_be_of_others: bool = True) -> Iterator[dict[str, object]]:
     """Give the objects in one of the store's lists, one after the other, so that no more than one is in memory.
 
     Args:
         path: of a file of JSON.
+        may_be_of_others: see `bytes_of`.
 
     Raises:
         UnknownError: it cannot be read, or is no list.
@@ -235,7 +236,7 @@ def elements(path: str) -> Iterator[dict[str, object]]:
     # The scanner of `json`, without the rest: see `hook/runtime`.
     from _json import make_scanner
 
-    text = os.fsdecode(bytes_of(path, _LONGEST_RECORD)).strip(_JSON_SPACE)
+    text = os.fsdecode(bytes_of(path, _LONGEST_RECORD, may_be_of_others=may_be_of_others)).strip(_JSON_SPACE)
     if text in ("null", "[]", "{}"):
         return
     scan = make_scanner(_Json)  # type: ignore[arg-type]

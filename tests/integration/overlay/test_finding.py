@@ -353,7 +353,7 @@ class Forger:
                 program.unlink()
             return process.pid
 
-        self._process = os.pidfd_open(self._namespace.inside(start))
+        self._process = os.pidfd_open(self._namespace.apart(start))
 
     def close(self) -> None:
         """End it."""

@@ -272,4 +272,4 @@ def test_an_upperdir_that_vanishes_under_the_walk_is_an_error(any_saver: Saver) 
     result = any_saver.run()
 
     assert result.status == 1
-    assert str(upper) in result.only_error()
+    assert str(any_saver.directory / "nowhere") in result.only_error()

@@ -160,8 +160,10 @@ def test_a_program_of_another_user_does_not_say_whose_a_link_is(top: Path, names
         link(served / "link", 0, top / "victim")
         before = lead(served / "link")
         others = frozenset([served.stat().st_dev])
-        mountinfo.read_devices = lambda: mountinfo.Devices(of_the_kernel=frozenset(), of_others=others)
-        return before, lead(served / "link")
+        table = mountinfo.Devices(of_the_kernel=frozenset(), of_others=others)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mountinfo, "read_devices", lambda: table)
+            return before, lead(served / "link")
 
     assert namespace(False).inside(shown) == (f"{top}/victim", "")
 
