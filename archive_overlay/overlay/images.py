@@ -22,6 +22,7 @@ import os
 
 from archive_overlay.overlay import store
 from archive_overlay.system.record import Record
+from archive_overlay.system.user_namespace import overflow_owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ _MANIFEST_OF_DIGEST = "=bWFuaWZlc3Qt"
 # The longest manifest that engines read from a registry, and more than all that one image can honestly have.
 _LONGEST_MANIFEST = 1 << 22
 _LONGEST_MANIFESTS = 1 << 23
-
-# As whom a user namespace shows the host's root, who may have made a second store.
-_NOT_MAPPED = 65534
 
 
 class Container(Record):
@@ -95,8 +93,9 @@ def of_container(container: Container) -> list[Image]:
         return _with_layer(drivers, below) if below else []
     if not found:
         return []
+    # The host's root may have made a second store, and a user namespace shows him as somebody else.
     return _with_id(drivers, found) or _with_id(
-        _others(container.lowers(), drivers), found, owners=(0, _NOT_MAPPED)
+        _others(container.lowers(), drivers), found, owners=(0, overflow_owner())
     )
 
 
@@ -115,7 +114,7 @@ def manifests(image: Image) -> Iterator[str]:
     for name in names:
         if name == _MANIFEST or name.startswith(_MANIFEST_OF_DIGEST):
             path = f"{image.directory}/{name}"
-            text = store.bytes_of(path, min(left, _LONGEST_MANIFEST), "manifest")
+            text = store.bytes_of(path, min(left, _LONGEST_MANIFEST), "manifest", owners=None)
             left -= len(text)
             if text in seen:
                 continue
@@ -172,7 +171,7 @@ def _all(drivers: Iterable[str], owners: Sequence[int] = ()) -> Iterator[tuple[s
         path = f"{driver}-images/images.json"
         if os.path.lexists(path):
             store.check_private(os.path.dirname(path), owners=owners)
-            for record in store.elements(path):
+            for record in store.elements(path, owners=owners):
                 yield driver, record
 
 

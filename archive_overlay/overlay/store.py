@@ -220,23 +220,23 @@ def records(containers: str) -> Iterator[dict[str, object]]:
     check_private(containers)
     for path in (f"{containers}/{name}" for name in _RECORDS):
         if os.path.lexists(path):
-            yield from elements(path, may_be_of_others=False)
+            yield from elements(path)
 
 
-def elements(path: str, *, may_be_of_others: bool = True) -> Iterator[dict[str, object]]:
+def elements(path: str, *, owners: Collection[int] = ()) -> Iterator[dict[str, object]]:
     """Give the objects in one of the store's lists, one after the other, so that no more than one is in memory.
 
     Args:
         path: of a file of JSON.
-        may_be_of_others: see `bytes_of`.
+        owners: whose it may be, besides this user's.
 
     Raises:
-        UnknownError: it cannot be read, or is no list.
+        UnknownError: others can write to it, it cannot be read, or is no list.
     """
     # The scanner of `json`, without the rest: see `hook/runtime`.
     from _json import make_scanner
 
-    text = os.fsdecode(bytes_of(path, _LONGEST_RECORD, may_be_of_others=may_be_of_others)).strip(_JSON_SPACE)
+    text = os.fsdecode(bytes_of(path, _LONGEST_RECORD, owners=owners)).strip(_JSON_SPACE)
     if text in ("null", "[]", "{}"):
         return
     scan = make_scanner(_Json)  # type: ignore[arg-type]
@@ -353,17 +353,17 @@ def _check_owner(status: os.stat_result, path: str, owners: Collection[int] = ()
         raise UnknownError(f"others can write to {path}, so it is not an engine's store")
 
 
-def bytes_of(path: str, longest: int, what: str = "list", *, may_be_of_others: bool = True) -> bytes:
+def bytes_of(path: str, longest: int, what: str = "list", *, owners: Collection[int] | None = ()) -> bytes:
     """Read a file of the store.
 
     Args:
         path: its path.
         longest: how many bytes it may have.
         what: it is.
-        may_be_of_others: whether its directory has been judged, and whose the file is says no more.
+        owners: whose it may be, besides this user's; None: its directory has been judged, and the owner says no more.
 
     Raises:
-        UnknownError: it is longer, no regular file, or cannot be read.
+        UnknownError: it is longer, no regular file, others can write to it, or it cannot be read.
     """
     try:
         fd = os.open(path, READ)
@@ -371,8 +371,8 @@ def bytes_of(path: str, longest: int, what: str = "list", *, may_be_of_others: b
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise UnknownError(f"{path} is not a regular file")
-            if not may_be_of_others:
-                _check_owner(status, path)
+            if owners is not None:
+                _check_owner(status, path, owners)
             with open(fd, "rb", closefd=False) as file:
                 text = file.read(longest + 1)
         finally:
@@ -396,4 +396,4 @@ def _directory(path: str) -> str:
 
 def _text_of(path: str, longest: int) -> str:
     # A layer's own directory may belong to the container's root user.
-    return os.fsdecode(bytes_of(path, longest, may_be_of_others=False))
+    return os.fsdecode(bytes_of(path, longest))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -224,9 +224,9 @@ def test_an_honest_image_costs_four_reads(made: ImageStore, monkeypatch: pytest.
     read = []
     bytes_of = store.bytes_of
 
-    def counted(path: str, longest: int, what: str = "list") -> bytes:
+    def counted(path: str, longest: int, what: str = "list", **options: Any) -> bytes:
         read.append(os.path.basename(path)[:9])
-        return bytes_of(path, longest, what)
+        return bytes_of(path, longest, what, **options)
 
     monkeypatch.setattr(store, "bytes_of", counted)
 
@@ -333,6 +333,16 @@ def test_a_second_store_of_another_user_is_not_believed(made: ImageStore, tmp_pa
     made.images.clear()
 
     expect_unknown(judge(made, lowers=[str(second.driver / TOP / "diff")]), "others can write to", keep=True)
+
+
+@pytest.mark.parametrize("which", ["containers", "images"])
+def test_a_list_that_others_may_write_is_not_believed(made: ImageStore, which: str) -> None:
+    made.add_manifest(manifest({}))
+    made.write()
+    path = made.path(which) / f"{which}.json"
+    path.chmod(0o666)
+
+    expect_unknown(judge(made), f"others can write to {path}", keep=True)
 
 
 # Where it cannot be told
