@@ -29,7 +29,7 @@ from archive_overlay.overlay.upper import read_changes
 from archive_overlay.system import kernel, metadata
 from archive_overlay.system.flush import Never, ToDisk
 from archive_overlay.system.open_flags import CREATE, READ_DIRECTORY, READ_TOP_DIRECTORY
-from archive_overlay.system.resolve import overflow_owner
+from archive_overlay.system.user_namespace import overflow_owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

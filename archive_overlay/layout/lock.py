@@ -1,6 +1,6 @@
 """The lock of an image layout: one program writes to it at a time.
 
-Source: flock(2); proc(5), "/proc/locks", "/proc/pid/comm", "/proc/pid/fdinfo/".
+Source: flock(2); proc(5), "/proc/locks", "/proc/pid/comm".
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ import fcntl
 import os
 
 from archive_overlay.errors import ArchiveError
+from archive_overlay.system import mountinfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from archive_overlay.log import Log
     from archive_overlay.system.patience import Patience
 
@@ -58,8 +57,11 @@ def _holder(layout: int) -> str:
     """Say who has the lock, as far as the kernel tells: not of a process in another pid namespace."""
     try:
         status = os.fstat(layout)
-        devices = {status.st_dev, *_devices_of_mount(layout)}
-        places = {f"{os.major(each):02x}:{os.minor(each):02x}:{status.st_ino}" for each in devices}
+        places = {
+            f"{os.major(device):02x}:{os.minor(device):02x}:{status.st_ino}"
+            for device in (status.st_dev, mountinfo.device_below(layout))
+            if device is not None
+        }
         with open("/proc/locks", encoding="ascii") as locks:
             for _, line in zip(range(_MOST_LOCKS), locks):
                 fields = line.split()
@@ -69,18 +71,6 @@ def _holder(layout: int) -> str:
     except (OSError, ValueError, IndexError):
         pass  # no /proc, or one of another kernel
     return "another program"
-
-
-def _devices_of_mount(fd: int) -> Iterator[int]:
-    """Give the device that the kernel knows a file's mount by: on btrfs it is another one than stat(2) says."""
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
-        number = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
-    with open("/proc/self/mountinfo", "rb") as mounts:
-        for line in mounts:
-            fields = line.split(b" ", 3)
-            if fields[0].decode() == number:
-                major, minor = fields[2].split(b":")
-                yield os.makedev(int(major), int(minor))
 
 
 def _name(pid: str) -> str:

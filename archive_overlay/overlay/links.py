@@ -10,16 +10,15 @@ Source: path_resolution(7); user_namespaces(7) for the owner of what has none in
 from __future__ import annotations
 
 import os
-import stat
+
+from archive_overlay.system import user_namespace
+from archive_overlay.system.resolve import MOST_LINKS, SHARED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from archive_overlay.overlay.mount import Mount
-
-# As many links as the kernel follows on one path.
-_MOST_LINKS = 40
 
 _ROOT = 0
 
@@ -54,7 +53,7 @@ def followed(path: str, mounts: Sequence[Mount]) -> str:
             place = entry  # no link, or nothing
             continue
         links += 1
-        if links > _MOST_LINKS:
+        if links > MOST_LINKS:
             raise ForeignLinkError(f"too many symbolic links lead from {path}")
         if mounted is None:
             mounted = [os.path.realpath(mount.source) for mount in mounts if _is_writable(mount)]
@@ -78,19 +77,13 @@ def _judge(link: str, directory: str, mounted: Iterable[str]) -> None:
     if any(f"{link}/".startswith(f"{source}/") for source in mounted):
         raise ForeignLinkError(f"{link} is a symbolic link that the container may have made")
     status = os.stat(directory)
-    if status.st_uid not in (_ROOT, os.geteuid(), _unmapped()) or status.st_mode & (
-        stat.S_IWGRP | stat.S_IWOTH
-    ):
+    if status.st_uid not in (_ROOT, os.geteuid(), _root_of_the_host()) or status.st_mode & SHARED:
         raise ForeignLinkError(f"{link} is a symbolic link that another user may have made")
 
 
-def _unmapped() -> int:
-    """Give what the owner is that has no id in this user namespace: there, root of the host is one of them."""
+def _root_of_the_host() -> int:
+    """Give the owner that root of the host is shown as. In a user namespace, others are shown as the same one."""
     try:
-        with open("/proc/sys/kernel/overflowuid", encoding="ascii") as file:
-            number = int(file.read())
-        with open("/proc/self/uid_map", encoding="ascii") as file:
-            whole = file.read().split() == ["0", "0", "4294967295"]
-    except (OSError, ValueError):
+        return _ROOT if user_namespace.has_all_users() else user_namespace.overflow_owner()
+    except OSError:
         return _ROOT
-    return _ROOT if whole else number

@@ -12,7 +12,7 @@ from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.overlay import dialect, links, mount_programs, store
 from archive_overlay.overlay.mount import Mount, OverlayMount
 from archive_overlay.overlay.options import from_options
-from archive_overlay.system import mountinfo
+from archive_overlay.system import mountinfo, user_namespace
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -198,8 +198,7 @@ def _left_in(layer: str, root: str) -> OverlayMount | None:
         lowers = store.lowers(layer)
         owners = store.lower_owners(layer)
         upper = store.upper(layer)
-        with open("/proc/self/uid_map", encoding="ascii") as file:
-            whole = file.read().split() == ["0", "0", "4294967295"]
+        trusted = user_namespace.has_all_users()
     except (OSError, store.UnknownError) as error:
         reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
         raise ArchiveError(
@@ -211,7 +210,7 @@ def _left_in(layer: str, root: str) -> OverlayMount | None:
     return OverlayMount(
         upper=upper,
         lowers=tuple(lowers),
-        dialect=dialect.NATIVE if whole else dialect.NATIVE_USERXATTR,
+        dialect=dialect.NATIVE if trusted else dialect.NATIVE_USERXATTR,
         lower_owners=owners,
     )
 

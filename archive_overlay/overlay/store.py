@@ -29,6 +29,7 @@ import stat
 
 from archive_overlay.overlay.owners import OwnerMap
 from archive_overlay.system.open_flags import READ
+from archive_overlay.system.resolve import SHARED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -349,7 +350,7 @@ def check_private(directory: str, *, owners: Collection[int] = ()) -> None:
 
 def _check_owner(status: os.stat_result, path: str, owners: Collection[int] = ()) -> None:
     owned = status.st_uid == os.geteuid() or status.st_uid in owners
-    if not owned or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if not owned or status.st_mode & SHARED:
         raise UnknownError(f"others can write to {path}, so it is not an engine's store")
 
 

@@ -1,6 +1,6 @@
 """The runtime namespace's mounts at this moment, as the kernel lists them.
 
-Source: proc(5), "/proc/pid/mountinfo".
+Source: proc(5), "/proc/pid/mountinfo", "/proc/pid/fdinfo/".
 """
 
 from __future__ import annotations
@@ -134,6 +134,21 @@ def devices_of(lines: Iterable[bytes]) -> Devices:
         elif kind.startswith(b"fuse") and _is_of_another(rest):
             of_others.add(_device(mount))
     return Devices(of_the_kernel=frozenset(of_the_kernel), of_others=frozenset(of_others))
+
+
+def device_below(fd: int) -> int | None:
+    """Give the device number of the mount that an open file is in: on btrfs it is another one than stat(2) gives.
+
+    Returns:
+        None: this process's namespace has no such mount any more.
+
+    Raises:
+        OSError: /proc is not mounted.
+    """
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
+        number = next((line.split()[1] for line in info if line.startswith(b"mnt_id:")), b"")
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        return next((_device(line) for line in mounts if line.split(b" ", 1)[0] == number), None)
 
 
 def _device(mount: bytes) -> int:

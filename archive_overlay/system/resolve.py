@@ -20,15 +20,15 @@ from archive_overlay.system import mountinfo
 from archive_overlay.system.open_flags import APPEND, CREATE, LOOK, STEP
 from archive_overlay.system.record import Record
 from archive_overlay.system.tree import open_beneath
+from archive_overlay.system.user_namespace import overflow_owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from archive_overlay.system.mountinfo import Devices
 
 # Others may write. If a directory has an ACL, the bits of its group are the most that any user or group is given there.
-_SHARED = stat.S_IWGRP | stat.S_IWOTH
-_MOST_LINKS = 40  # as the kernel has it, path_resolution(7)
-_NOBODY = 65534
+SHARED = stat.S_IWGRP | stat.S_IWOTH
+MOST_LINKS = 40  # as the kernel has it, path_resolution(7)
 # How often a log file may turn out to be something else than a moment ago.
 _ATTEMPTS = 100
 
@@ -109,7 +109,7 @@ class Resolver:
                 if inner >= 0:
                     os.close(inner)
             links += 1
-            if links > _MOST_LINKS:
+            if links > MOST_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             pending += target.split("/")[::-1]
             if target.startswith("/"):
@@ -124,7 +124,7 @@ class Resolver:
             return os.fstatvfs(fd).f_blocks == 0
 
     def _is_believed(self, entry: os.stat_result, directory: os.stat_result) -> bool:
-        if not directory.st_mode & _SHARED:
+        if not directory.st_mode & SHARED:
             return True
         owner = self._owner(entry)
         return owner >= 0 and owner in (0, os.geteuid(), self._owner(directory)) and _has_one_name(entry)
@@ -210,18 +210,6 @@ class _Way:
 def _has_one_name(status: os.stat_result) -> bool:
     # Where the kernel lets them, others give names of their own to files and links of root's that are elsewhere.
     return status.st_nlink == 1 or stat.S_ISDIR(status.st_mode)
-
-
-def overflow_owner() -> int:
-    """Give the user id that stands for all that have none here.
-
-    Source: proc(5), /proc/sys/kernel/overflowuid.
-    """
-    try:
-        with open("/proc/sys/kernel/overflowuid", "rb") as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return _NOBODY
 
 
 def open_log_file(path: str) -> int:

@@ -18,6 +18,7 @@ from archive_overlay.commands.check.access import judge_writers, may
 from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding
 from archive_overlay.commands.check.podman import RELEASES, installed_releases, passes_on_annotations
 from archive_overlay.errors import ArchiveError
+from archive_overlay.system import user_namespace
 from archive_overlay.tar import compress
 
 TYPE_CHECKING = False
@@ -79,7 +80,7 @@ class Host:
 
 def this_host() -> Host:
     """Give what is true for this process."""
-    user = _outer_user()
+    user = user_namespace.outside(os.geteuid())  # `podman unshare` makes him root inside
     return Host(
         program=_own_file(),
         interpreter=sys.executable,
@@ -318,20 +319,6 @@ def _own_file() -> str | None:
         return os.path.abspath(archive)
     script = os.path.abspath(sys.argv[0])
     return script if os.path.isfile(script) and may(script, os.X_OK) else None
-
-
-def _outer_user() -> int:
-    """Give the user that this process is outside its user namespace: `podman unshare` makes it root inside."""
-    inner = os.geteuid()
-    try:
-        with open("/proc/self/uid_map", encoding="ascii") as file:
-            for line in file:
-                first, outside, count = map(int, line.split())
-                if first <= inner < first + count:
-                    return outside + inner - first
-    except (OSError, ValueError):
-        pass
-    return inner
 
 
 def _configuration_directory(user: int) -> str | None:

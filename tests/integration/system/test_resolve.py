@@ -12,7 +12,8 @@ import pytest
 from archive_overlay.destination.paths import Paths
 from archive_overlay.errors import ArchiveError
 from archive_overlay.system import mountinfo
-from archive_overlay.system.resolve import Resolver, open_log_file, overflow_owner
+from archive_overlay.system.resolve import Resolver, open_log_file
+from archive_overlay.system.user_namespace import overflow_owner
 from tests.support import overlays, tools
 
 if TYPE_CHECKING:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from archive_overlay.system.mountinfo import devices_of
+from archive_overlay.system.mountinfo import device_below, devices_of
 
 TABLE = b"""\
 22 27 0:21 / /proc rw,relatime - proc proc rw
@@ -37,3 +38,8 @@ def test_what_others_serve_for_all(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: user)
     assert devices_of(TABLE.splitlines()).of_others == {os.makedev(0, minor) for minor in minors}
+
+
+def test_a_file_is_in_the_mount_that_the_kernel_names() -> None:
+    with Path("/proc/self/mountinfo").open("rb") as file:
+        assert device_below(file.fileno()) == os.fstat(file.fileno()).st_dev
