@@ -176,7 +176,7 @@ def _build_hook_parser() -> argparse.ArgumentParser:
         type=_absolute_path,
         action="append",
         default=[],
-        help="archives and success markers must be in this directory, or in another one that is given so",
+        help="archives and success markers must be in this directory; may be repeated",
     )
     parser.add_argument(
         "--trust-image-annotations",
@@ -343,7 +343,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help=(
-            "look for hook configurations in this directory; of several, later ones go before (default: those that"
+            "look for hook configurations in this directory; may be repeated, later ones take precedence (default: those that"
             " podman reads, as containers.conf says)"
         ),
     )
