@@ -53,11 +53,14 @@ def test_every_claim_of_what_nobody_can_do_names_its_test() -> None:
     assert [claim for claim in claims if not TEST.search(claim)] == []
 
 
-def test_the_design_shows_every_room() -> None:
+def test_the_design_shows_every_room_and_every_module() -> None:
     text = (TOP / "docs" / "design.md").read_text()
     plan = text[text.index("## The rooms") : text.index("## Words")]
     rooms = {path.parent.name for path in (TOP / "archive_overlay").glob("*/__init__.py")}
     shown = {*re.findall(r"^ +(\w+)/ ", plan, re.MULTILINE)}
     assert rooms - shown == set()
+    named = {*re.findall(r"^ +(\w+)\.py ", plan, re.MULTILINE)}
     modules = {path.stem for path in (TOP / "archive_overlay").rglob("*.py")}
-    assert {*re.findall(r"^ +(\w+)\.py ", plan, re.MULTILINE)} - modules == set()
+    assert named - modules == set()
+    commands = {path.stem for path in (TOP / "archive_overlay/commands").rglob("*.py")}  # these are shown by their room
+    assert modules - commands - named - {"__init__"} == set()
