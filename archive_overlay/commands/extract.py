@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import argparse
     from types import TracebackType
 
+    from archive_overlay.history.missing import Missing
     from archive_overlay.history.revisions import Image, Revision
-    from archive_overlay.history.unpack import Missing
     from archive_overlay.log import Log
     from archive_overlay.system.flush import Flush
 

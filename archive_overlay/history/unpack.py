@@ -17,6 +17,7 @@ import os
 import stat
 
 from archive_overlay.errors import ArchiveError, brief, fail
+from archive_overlay.history.missing import Missing
 from archive_overlay.marks import (
     ENGINE_OWNER,
     FUSE_SECURITY,
@@ -58,47 +59,8 @@ _DEFAULT_ACL = "system.posix_acl_default"
 _ACL = "system.posix_acl_"
 # Of the directories from the top to the present one together; one has 64 KiB at most, and none that is real 4.
 _MOST_ACL_BYTES = 16 * 1024 * 1024
-# Kinds of things that are told apart when it is said what is missing: a layer may have any number of attributes.
-_MOST_KINDS = 16
 # What the system says to somebody who may not give what an entry has, or where the file system cannot.
 _NOT_GIVEN = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
-
-
-class Missing:
-    """What was not given to entries: how often, and to which first.
-
-    Attributes:
-        marks: whether some of it is what overlays act on.
-    """
-
-    def __init__(self) -> None:
-        self.marks = False
-        self._found: dict[str, tuple[int, str]] = {}
-
-    def __contains__(self, what: str) -> bool:
-        return what in self._found
-
-    def note(self, what: str, path: str) -> None:
-        """Note one entry."""
-        if what not in self._found and len(self._found) >= _MOST_KINDS:
-            what = "other attributes"
-        count, first = self._found.get(what) or (0, brief(path))
-        self._found[what] = count + 1, first
-
-    def note_mark(self, what: str, path: str) -> None:
-        """Note one entry that was to have what an overlay would act on."""
-        self.marks = True
-        self.note(what, path)
-
-    def __bool__(self) -> bool:
-        return bool(self._found)
-
-    def __str__(self) -> str:
-        """Say what is missing, for a warning; "" if nothing is."""
-        return ", ".join(
-            f"{what} of {first}" + (f" and {count - 1} more" if count > 1 else "")
-            for what, (count, first) in self._found.items()
-        )
 
 
 class Unpacker:

@@ -62,5 +62,6 @@ def test_the_design_shows_every_room_and_every_module() -> None:
     named = {*re.findall(r"^ +(\w+)\.py ", plan, re.MULTILINE)}
     modules = {path.stem for path in (TOP / "archive_overlay").rglob("*.py")}
     assert named - modules == set()
-    commands = {path.stem for path in (TOP / "archive_overlay/commands").rglob("*.py")}  # these are shown by their room
+    # Commands are shown by their room.
+    commands = {path.stem for path in (TOP / "archive_overlay" / "commands").rglob("*.py")}
     assert modules - commands - named - {"__init__"} == set()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from archive_overlay.errors import ArchiveError
-from archive_overlay.history.unpack import Missing, Unpacker
+from archive_overlay.history.missing import Missing
+from archive_overlay.history.unpack import Unpacker
 from archive_overlay.system.open_flags import READ_DIRECTORY
 from archive_overlay.system.tree import remove
 from archive_overlay.tar import headers
