@@ -165,7 +165,9 @@ class Unpacker:
             self._link(entry, name)
         elif entry.type == headers.SYMLINK:
             if "\0" in entry.link:
-                raise ArchiveError(f"{brief(entry.name)} points to {brief(entry.link)!r}, which is no path")
+                raise ArchiveError(
+                    f"{brief(entry.name)} points to {brief(entry.link)!r}, which is not a path"
+                )
             os.symlink(entry.link, name, dir_fd=here)
             if self._made_as != (entry.uid, entry.gid) or entry.attributes:
                 self._give_special(entry, name)
@@ -273,7 +275,7 @@ class Unpacker:
                 raise
             self.missing.note(f"the attribute {name}", path)
         except ValueError:
-            raise ArchiveError(f"{brief(path)} has an attribute {name!r}, which is no name of one") from None
+            raise ArchiveError(f"{brief(path)} has an attribute {name!r}, and that name is invalid") from None
 
     def _delete(self, mark: str, entry: Entry) -> None:
         """Do what a name says that stands for no entry."""
@@ -326,7 +328,7 @@ class Unpacker:
                 self._enter_new(part)
             except NotADirectoryError:
                 raise ArchiveError(
-                    f"{brief(self._path(part))} is no directory, but there is an entry in it"
+                    f"{brief(self._path(part))} is not a directory, but there is an entry in it"
                 ) from None
 
     def _leave_to(self, parts: list[str]) -> int:

@@ -148,7 +148,7 @@ def read_image(layout: int, descriptor: Mapping[str, Any]) -> tuple[dict[str, An
     if not isinstance(layers, list) or not isinstance(config_descriptor, dict):
         raise _damaged("a manifest has no layers or no config")
     if not isinstance(annotations, dict):
-        raise _damaged("the annotations of a manifest are none")
+        raise _damaged("the manifest's annotations are not an object")
     config = read_json_blob(layout, config_descriptor)
     rootfs = _or_empty(config, "rootfs", dict)
     diff_ids = _or_empty(rootfs, "diff_ids", list) if isinstance(rootfs, dict) else None
@@ -156,7 +156,7 @@ def read_image(layout: int, descriptor: Mapping[str, Any]) -> tuple[dict[str, An
         raise _damaged("a config does not have a diff_id for each layer")
     history = _or_empty(config, "history", list)
     if not isinstance(history, list) or not all(isinstance(each, dict) for each in history):
-        raise _damaged("the history in a config is none")
+        raise _damaged("the config's history is not a list of objects")
     for layer in layers:
         name = blob_path(layer)
         try:
@@ -195,7 +195,7 @@ def blob_path(descriptor: Mapping[str, Any]) -> str:
     digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
     match = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
     if not match:
-        raise _damaged(f"{brief(repr(digest))} is no digest that this program knows")
+        raise _damaged(f"{brief(repr(digest))} is not a digest that this program knows")
     return f"{BLOBS}/{match[1]}"
 
 
@@ -251,7 +251,7 @@ def _open_regular(layout: int, name: str) -> int:
         raise OSError(error.errno, f"{name}: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise _damaged(f"{name} is no regular file")
+        raise _damaged(f"{name} is not a regular file")
     return fd
 
 
@@ -268,13 +268,13 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _damaged(f"{name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise _damaged(f"{name} is no JSON object")
+        raise _damaged(f"{name} is not a JSON object")
     return value
 
 
 def _integer(text: str) -> int:
     if len(text) > _MOST_DIGITS:
-        raise ValueError(f"{text[:_MOST_DIGITS]}... is no number that an image has")
+        raise ValueError(f"{text[:_MOST_DIGITS]}... is not a number that an image has")
     return int(text)
 
 

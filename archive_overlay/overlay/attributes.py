@@ -114,7 +114,7 @@ def read_attributes(
                     f"{shown()} has {name}, but {dialect.name} follows none: its contents are lost"
                 )
             if key == "redirect" and not value:
-                raise ArchiveError(f"the redirect '' of {shown()} is none that the kernel follows")
+                raise ArchiveError(f"the redirect '' of {shown()} is not one that the kernel follows")
             marks.metacopy = marks.metacopy or key == "metacopy"
             marks.redirect = os.fsdecode(value) if key == "redirect" else marks.redirect
         elif key == "nlink":

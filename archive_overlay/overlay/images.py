@@ -133,7 +133,7 @@ def _of_record(drivers: Iterable[str], container: str, layer: str) -> str | None
                 image = record.get("image") or ""
                 if not isinstance(image, str) or (image and not store.is_identifier(image)):
                     raise store.UnknownError(
-                        f"{driver}-containers names {str(image)[:80]!r}, which is no image"
+                        f"{driver}-containers names {str(image)[:80]!r}, which is not the id of an image"
                     )
                 return image
     return None

@@ -375,7 +375,7 @@ class Lowers:
         components = redirect[1:].split("/") if redirect.startswith("/") else [redirect]
         for component in components:
             if component in ("", ".", "..") or "/" in component:
-                raise ArchiveError(f"the redirect {redirect!r} of {of} is none that the kernel follows")
+                raise ArchiveError(f"the redirect {redirect!r} of {of} is not one that the kernel follows")
 
     def _attribute(self, place: Place, key: str) -> bytes | None:
         name = self._namespace + key

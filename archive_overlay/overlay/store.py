@@ -299,7 +299,7 @@ def _lower_layer(store: str, entry: str) -> list[str]:
         raise UnknownError(f"{store}/{entry}: {error.strerror}") from error
     parts = link.split("/")
     if len(parts) != 3 or parts[0] != ".." or not is_identifier(parts[1]) or parts[2] != "diff":
-        raise UnknownError(f"{store}/{entry} leads to {link}, which is no layer")
+        raise UnknownError(f"{store}/{entry} leads to {link}, which is not a layer")
     layer = _directory(f"{store}/{parts[1]}")
     if os.path.lexists(f"{layer}/composefs-data"):
         raise UnknownError(f"the lower layer {layer} is an image of composefs, which is not mounted any more")

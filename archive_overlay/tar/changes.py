@@ -83,7 +83,7 @@ def read_marks(tar: TarReader, form: Form) -> Marks:
         form: which marks count.
 
     Raises:
-        ArchiveError: it is no tar, is damaged, or an entry leads out of the top.
+        ArchiveError: it is not a tar, is damaged, or an entry leads out of the top.
         OSError: it cannot be read.
     """
     marks = Marks()
@@ -157,7 +157,7 @@ def split_path(name: str) -> list[str]:
         ArchiveError: it leads out of the top, or is no path.
     """
     if "\0" in name:
-        raise ArchiveError(f"{brief(name)!r} is no path")
+        raise ArchiveError(f"{brief(name)!r} is not a path")
     if name.count("/") > _DEEPEST:
         raise ArchiveError(f"{brief(name)!r} has more than {_DEEPEST} directories, one in the other")
     parts = [part for part in name.split("/") if part and part != "."]

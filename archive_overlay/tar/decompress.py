@@ -182,9 +182,9 @@ def _gunzip(first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
         while not member.eof and (data := member.decompress(b"", _MOST_AT_ONCE)):
             yield data
     except zlib.error as error:
-        raise ArchiveError(f"it is no valid gzip: {error}") from error
+        raise ArchiveError(f"it is not valid gzip: {error}") from error
     if not member.eof:
-        raise ArchiveError("it is no valid gzip: it ends too early")
+        raise ArchiveError("it is not valid gzip: it ends too early")
 
 
 def _unzstd(module: Any, first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -199,9 +199,9 @@ def _unzstd(module: Any, first: bytes, pieces: Iterator[bytes]) -> Iterator[byte
                 yield frame.decompress(data, _MOST_AT_ONCE)
                 data = frame.unused_data if frame.eof else b""
     except module.ZstdError as error:
-        raise ArchiveError(f"it is no valid zstd: {error}") from error
+        raise ArchiveError(f"it is not valid zstd: {error}") from error
     if not frame.eof:
-        raise ArchiveError("it is no valid zstd: it ends too early")
+        raise ArchiveError("it is not valid zstd: it ends too early")
 
 
 class _ZstdProgram:
@@ -236,7 +236,7 @@ class _ZstdProgram:
         if self._failure:
             raise self._failure
         if self._process.wait():
-            raise ArchiveError(f"it is no valid zstd: {said}")
+            raise ArchiveError(f"it is not valid zstd: {said}")
 
     def close(self) -> None:
         """End it, wherever it is."""

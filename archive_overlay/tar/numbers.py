@@ -23,7 +23,7 @@ def number(field: bytes) -> int:
     try:
         return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
     except ValueError:
-        raise ArchiveError("it is damaged: a header has a number that is none") from None
+        raise ArchiveError("it is damaged: a header has an invalid number") from None
 
 
 def natural(field: bytes) -> int:
@@ -39,7 +39,7 @@ def decimal(text: bytes | None, otherwise: int) -> int:
     if text is None:
         return otherwise
     if not (text.isdigit() and len(text) < 20 and int(text) <= LARGEST_NUMBER):
-        raise ArchiveError(f"it is damaged: {text[:40]!r} is no size or number")
+        raise ArchiveError(f"it is damaged: {text[:40]!r} is not a size or number")
     return int(text)
 
 
@@ -48,5 +48,5 @@ def nanoseconds(text: bytes) -> int:
     sign = -1 if text.startswith(b"-") else 1
     whole, _, fraction = text.lstrip(b"-").partition(b".")
     if not (whole.isdigit() and len(whole) < 19 and (fraction.isdigit() or not fraction)):
-        raise ArchiveError(f"it is damaged: {text[:40]!r} is no time")
+        raise ArchiveError(f"it is damaged: {text[:40]!r} is not a time")
     return sign * (int(whole) * 10**9 + int(fraction[:9].ljust(9, b"0")))

@@ -148,7 +148,7 @@ class TarReader:
         """Give the entries; what was not taken of an entry's data is left out.
 
         Raises:
-            ArchiveError: it is no tar, or is damaged.
+            ArchiveError: it is not a tar, or is damaged.
             OSError: it cannot be read.
         """
         read = self._source.read
@@ -164,7 +164,7 @@ class TarReader:
                 self._expect_end()
                 return
             if len(header) < _BLOCK:
-                raise ArchiveError("it is no tar" if not header else "it ends too early")
+                raise ArchiveError("it is not a tar" if not header else "it ends too early")
             _check(header)
             type_flag = header[156:157]
             size = natural(header[124:136])
@@ -343,7 +343,7 @@ def _check(header: bytes) -> None:
     try:
         checksum = int(header[148:156].split(b"\0", 1)[0].strip() or b"0", 8)
     except ValueError:
-        raise ArchiveError("it is no tar, or is damaged") from None
+        raise ArchiveError("it is not a tar, or is damaged") from None
     # The lower half of Adler-32 is the sum of all bytes and 1, as long as it is below 65521: so for each half.
     whole = (adler32(header[:256]) & 0xFFFF) + (adler32(header[256:]) & 0xFFFF) - 2
     unsigned = whole - sum(header[148:156]) + 8 * 0x20
@@ -351,7 +351,7 @@ def _check(header: bytes) -> None:
         return
     # Some old programs take bytes for signed numbers.
     if checksum != unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:]):
-        raise ArchiveError("it is no tar, or is damaged")
+        raise ArchiveError("it is not a tar, or is damaged")
 
 
 def _records(body: bytes) -> tuple[dict[bytes, bytes], array[int]]:
@@ -373,7 +373,7 @@ def _records(body: bytes) -> tuple[dict[bytes, bytes], array[int]]:
         if equals < 0 or body[end - 1 : end] != b"\n":
             if body.count(b"\0", position) == size - position:
                 break  # padding
-            raise ArchiveError("it is damaged: an extended header has a record that is none")
+            raise ArchiveError("it is damaged: an extended header has an invalid record")
         key = body[space + 1 : min(equals, space + 1 + _LONGEST_KEY)]
         if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes", b"GNU.sparse.map"):
             sparse_map.add_numbers(segments, body, equals + 1, end - 1)

@@ -62,7 +62,7 @@ def of_data(blocks: Iterator[bytes]) -> array[int]:
             raise ArchiveError("it is damaged: the map of a sparse file has no end")
         *lines, unfinished = (unfinished + block).split(b"\n")
         if len(unfinished) > BLOCK:
-            raise ArchiveError("it is damaged: the map of a sparse file is no list of numbers")
+            raise ArchiveError("it is damaged: the map of a sparse file is not a list of numbers")
         for line in lines:
             if wanted < 0:
                 wanted = 2 * decimal(line, 0)
@@ -93,7 +93,7 @@ def add_numbers(numbers: array[int], text: bytes, start: int, end: int) -> None:
                 raise ValueError
             numbers.extend(map(int, some.split(b",")))
         except (OverflowError, ValueError):
-            raise ArchiveError(f"it is damaged: {some[:40]!r} is no size or number") from None
+            raise ArchiveError(f"it is damaged: {some[:40]!r} is not a size or number") from None
         _bound(numbers)
         start = comma + 1
 

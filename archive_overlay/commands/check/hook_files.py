@@ -246,7 +246,7 @@ def _read(path: str) -> HookFile | None:
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             # Of a FIFO or a device there may be nothing to read, or no end of it.
-            _expect(stat.S_ISREG(os.fstat(file.fileno()).st_mode), "it is no regular file")
+            _expect(stat.S_ISREG(os.fstat(file.fileno()).st_mode), "it is not a regular file")
             text = file.read(_LARGEST + 1)
         _expect(len(text) <= _LARGEST, f"it is larger than {_LARGEST} bytes")
         content = json.loads(text)
@@ -297,18 +297,18 @@ def _compiled(pattern: str) -> re.Pattern[str] | None:
     """Compile a pattern; None: it means something to Go alone.
 
     Raises:
-        UnreadableError: it is no regular expression.
+        UnreadableError: it is not a regular expression.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return re.compile(pattern)
     except (OverflowError, RecursionError):
-        raise UnreadableError(f'"{brief(pattern)}" is no regular expression: it is too large') from None
+        raise UnreadableError(f'"{brief(pattern)}" is not a regular expression: it is too large') from None
     except re.error as error:
         if error.msg.startswith(("bad escape", "global flags")):
             return None
-        raise UnreadableError(f'"{brief(pattern)}" is no regular expression: {error.msg}') from error
+        raise UnreadableError(f'"{brief(pattern)}" is not a regular expression: {error.msg}') from error
 
 
 def _expect(condition: bool, otherwise: str) -> None:

@@ -411,8 +411,8 @@ def test_what_is_no_archive(scratch: Path) -> None:
     (scratch / "empty").touch()
 
     assert "neither a directory nor a regular file" in history.complaint_of("diff", scratch / "pipe")
-    assert "no tar" in history.complaint_of("diff", scratch / "text")
-    assert "no tar" in history.complaint_of("diff", scratch / "empty")
+    assert "not a tar" in history.complaint_of("diff", scratch / "text")
+    assert "not a tar" in history.complaint_of("diff", scratch / "empty")
 
 
 @pytest.mark.parametrize("kept", [100, 512, 1100, 1536])

@@ -213,7 +213,7 @@ HUGE: dict[str, tuple[dict[str, str], str]] = {
     "a config of more bytes": ({"config": text(5 * MIB)}, "has more than 4194304 bytes"),
     "an index of more values": ({"index": f'"a": [{"[]," * 150_000}[]]'}, "or 131072 values"),
     "an index that is nested": ({"index": f'"a": {"[" * 100_000}{"]" * 100_000}'}, "not valid JSON"),
-    "an index with a long number": ({"index": f'"a": {"9" * MIB}'}, "is no number that an image has"),
+    "an index with a long number": ({"index": f'"a": {"9" * MIB}'}, "is not a number that an image has"),
 }
 
 

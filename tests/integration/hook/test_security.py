@@ -713,5 +713,5 @@ def test_a_digest_is_no_path(scratch: Path, digest: Any) -> None:
 
     complaint = history.complaint_of("extract", f"{layout}:bad", scratch / "out")
 
-    assert "is no digest that this program knows" in complaint
+    assert "is not a digest that this program knows" in complaint
     assert not (scratch / "out").exists()

@@ -236,7 +236,7 @@ def test_a_link_to_what_is_no_layer_is_refused(layer: Layer, target: str) -> Non
     (layer.store / "l" / IDS[1]).unlink()
     (layer.store / "l" / IDS[1]).symlink_to(target)
 
-    layer.expect_refusal(f"{layer.store}/l/{IDS[1]} leads to {target}, which is no layer")
+    layer.expect_refusal(f"{layer.store}/l/{IDS[1]} leads to {target}, which is not a layer")
 
 
 def test_a_lower_layer_of_another_store_is_refused(layer: Layer) -> None:

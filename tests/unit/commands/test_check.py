@@ -154,8 +154,8 @@ def test_without_any_configuration_nothing_is_archived(site: Site) -> None:
         ({"when": {"always": "yes"}}, "when.always is neither"),
         ({"when": {"annotations": ["a"]}}, "when.annotations are no patterns"),
         ({"when": {"annotations": {"a": 1}}}, "when.annotations are no patterns"),
-        ({"when": {"annotations": {"(": ""}}}, '"(" is no regular expression'),
-        ({"when": {"commands": ["["]}}, '"[" is no regular expression'),
+        ({"when": {"annotations": {"(": ""}}}, '"(" is not a regular expression'),
+        ({"when": {"commands": ["["]}}, '"[" is not a regular expression'),
     ],
 )
 def test_a_file_that_is_refused_stops_all_containers(

@@ -27,14 +27,14 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "hook.json")
     writer = os.open(tmp_path / "hook.json", os.O_RDWR)  # who never writes
     try:
-        assert "it is no regular file" in only_finding(tmp_path)
+        assert "it is not a regular file" in only_finding(tmp_path)
     finally:
         os.close(writer)
 
 
 def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "hook.json").symlink_to("/dev/zero")
-    assert "it is no regular file" in only_finding(tmp_path)
+    assert "it is not a regular file" in only_finding(tmp_path)
 
     (tmp_path / "hook.json").unlink()
     (tmp_path / "hook.json").touch()
@@ -52,4 +52,4 @@ def test_a_pattern_that_cannot_be_compiled(tmp_path: Path, pattern: str) -> None
     }
     (tmp_path / "hook.json").write_text(json.dumps(hook))
 
-    assert "is no regular expression: it is too large" in only_finding(tmp_path)
+    assert "is not a regular expression: it is too large" in only_finding(tmp_path)

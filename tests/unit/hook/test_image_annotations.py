@@ -434,7 +434,7 @@ def test_an_image_s_id_is_no_path(made: ImageStore, image: object) -> None:
     made.containers[0]["image"] = image
     made.images[0]["id"] = image
 
-    expect_unknown(judge(made), "which is no image", keep=True)
+    expect_unknown(judge(made), "which is not the id of an image", keep=True)
 
     made.containers.clear()
     expect_unknown(judge(made), "an image without an id", keep=True)

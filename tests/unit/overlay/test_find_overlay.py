@@ -638,8 +638,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no name": ("'l/' names no lower layer", listing("l/")),
     "a name that is cut": (f"'l/{'-' * 78}' names no lower layer", listing("l/" + "-" * 100)),
     "a layer that is gone": ("l/GONE: No such file or directory", listing("l/TOP:l/GONE")),
-    "a layer elsewhere": ("l/BASE leads to /etc, which is no layer", linked_to("/etc")),
-    "a layer further up": ("leads to ../../diff, which is no layer", linked_to("../../diff")),
+    "a layer elsewhere": ("l/BASE leads to /etc, which is not a layer", linked_to("/etc")),
+    "a layer further up": ("leads to ../../diff, which is not a layer", linked_to("../../diff")),
     "a list that others may write": (
         "others can write to {}/own/lower, so it is not an engine's store",
         lambda top: (top / "own/lower").chmod(0o664),
@@ -649,8 +649,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
         lambda top: (top / "l").chmod(0o777),
     ),
     "a layer that is a link": ("base is no directory", linked_away("base")),
-    "a layer beside": ("leads to ./base/diff, which is no layer", linked_to("./base/diff")),
-    "another directory": ("leads to ../base/work, which is no layer", linked_to("../base/work")),
+    "a layer beside": ("leads to ./base/diff, which is not a layer", linked_to("./base/diff")),
+    "another directory": ("leads to ../base/work, which is not a layer", linked_to("../base/work")),
     "an image": (
         "base is an image of composefs, which is not mounted any more",
         lambda top: (top / "base/composefs-data").mkdir(),
