@@ -26,6 +26,10 @@ TESTS = {
     "archive_overlay/destination/apart.py": ("tests/unit/destination/test_apart.py",),
     "archive_overlay/destination/marker.py": ("tests/unit/destination/test_marker.py",),
     "archive_overlay/destination/merge.py": ("tests/unit/destination/test_merge.py",),
+    "archive_overlay/destination/names.py": (
+        "tests/unit/destination/test_names.py",
+        "tests/unit/destination/test_staging.py",
+    ),
     "archive_overlay/destination/publish.py": (
         "tests/unit/destination/test_publish.py",
         "tests/integration/destination/test_mount_points.py",
@@ -40,6 +44,8 @@ TESTS = {
     "archive_overlay/hook/rescue.py": ("tests/unit/hook/test_rescue.py",),
     "archive_overlay/hook/rescue_dir.py": ("tests/unit/hook/test_rescue_dir.py",),
     "archive_overlay/layout/add_layer.py": ("tests/unit/layout/test_add_layer.py",),
+    "archive_overlay/layout/lock.py": ("tests/unit/layout/test_add_layer.py",),
+    "archive_overlay/overlay/links.py": ("tests/unit/overlay/test_find_overlay.py",),
     "archive_overlay/overlay/locate.py": (
         "tests/unit/overlay/test_find_overlay.py",
         "tests/integration/overlay/test_store.py",
