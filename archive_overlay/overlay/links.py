@@ -2,7 +2,8 @@
 
 The spec has paths, and the engine followed them when the container was started. Since then a link may have been put
 there. One is followed only if neither the container nor another user can have made it: its directory belongs to root or
-to the hook's user, nobody else may write there, and it lies in nothing that the container has mounted.
+to the hook's user, nobody else may write there unless the link itself is one of theirs, and it lies in nothing that the
+container has mounted.
 
 Source: path_resolution(7); user_namespaces(7) for the owner of what has none in a namespace.
 """
@@ -77,8 +78,18 @@ def _judge(link: str, directory: str, mounted: Iterable[str]) -> None:
     if any(f"{link}/".startswith(f"{source}/") for source in mounted):
         raise ForeignLinkError(f"{link} is a symbolic link that the container may have made")
     status = os.stat(directory)
-    if status.st_uid not in (_ROOT, os.geteuid(), _root_of_the_host()) or status.st_mode & SHARED:
+    shared = status.st_mode & SHARED
+    if status.st_uid not in (_ROOT, os.geteuid(), _root_of_the_host()) or (shared and not _is_own(link)):
         raise ForeignLinkError(f"{link} is a symbolic link that another user may have made")
+
+
+def _is_own(link: str) -> bool:
+    """Say whether a link is root's or this user's, and nobody can have given it another name.
+
+    With the umask of many distributions, 002, a user's directories are his group's too, though nobody else is in that.
+    """
+    status = os.lstat(link)
+    return status.st_uid in (_ROOT, os.geteuid()) and status.st_nlink == 1
 
 
 def _root_of_the_host() -> int:

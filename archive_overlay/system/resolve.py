@@ -31,6 +31,12 @@ SHARED = stat.S_IWGRP | stat.S_IWOTH
 MOST_LINKS = 40  # as the kernel has it, path_resolution(7)
 # How often a log file may turn out to be something else than a moment ago.
 _ATTEMPTS = 100
+# Links to what this process has open already; whoever started it chose that.
+_STANDARD = {
+    f"{directory}/{name}": number
+    for directory, names in (("/dev", ("stdout", "stderr")), ("/dev/fd", "12"), ("/proc/self/fd", "12"))
+    for number, name in enumerate(names, 1)
+}
 
 
 class Resolved(Record):
@@ -86,7 +92,7 @@ class Resolver:
                 way.leave()
                 continue
             try:
-                inner = os.open(name, LOOK, dir_fd=way.fd)
+                inner = _look(name, way.fd)
             except FileNotFoundError:
                 missing = [name, *(each for each in pending[::-1] if each not in ("", "."))]
                 if ".." in missing:
@@ -207,6 +213,18 @@ class _Way:
         os.close(before)
 
 
+def _look(name: str, directory: int) -> int:
+    """Open an entry to look at it; a directory as one who goes on into it.
+
+    What is mounted only when somebody enters it (autofs, exports within an export of NFS) is not there for who only
+    looks: names in it would be missing. Source: open(2), O_PATH.
+    """
+    try:
+        return os.open(name, STEP, dir_fd=directory)
+    except NotADirectoryError:
+        return os.open(name, LOOK, dir_fd=directory)
+
+
 def _has_one_name(status: os.stat_result) -> bool:
     # Where the kernel lets them, others give names of their own to files and links of root's that are elsewhere.
     return status.st_nlink == 1 or stat.S_ISDIR(status.st_mode)
@@ -223,6 +241,8 @@ def open_log_file(path: str) -> int:
         ValueError: no file can have that name.
     """
     path = os.path.abspath(path)
+    if path in _STANDARD:
+        return os.dup(_STANDARD[path])
     for _ in range(_ATTEMPTS):
         resolver = Resolver()
         found = resolver.resolve(path)

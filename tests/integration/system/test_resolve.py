@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
+import struct
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -186,6 +189,53 @@ def test_a_directory_that_is_moved_while_it_is_left_leads_nowhere(
 
     with pytest.raises(OSError, match="shared/inner has just been moved"):
         Resolver().resolve(f"{top}/shared/inner/../link")
+
+
+# What is mounted only when somebody enters it
+
+_AUTOFS_IOC_READY = 0x9360
+
+
+def automount(place: Path, ready: int) -> None:
+    """Let a tmpfs be mounted when somebody enters a directory, as an automounter does, and then end."""
+    os.setpgid(0, 0)  # only this process sees what is there before
+    requests, kernel = os.pipe()
+    options = f"fd={kernel},pgrp={os.getpgrp()},minproto=5,maxproto=5,direct"
+    subprocess.run(
+        ["mount", "-i", "-t", "autofs", "-o", options, "auto", place], check=True, pass_fds=[kernel]
+    )
+    os.close(kernel)
+    control = os.open(place, os.O_RDONLY)
+    os.write(ready, b"\n")
+    _, _, token = struct.unpack_from("iiI", os.read(requests, 4096))
+    overlays.mount_tmpfs(place, "mode=755")
+    (place / "link").symlink_to("real")
+    fcntl.ioctl(control, _AUTOFS_IOC_READY, token)
+
+
+def test_a_link_in_what_is_mounted_on_demand_is_followed(top: Path, namespace: Namespace) -> None:
+    if "\tautofs\n" not in Path("/proc/filesystems").read_text():
+        tools.cannot_run("no autofs in this kernel")
+    place = top / "place"
+    place.mkdir()
+
+    def shown() -> str:
+        waiting, ready = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                automount(place, ready)
+            finally:
+                os._exit(0)
+        os.close(ready)
+        assert os.read(waiting, 1)
+        try:
+            return lead(place / "link" / "x")
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    assert namespace(False).apart(shown) == f"{place}/real/x"
 
 
 # What is the kernel's
@@ -375,10 +425,28 @@ def test_a_log_file_of_ours_is_appended_to(top: Path, kind: str) -> None:
         assert kind != "ours" or log.read_text().startswith("before\n")
 
 
-@pytest.mark.parametrize("path", ["/proc/self/fd/1", "/dev/stdout", "/proc/sys/kernel/x"])
+@pytest.mark.parametrize("path", ["/proc/self/fd/3", "/proc/1/fd/1", "/dev/fd/0", "/proc/sys/kernel/x"])
 def test_a_log_file_of_the_kernel_is_not_opened(path: str) -> None:
     with pytest.raises(PermissionError, match="it leads through /proc, which belongs to the kernel"):
         open_log_file(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [
+        ("/dev/stdout", 1),
+        ("/dev/stderr", 2),
+        ("/dev/fd/1", 1),
+        ("/proc/self/fd/2", 2),
+        ("/dev/../dev/fd/2", 2),
+    ],
+)
+def test_what_is_open_already_may_be_the_log_file(path: str, number: int) -> None:
+    fd = open_log_file(path)
+    try:
+        assert os.path.samestat(os.fstat(fd), os.fstat(number))
+    finally:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("path", ["/", "victim", "."])

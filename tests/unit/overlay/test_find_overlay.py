@@ -312,11 +312,33 @@ def test_links_that_the_container_may_have_made_are_not(
 def test_links_that_another_user_may_have_made_are_not(
     volume: Path, mount_of: Callable[[Path], Mount], mode: int
 ) -> None:
+    tools.need_root()
     volume.chmod(mode)
+    os.lchown(volume / "sub", 1, 1)
     with pytest.raises(
         ArchiveError, match="sub is a symbolic link that another user may have made; name it by"
     ):
         find(mount_of(volume))
+
+
+@BOTH
+def test_one_s_own_links_to_which_another_user_may_have_given_a_name_are_not(
+    volume: Path, mount_of: Callable[[Path], Mount]
+) -> None:
+    volume.chmod(0o775)
+    os.link(volume / "sub", volume / "another name", follow_symlinks=False)
+    with pytest.raises(ArchiveError, match="sub is a symbolic link that another user may have made"):
+        find(mount_of(volume))
+
+
+@BOTH
+@pytest.mark.parametrize("mode", [0o775, 0o1777])
+def test_one_s_own_links_are_followed_where_others_may_write(
+    volume: Path, mount_of: Callable[[Path], Mount], mode: int
+) -> None:
+    # As a user does with the umask 002, who has his containers on another disk.
+    volume.chmod(mode)
+    assert find(mount_of(volume))
 
 
 @BOTH
@@ -329,6 +351,7 @@ def test_links_of_another_user_are_not(volume: Path, mount_of: Callable[[Path], 
 
 def test_below_such_a_link_there_are_no_lower_layers(volume: Path) -> None:
     volume.chmod(0o777)
+    os.link(volume / "sub", volume / "another name", follow_symlinks=False)
 
     found = find(of_options(volume))
 
