@@ -77,7 +77,7 @@ def _obstacle(overlay: OverlayMount, *, may_rename: bool) -> str:
     if overlay.may_refer_to_lowers:
         return "with metacopy, redirect_dir or index it may refer to its lower layers"
     if not can_ask():
-        return "whether it is still mounted can only be found out with CAP_SYS_ADMIN"
+        return "to find out whether it is still mounted takes CAP_SYS_ADMIN, and leave to mount overlays"
     return "" if may_rename else "the hook's policy is to look at every entry"
 
 

@@ -17,7 +17,7 @@ _MAY_MOUNT = 1 << 21
 
 
 def can_ask() -> bool:
-    """Say whether this process has the privilege that `is_mounted` takes.
+    """Say whether this process may ask what `is_mounted` asks.
 
     Raises:
         OSError: /proc is not mounted.
@@ -25,7 +25,7 @@ def can_ask() -> bool:
     with open("/proc/self/status", "rb") as file:
         for line in file:
             if line.startswith(b"CapEff:"):
-                return bool(int(line.split()[1], 16) & _MAY_MOUNT)
+                return bool(int(line.split()[1], 16) & _MAY_MOUNT) and kernel.may_mount_overlays()
     return False
 
 

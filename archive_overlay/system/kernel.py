@@ -104,6 +104,19 @@ def end_with_parent() -> None:
         _raise()
 
 
+def may_mount_overlays() -> bool:
+    """Say whether the kernel listens when an overlay is asked for, whatever capabilities this process has.
+
+    A filter of system calls or a security module may be in the way, and a user namespace mounts nothing in a mount
+    namespace that is not its own, or no overlays (before Linux 5.11).
+    """
+    nothing = b"/proc/self/status"  # no directory, so nothing comes of it
+    options = b"lowerdir=%b,upperdir=%b,workdir=%b" % (nothing, nothing, nothing)
+    if not _libc.mount(b"overlay", nothing, b"overlay", 0, options):
+        return True
+    return ctypes.get_errno() not in (errno.EPERM, errno.EACCES, errno.ENOSYS)
+
+
 def is_written_by_overlay(fd: int) -> bool:
     """Say whether an overlay is mounted, in whatever namespace, that has a directory as upperdir or workdir.
 

@@ -509,6 +509,21 @@ def test_it_is_copied_by_whom_the_kernel_tells_no_mounts(saver: Saver) -> None:
     expect_equal(left, saver.overlay.restacked(saver.archive))
 
 
+@pytest.mark.parametrize("overlay", [overlays.NATIVE_ROOTLESS], indirect=True)
+def test_it_is_copied_by_whom_the_kernel_lets_mount_nothing(saver: Saver) -> None:
+    # CAP_SYS_ADMIN in a user namespace says nothing of mounts in a namespace that is not its own.
+    saver.overlay.layer(below)
+    saver.overlay.change(change)
+    left = saver.overlay.view()
+
+    result = saver.run(before=overlays.leave_users)
+
+    (said,) = [message for message in result.messages("info") if COPIED in message]
+    assert "leave to mount overlays" in said
+    assert result.status == 0, result.stderr
+    expect_equal(left, saver.overlay.restacked(saver.archive))
+
+
 @pytest.fixture
 def strangers(new_overlay: NewOverlay) -> Iterator[overlays.Overlay]:
     """Give an overlay that is mounted, and none of the hook's business."""
