@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SUFFIX = ".archive_overlay-"
 _RANDOM_BYTES = 6
 _NAME_MAX = 255
-_NO_ATTRIBUTES = (errno.ENOTSUP, errno.EOPNOTSUPP)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _HEXADECIMAL = frozenset("0123456789abcdef")
 # Nobody has made a billion backups. A longer number leaves no room for the next one, and is not counted.
 _MOST_DIGITS = 9
@@ -81,7 +81,7 @@ def set_mark(fd: int) -> str:
         The name of the attribute that marks it; "" where the file system or a lack of privileges leaves no way.
 
     Raises:
-        OSError: it cannot be marked for another reason.
+        OSError: there is no room for a mark.
 
     Source: xattr(7), "Trusted extended attributes": they are for CAP_SYS_ADMIN, and not in a user namespace.
     """
@@ -91,7 +91,8 @@ def set_mark(fd: int) -> str:
         except PermissionError:
             continue
         except OSError as error:
-            if error.errno not in _NO_ATTRIBUTES:
+            # Programs of FUSE and servers have all kinds of words for it.
+            if error.errno in _FULL:
                 raise
             return ""
         return name

@@ -179,18 +179,15 @@ class Staging:
     def _inherits(self) -> bool:
         """Let what is made in staging inherit what it would inherit beside it; False: nothing."""
         try:
-            acl = os.getxattr(self.parent, _DEFAULT_ACL)
+            os.setxattr(self.directory, _DEFAULT_ACL, os.getxattr(self.parent, _DEFAULT_ACL))
         except OSError as error:
+            # Where there is one, it may name somebody who has no id in this user namespace. Network file systems and
+            # FUSE programs have errors of their own.
             if error.errno not in _NOT_THERE:
-                raise
-            return False
-        try:
-            os.setxattr(self.directory, _DEFAULT_ACL, acl)
-        except OSError as error:  # it names somebody who has no id in this user namespace
-            self._log.warning(
-                f"{self.path} is for its owner alone: the default ACL of {self._parent_path} cannot be used:"
-                f" {error.strerror}"
-            )
+                self._log.warning(
+                    f"{self.path} is for its owner alone: the default ACL of {self._parent_path} cannot be used:"
+                    f" {error.strerror}"
+                )
             return False
         return True
 

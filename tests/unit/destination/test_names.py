@@ -140,11 +140,12 @@ def test_in_a_user_namespace_the_other_mark_is_believed(tmp_path: Path) -> None:
         namespace.close()
 
 
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.EIO])
 def test_where_there_are_no_attributes_nothing_is_marked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def fail(*_: object) -> None:
-        raise OSError(errno.ENOTSUP, "no attributes")
+        raise OSError(number, "no attributes")
 
     monkeypatch.setattr(os, "setxattr", fail)
     monkeypatch.setattr(os, "getxattr", fail)
@@ -155,7 +156,7 @@ def test_where_there_are_no_attributes_nothing_is_marked(
     os.close(fd)
 
 
-def test_a_mark_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_for_a_mark_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 

@@ -768,13 +768,14 @@ def test_a_file_inherits_what_it_would_inherit_beside_staging(tmp_path: Path, na
     assert made(tmp_path, name, mask=mask) == (0o660, True)
 
 
-def test_an_acl_that_cannot_be_given_leaves_a_file_to_its_owner(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("call", ["getxattr", "setxattr"])
+def test_an_acl_that_cannot_be_read_or_given_leaves_a_file_to_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     os.setxattr(tmp_path, "system.posix_acl_default", ACL)
     said = Said()
     with staged(tmp_path, "a", said) as staging:
-        monkeypatch.setattr(os, "setxattr", failing(errno.EINVAL))
+        monkeypatch.setattr(os, call, failing(errno.EINVAL))
         fd = staging.create_file("archive")
     mode = stat.S_IMODE(os.fstat(fd).st_mode)
     os.close(fd)
