@@ -33,9 +33,10 @@ _MANIFEST = "manifest"
 # base64 of "manifest-", whose nine bytes are twelve digits of their own.
 _MANIFEST_OF_DIGEST = "=bWFuaWZlc3Qt"
 
-# The longest manifest that engines read from a registry, and more than all that one image can honestly have.
+# The longest manifest that engines read from a registry. An image that is pulled each night for years keeps the index of
+# each night as one of its own, 10 KB and more.
 _LONGEST_MANIFEST = 1 << 22
-_LONGEST_MANIFESTS = 1 << 23
+_LONGEST_MANIFESTS = 1 << 26
 
 
 class Container(Record):
@@ -110,15 +111,17 @@ def manifests(image: Image) -> Iterator[str]:
     except OSError as error:
         raise store.UnknownError(f"{image.directory}: {error.strerror}") from error
     left = _LONGEST_MANIFESTS
-    seen: set[bytes] = set()  # the last one is there under two names
+    seen: set[int] = (
+        set()
+    )  # the last one is there under two names; hashes, for the texts may be many megabytes
     for name in names:
         if name == _MANIFEST or name.startswith(_MANIFEST_OF_DIGEST):
             path = f"{image.directory}/{name}"
             text = store.bytes_of(path, min(left, _LONGEST_MANIFEST), "manifest", owners=None)
             left -= len(text)
-            if text in seen:
+            if hash(text) in seen:
                 continue
-            seen.add(text)
+            seen.add(hash(text))
             try:
                 yield text.decode()
             except UnicodeDecodeError:

@@ -45,7 +45,7 @@ _ID_DIGITS = 64
 _LONGEST_LIST = 1 << 16
 
 # The longest list of containers that is read. A container takes about 1 KB.
-_LONGEST_RECORD = 1 << 24
+_LONGEST_RECORD = 1 << 26
 
 _JSON_SPACE = " \t\n\r"
 

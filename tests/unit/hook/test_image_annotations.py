@@ -398,7 +398,15 @@ def test_a_manifest_that_cannot_be_read(made: ImageStore, text: str | bytes, rea
     expect_unknown(judge(made), reason)
 
 
-def test_more_manifests_than_any_image_has(made: ImageStore) -> None:
+def test_as_many_manifests_as_years_of_pulling_leave(made: ImageStore) -> None:
+    for number in range(3):
+        made.add_manifest(json.dumps({"number": number}) + " " * ((4 << 20) - 100), last=False)
+
+    assert not judge(made)
+
+
+def test_more_manifests_than_any_image_has(made: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_LONGEST_MANIFESTS", 1 << 23)
     for number in range(3):
         made.add_manifest(json.dumps({"number": number}) + " " * ((4 << 20) - 100), last=False)
 
