@@ -99,17 +99,19 @@ class Repeated:
         self._log = log
         self._counts: dict[str, int] = {}
 
-    def warning(self, kind: str, message: str) -> None:
+    def warning(self, kind: str, message: str, *, path: Callable[[], str] | None = None) -> None:
         """Say what was left out.
 
         Args:
             kind: what is counted, as "sockets left out".
             message: names this one.
+            path: gives what the message begins with. To make a path takes a step for each directory on its way, of
+                which there may be thousands: it is asked for only if the message is written.
         """
         count = self._counts.get(kind, 0)
         self._counts[kind] = count + 1
         if count < _WRITTEN:
-            self._log.warning(message)
+            self._log.warning(f"{path()}{message}" if path else message)
 
     def finish(self) -> None:
         """Say how many more there were."""

@@ -157,7 +157,9 @@ class TarWriter:
         kind = change.kind
         if kind is SOCKET:
             self._warnings.warning(
-                "sockets left out", f"{change.shown} is left out: it is a socket, which a tar cannot hold"
+                "sockets left out",
+                " is left out: it is a socket, which a tar cannot hold",
+                path=lambda: change.shown,
             )
             return
         if not self._opaque_attribute and change.name.startswith(WHITEOUT_PREFIX):
@@ -384,8 +386,8 @@ class TarWriter:
         if change.mode & lost:
             self._warnings.warning(
                 "set-user-ID and set-group-ID left out",
-                f"{change.shown}: set-user-ID and set-group-ID are left out, because tar-content-owner replaces"
-                " its owner",
+                ": set-user-ID and set-group-ID are left out, because tar-content-owner replaces its owner",
+                path=lambda: change.shown,
             )
         return change.mode & ~lost
 
@@ -398,7 +400,8 @@ class TarWriter:
                 if name.startswith(_OVERLAY_ATTRIBUTES) and not name.startswith(_ESCAPED_ATTRIBUTES):
                     self._warnings.warning(
                         "attributes left out",
-                        f"{change.shown}: the attribute {name} is left out, because readers of OCI layers act on it",
+                        f": the attribute {name} is left out, because readers of OCI layers act on it",
+                        path=lambda: change.shown,
                     )
                     continue
                 if b"=" in key:
@@ -408,8 +411,9 @@ class TarWriter:
             elif b"=" in key:
                 self._warnings.warning(
                     "attributes with = in their names",
-                    f"{change.shown}: the attribute {name} has = in its name, which not every program that reads"
-                    " tars restores; GNU tar does",
+                    f": the attribute {name} has = in its name, which not every program that reads tars restores; GNU"
+                    " tar does",
+                    path=lambda: change.shown,
                 )
                 key = key.replace(b"%", b"%25").replace(b"=", b"%3D")
             keys.append((_ATTRIBUTE + key, name))

@@ -85,7 +85,8 @@ def read_attributes(
         if name in (TRUSTED_STAGING, USER_STAGING):
             warnings.warning(
                 "attributes left out",
-                f"{shown()}: the attribute {name} is left out, because it would mean something to this program",
+                f": the attribute {name} is left out, because it would mean something to this program",
+                path=shown,
             )
             continue
         try:
@@ -122,12 +123,14 @@ def read_attributes(
         elif key == "protattr":
             warnings.warning(
                 "flags of chattr left out",
-                f"{shown()}: it was made {_flags(value)} (chattr), which is left out: no archive holds that",
+                f": it was made {_flags(value)} (chattr), which is left out: no archive holds that",
+                path=shown,
             )
         elif key not in BOOKKEEPING:
             warnings.warning(
                 "attributes left out",
-                f"{shown()}: the attribute {name} is left out, because it would mean something to an overlay",
+                f": the attribute {name} is left out, because it would mean something to an overlay",
+                path=shown,
             )
     if held > _HELD_TOGETHER:
         return on_demand(sizes), marks

@@ -115,3 +115,24 @@ def test_of_many_warnings_of_a_kind_the_first_are_written_and_the_others_counted
         *(f"warning: socket {number}" for number in range(10)),
         "warning: sockets left out: 990 more, not named here",
     ]
+
+
+def test_a_path_is_made_for_no_warning_that_is_only_counted() -> None:
+    said = Said()
+    warnings = Repeated(Log("info", [said]))
+    asked = 0
+
+    def path() -> str:
+        nonlocal asked
+        asked += 1
+        return f"socket {asked}"
+
+    for _ in range(1000):
+        warnings.warning("sockets left out", " is left out", path=path)
+    warnings.finish()
+
+    assert asked == 10
+    assert said.lines[9:] == [
+        "warning: socket 10 is left out",
+        "warning: sockets left out: 990 more, not named here",
+    ]
