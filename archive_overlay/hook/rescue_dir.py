@@ -231,27 +231,55 @@ def _own_directory(name: str, directory: int) -> tuple[str, int]:
         # Others can take names that they can guess.
         suffix = attempt if attempt < _ATTEMPTS // 2 else os.urandom(8).hex()
         numbered = f"{name}.~{suffix}~" if attempt else name
+        made = True
         try:
             os.mkdir(numbered, stat.S_IRWXU, dir_fd=directory)
         except FileExistsError:
-            pass
+            made = False
         try:
             fd = os.open(numbered, READ_DIRECTORY, dir_fd=directory)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             continue  # a link or a file, or nothing any more
-        if _is_own(os.fstat(fd)):
-            try:
+        try:
+            # Who mounts something of his own there may say that it is whosever he likes.
+            if os.fstat(fd).st_dev == os.fstat(directory).st_dev and _is_own(fd):
                 forget_inheritance(fd)
-            except BaseException:
-                os.close(fd)
-                raise
-            return numbered, fd
+                return numbered, fd
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
+        if made:
+            _remove_empty(numbered, directory)
     raise FileExistsError(errno.EEXIST, "all names that it could have are taken by others")
 
 
-def _is_own(status: os.stat_result) -> bool:
-    return status.st_uid == os.geteuid() != overflow_owner()
+def _remove_empty(name: str, directory: int) -> None:
+    try:
+        os.rmdir(name, dir_fd=directory)
+    except OSError:
+        pass  # it is something else by now
+
+
+def _is_own(directory: int) -> bool:
+    """Say whether a directory is this user's."""
+    owner = os.fstat(directory).st_uid
+    if owner == overflow_owner():
+        return False
+    if owner == os.geteuid():
+        return True
+    # Network file systems and FUSE programs may have one owner for whatever this user makes, and then that is the
+    # directory's. In a directory that another user made, what this one makes belongs to this one.
+    probe = os.urandom(8).hex()
+    try:
+        fd = os.open(probe, CREATE, 0o600, dir_fd=directory)
+        try:
+            return os.fstat(fd).st_uid == owner
+        finally:
+            os.close(fd)
+            os.unlink(probe, dir_fd=directory)
+    except OSError:
+        return False
 
 
 def _file_name(text: str) -> str:

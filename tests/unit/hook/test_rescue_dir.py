@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from archive_overlay.overlay.dialect import FUSE_OVERLAYFS, NATIVE
 from archive_overlay.overlay.mount import OverlayMount
 from archive_overlay.system import kernel
 from archive_overlay.system.metadata import is_twin
+from tests.support import overlays, tools
 from tests.support.flushing import open_files
 
 if TYPE_CHECKING:
@@ -439,3 +441,44 @@ def test_a_copy_that_fails_leaves_nothing_open_and_no_debris(
 
     assert os.listdir(rescued.rescue / "c1") == []
     assert open_files(rescued.directory) == []
+
+
+def test_a_file_system_on_which_all_has_one_owner_is_good_enough(rescued: Rescued) -> None:
+    tools.need_root()
+    tools.need(overlays.FUSE_OVERLAYFS)
+    namespace = overlays.Namespace(rootless=False)
+    below, above, work = (rescued.directory / name for name in ("below", "above", "work"))
+    for path in (below, above, work, rescued.rescue):
+        path.mkdir()
+    layers = f"lowerdir={below},upperdir={above},workdir={work}"
+    squashed = f"{layers},squash_to_uid=12345,squash_to_gid=12345"
+
+    def keep() -> tuple[str, int]:
+        subprocess.run([overlays.FUSE_OVERLAYFS, "-o", squashed, rescued.rescue], check=True)
+        try:
+            return rescued.keep(copy=True), Path(rescued.rescue, "c1").stat().st_uid
+        finally:
+            overlays.unmount(rescued.rescue)
+
+    try:
+        assert namespace.inside(keep) == (f"{rescued.rescue}/c1/data", 12345)
+    finally:
+        namespace.close()
+    assert os.listdir(above) == ["c1"]
+    assert (above / "c1/data/deep/made").read_text() == "by a container"
+
+
+def test_what_is_mounted_under_the_container_s_name_is_nobody_s(rescued: Rescued) -> None:
+    tools.need_root()
+    namespace = overlays.Namespace(rootless=False)
+    (rescued.rescue / "c1").mkdir(parents=True)
+
+    def keep() -> tuple[str, list[str]]:
+        # As another user's FUSE program, that says that it is root's.
+        overlays.mount_tmpfs(rescued.rescue / "c1", "mode=700")
+        return rescued.keep(), os.listdir(rescued.rescue / "c1")
+
+    try:
+        assert namespace.inside(keep) == (f"{rescued.rescue}/c1.~1~/data", [])
+    finally:
+        namespace.close()
