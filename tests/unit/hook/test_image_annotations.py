@@ -224,9 +224,9 @@ def test_an_honest_image_costs_four_reads(made: ImageStore, monkeypatch: pytest.
     read = []
     bytes_of = store.bytes_of
 
-    def counted(path: str, longest: int, what: str = "list", **options: Any) -> bytes:
+    def counted(path: str, *arguments: Any, **options: Any) -> bytes:
         read.append(os.path.basename(path)[:9])
-        return bytes_of(path, longest, what, **options)
+        return bytes_of(path, *arguments, **options)
 
     monkeypatch.setattr(store, "bytes_of", counted)
 
