@@ -15,6 +15,7 @@ from archive_overlay.overlay import store
 from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
 from archive_overlay.overlay.locate import environment_file, find_overlay
 from archive_overlay.overlay.upper import read_changes
+from archive_overlay.system import signals
 from archive_overlay.system.flush import Never, ToDisk
 from archive_overlay.system.metadata import is_twin
 from archive_overlay.system.patience import Patience
@@ -103,37 +104,40 @@ def run(settings: Settings, log: Log) -> int:
     asked = dict(group_by_name(spec.annotations, log))
     if not asked:
         return 0
-    ledger = Ledger(asked, log)
-    this = Run(
-        settings=settings,
-        spec=spec,
-        bundle=state.bundle,
-        context=Context(id=state.id, timestamp=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())),
-        paths=Paths(settings.allowed),
-        policy=_policy(settings),
-        patience=Patience(),
-        flush=ToDisk() if settings.fsync else Never(),
-        ledger=ledger,
-        log=log,
-    )
-    keeper = _rescue_directory(settings, state.id, log)
-    hurry = False
-    ask_image = not settings.trust_image_annotations and store.is_of_store(state.bundle, spec.root)
-    # Until it is known what the image asks for, all may be the image's.
-    unkept = {*asked} if ask_image else set()
-    try:
-        refused = _what_images_ask_for(asked, this) if ask_image else {}
-        unkept = {name for name, refusal in refused.items() if not refusal.keep}
-        for fault in spec.faults:
-            ledger.complain(fault)
-        _archive_all(asked, refused, this)
-    except Interrupted as interruption:
-        ledger.give_up(str(interruption), unkept=unkept)
-        hurry = True
-        raise
-    finally:
-        rescue.settle(ledger, this.find, keeper, hurry=hurry)
-    return 0 if ledger.saved_all else 1
+    # From now on there is something to lose: a signal comes when it is known how that is rescued.
+    with signals.HeldOff() as held_off:
+        ledger = Ledger(asked, log)
+        this = Run(
+            settings=settings,
+            spec=spec,
+            bundle=state.bundle,
+            context=Context(id=state.id, timestamp=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())),
+            paths=Paths(settings.allowed),
+            policy=_policy(settings),
+            patience=Patience(),
+            flush=ToDisk() if settings.fsync else Never(),
+            ledger=ledger,
+            log=log,
+        )
+        keeper = _rescue_directory(settings, state.id, log)
+        hurry = False
+        ask_image = not settings.trust_image_annotations and store.is_of_store(state.bundle, spec.root)
+        # Until it is known what the image asks for, all may be the image's.
+        unkept = {*asked} if ask_image else set()
+        try:
+            held_off.let_in()
+            refused = _what_images_ask_for(asked, this) if ask_image else {}
+            unkept = {name for name, refusal in refused.items() if not refusal.keep}
+            for fault in spec.faults:
+                ledger.complain(fault)
+            _archive_all(asked, refused, this)
+        except Interrupted as interruption:
+            ledger.give_up(str(interruption), unkept=unkept)
+            hurry = True
+            raise
+        finally:
+            rescue.settle(ledger, this.find, keeper, hurry=hurry)
+        return 0 if ledger.saved_all else 1
 
 
 def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> None:

@@ -62,10 +62,15 @@ def ignore_end() -> None:
 
 
 class HeldOff:
-    """A context in which the program is not asked to end: that comes afterwards."""
+    """A context in which the program is not asked to end: that comes afterwards, or when it is let in."""
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> HeldOff:  # noqa: PYI034, Self is not in Python 3.9
         self._before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ENDING)
+        return self
 
     def __exit__(self, *exception: object) -> None:
+        self.let_in()
+
+    def let_in(self) -> None:
+        """Have the program asked to end from now on, and at once if it has been asked meanwhile."""
         _signal.pthread_sigmask(_signal.SIG_SETMASK, self._before)

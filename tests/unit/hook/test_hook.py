@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -124,3 +126,33 @@ def test_a_signal_while_an_error_is_logged_costs_no_failure_its_rescue(
 
     for name in ("first", "second"):
         assert (tmp_path / "rescue" / tmp_path.name / name / "made").is_dir()
+
+
+def test_a_signal_before_the_first_archive_costs_no_failure_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "upper" / "made").mkdir(parents=True)
+    mount = {"destination": "/data", "type": "overlay", "options": [f"upperdir={tmp_path / 'upper'}"]}
+    annotations = {f"{PREFIX}data.mount-point": "/data", f"{PREFIX}data.archive-to": str(tmp_path / "data")}
+    (tmp_path / "config.json").write_text(json.dumps({"mounts": [mount], "annotations": annotations}))
+    set_up = hook._rescue_directory
+
+    def set_up_and_be_asked_to_end(*arguments: Any) -> RescueDirectory | None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return set_up(*arguments)
+
+    def interrupt(number: int, _: object) -> None:
+        raise Interrupted(number)
+
+    monkeypatch.setattr(hook, "_rescue_directory", set_up_and_be_asked_to_end)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    kept = Kept()
+    try:
+        with pytest.raises(Interrupted):
+            hook.run(Settings(bundle=str(tmp_path), rescue_dir=str(tmp_path / "rescue")), Log("info", [kept]))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert [error.partition(":")[0] for error in kept.errors] == ["archive data"]
+    assert (tmp_path / "rescue" / tmp_path.name / "data" / "made").is_dir()
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
