@@ -21,13 +21,12 @@ _SET_PARENT_DEATH_SIGNAL = 1
 # EXDEV comes from an overlay that cannot exchange; where a name is given it is another file system's.
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
 
+# What a file system knows an inode by: the length of the data in bytes, their type, the data. It is an array, because a
+# ctypes.Structure imports three modules more on Python 3.14.
+_LONGEST_HANDLE = 128
+_Handle = ctypes.c_uint * (2 + _LONGEST_HANDLE // 4)
+
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _Handle(ctypes.Structure):
-    """What a file system knows an inode by; `bytes` is the length of the data."""
-
-    _fields_ = (("bytes", ctypes.c_uint), ("type", ctypes.c_int), ("data", ctypes.c_ubyte * 128))
 
 
 class CannotExchangeError(OSError):
@@ -77,11 +76,11 @@ def identity(name: str, directory: int) -> str:
         inode = os.lstat(name, dir_fd=directory).st_ino
     except FileNotFoundError:
         return ""
-    handle = _Handle(bytes=len(_Handle().data))
+    handle = _Handle(_LONGEST_HANDLE)
     mount = ctypes.c_int()
     if _libc.name_to_handle_at(directory, os.fsencode(name), ctypes.byref(handle), ctypes.byref(mount), 0):
         return f"{inode}."
-    return f"{inode}.{zlib.crc32(bytes(handle.data)[: handle.bytes]):08x}"
+    return f"{inode}.{zlib.crc32(bytes(handle)[8 : 8 + handle[0]]):08x}"
 
 
 def sync_file_system(fd: int) -> None:
