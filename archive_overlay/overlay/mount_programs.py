@@ -13,6 +13,7 @@ import os
 from archive_overlay.errors import ArchiveError
 from archive_overlay.overlay import dialect
 from archive_overlay.overlay.options import from_options
+from archive_overlay.system.mountinfo import MountTable
 from archive_overlay.system.open_flags import READ, READ_TOP_DIRECTORY
 from archive_overlay.system.record import Record
 
@@ -39,8 +40,11 @@ def overlay_at(mounted: MountedFilesystem, mount_program: str) -> OverlayMount |
 
     A process is believed if all of this holds:
 
-    - It runs as the hook's user, in the hook's user and PID namespace, and in the hook's mount namespace or in that of
-      a process that the hook descends from: podman runs hooks of containers with a user namespace in a copy of its own.
+    - It runs as the hook's user, in the hook's user and PID namespace, and its root directory is the hook's, by device and
+      inode: a container's is another one.
+    - It is in the hook's mount namespace; or the kernel says that it serves this mount; or, before Linux 6.18, its mount
+      namespace has this very file system at this mount point. podman runs hooks of containers with a user namespace in a
+      copy of the mount namespace in which it started the process.
     - Its executable is the file, by device and inode, that `mount_program` names here. If a package upgrade has
       replaced that file, it was started from that path.
     - It holds an open FUSE device. Where the kernel says whose connection that is (Linux 6.18), it is this mount's.
@@ -126,52 +130,22 @@ class _Program:
 
 
 class _Namespaces:
-    """The namespaces whose processes may be believed: those of the hook and, for mounts, of its ancestors."""
+    """The namespaces of the hook."""
 
     def __init__(self) -> None:
         self._own = {kind: os.stat(f"/proc/self/ns/{kind}") for kind in ("mnt", "user", "pid")}
-        self._ancestors: list[os.stat_result] | None = None
 
     def own_mounts(self, process: int) -> bool:
         """Say whether a process is in the hook's mount namespace."""
         return os.path.samestat(os.stat("ns/mnt", dir_fd=process), self._own["mnt"])
 
     def hold(self, process: int) -> bool:
-        """Say whether a process is in them."""
+        """Say whether a process is in those of users and of processes, and has the hook's root directory."""
         for kind in ("user", "pid"):
             if not os.path.samestat(os.stat(f"ns/{kind}", dir_fd=process), self._own[kind]):
                 return False
-        if not self.own_mounts(process):
-            if self._ancestors is None:
-                self._ancestors = list(_mount_namespaces_of_ancestors())
-            mounts = os.stat("ns/mnt", dir_fd=process)
-            if not any(os.path.samestat(mounts, each) for each in self._ancestors):
-                return False
-        # A process in a chroot means other files by the same paths.
+        # A process in a container, or in a chroot, means other files by the same paths.
         return os.path.samestat(os.stat("root", dir_fd=process), os.stat("/"))
-
-
-def _mount_namespaces_of_ancestors() -> list[os.stat_result]:
-    found = []
-    child, parent = os.getpid(), os.getppid()
-    while parent:
-        try:
-            namespace = os.stat(f"/proc/{parent}/ns/mnt")
-            # A process has another parent as soon as its own has ended, so this was not somebody with the same id.
-            if _parent(child) == parent:
-                found.append(namespace)
-        except OSError:
-            pass  # it is another user's: the engine's caller
-        try:
-            child, parent = parent, _parent(parent)
-        except OSError:
-            break
-    return found
-
-
-def _parent(pid: int) -> int:
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rpartition(b")")[2].split()[1])
 
 
 def _server(pid: int, mounted: MountedFilesystem, program: _Program, here: _Namespaces) -> _Server | None:
@@ -195,6 +169,8 @@ def _server(pid: int, mounted: MountedFilesystem, program: _Program, here: _Name
             return None
         lowers_are_here = True
         if not here.own_mounts(process):
+            if connection == _UNKNOWN and not _has_mount(process, mounted):
+                return None
             overlay = _overlay(options, mounted)
             if not _is_here(overlay.upper, process):
                 return None
@@ -255,6 +231,12 @@ def _is_here(path: str, process: int) -> bool:
         return os.path.samestat(os.stat(path), os.stat(f"root{path}", dir_fd=process))
     except FileNotFoundError:
         return False
+
+
+def _has_mount(process: int, mounted: MountedFilesystem) -> bool:
+    """Say whether a process's mount namespace has the same file system, by its number, at the same mount point."""
+    there = MountTable(_read("mountinfo", process).splitlines()).exactly_at(mounted.mount_point)
+    return there is not None and (there.device, there.root) == (mounted.device, mounted.root)
 
 
 def _is_fuse(mounted: MountedFilesystem) -> bool:

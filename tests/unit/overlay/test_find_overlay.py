@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from archive_overlay.errors import ArchiveError
+from archive_overlay.overlay import mount_programs
 from archive_overlay.overlay.dialect import FUSE_OVERLAYFS, NATIVE, NATIVE_USERXATTR
 from archive_overlay.overlay.locate import find_overlay
 from archive_overlay.overlay.mount import Mount
@@ -465,6 +466,20 @@ def test_nobody_in_another_namespace_serves_a_mount(
     program = serve("-o", f"upperdir={upper}", tmp_path / "merged", by=by)
     with pytest.raises(ArchiveError, match="not an overlay"):
         find(bind_mount(tmp_path / "merged"), program=program)
+
+
+def test_another_mount_namespace_counts_if_it_has_the_very_mount() -> None:
+    table = mountinfo.read()
+    proc = table.at("/proc")
+    assert proc
+    here = os.open("/proc/self", os.O_RDONLY)
+    try:
+        assert mount_programs._has_mount(here, proc)
+        assert not mount_programs._has_mount(here, proc.replace(device=proc.device + 1))
+        assert not mount_programs._has_mount(here, proc.replace(mount_point="/proc/self"))
+        assert not mount_programs._has_mount(here, proc.replace(root="/part"))
+    finally:
+        os.close(here)
 
 
 @pytest.mark.parametrize("only_real", [False, True], ids=["", "by a set-user-ID program"])
