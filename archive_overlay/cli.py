@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 if all that was asked for is saved, 1 if something is not, 128 plus the
-        signal's number after SIGTERM, SIGHUP or another signal that ends programs. A wrong command line ends the program with status 2.
+        signal's number after SIGTERM, SIGHUP or another signal that ends programs. A wrong command line ends the
+        program with status 2.
     """
     _keep_standard_descriptors()
     signals.hear_of_children()

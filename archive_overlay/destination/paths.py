@@ -1,8 +1,8 @@
 """Where archives and success markers may be, and how to get there.
 
-A path is resolved once (`system/resolve.py` says which links are followed), and judged. After that it is walked component by component by directory file
-descriptors, following no symbolic link: whoever changes it in between makes the request fail, and does
-not lead it elsewhere.
+A path is resolved once (`system/resolve.py` says which links are followed), and judged. After that it is walked
+component by component by directory file descriptors, following no symbolic link: whoever changes it in between
+makes the request fail, and does not lead it elsewhere.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from archive_overlay.errors import ArchiveError
 from archive_overlay.hook.annotations import split
 from archive_overlay.keys import KEYS, PREFIX
 from archive_overlay.overlay import images
-from archive_overlay.overlay.store import UnknownError
+from archive_overlay.overlay.store import UnknownError, after_space
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.images import Container
 
 _OPTION = "--trust-image-annotations"
-_JSON_SPACE = " \t\n\r"
 
 
 class Refusal(Record):
@@ -132,19 +131,13 @@ def _pairs(manifest: str) -> Iterator[tuple[str, str]]:
         while quote >= 0:
             key, end = scanstring(manifest, quote + 1)
             if key.startswith(PREFIX):
-                colon = _after_space(manifest, end)
-                value = _after_space(manifest, colon + 1)
+                colon = after_space(manifest, end)
+                value = after_space(manifest, colon + 1)
                 if manifest[colon] == ":" and manifest[value] == '"':
                     yield _as_go(key), _as_go(scanstring(manifest, value + 1)[0])
             quote = manifest.find('"', end)
     except Exception:  # SystemError among them: without `json`, scanstring has no words for what is wrong
         raise UnknownError("its manifest is not valid JSON") from None
-
-
-def _after_space(text: str, position: int) -> int:
-    while text[position] in _JSON_SPACE:
-        position += 1
-    return position
 
 
 def _as_go(text: str) -> str:

@@ -10,6 +10,7 @@ import posixpath
 
 from archive_overlay.errors import HookError
 from archive_overlay.overlay.mount import Mount
+from archive_overlay.overlay.store import JSON_SPACE, AsLoads
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeGuard
 
-_JSON_SPACE = " \t\n\r"
 _BY_HAND = "to try it by hand: archive_overlay --bundle DIR, with DIR holding a config.json"
 
 
@@ -171,23 +171,14 @@ def _root(root: object, bundle: str) -> str:
     return posixpath.normpath(os.path.join(os.path.abspath(bundle), path))
 
 
-class _Json:
-    """How JSON is read: as `json.loads` reads it."""
-
-    strict = True
-    object_hook = object_pairs_hook = parse_constant = None
-    parse_float = float
-    parse_int = int
-
-
 def _parse(text: bytes, origin: str) -> object:
     # Start-up imports only the scanner that `json` itself calls: the full module, with `re`, takes 7 ms to import, 30
     # times as long. It is loaded for unusual input.
     try:
         from _json import make_scanner
 
-        usual = text.decode().strip(_JSON_SPACE)
-        value, end = make_scanner(_Json)(usual, 0)  # type: ignore[arg-type]
+        usual = text.decode().strip(JSON_SPACE)
+        value, end = make_scanner(AsLoads)(usual, 0)  # type: ignore[arg-type]
         if end == len(usual):
             return value
     except Exception:

@@ -47,7 +47,7 @@ _LONGEST_LIST = 1 << 16
 # The longest list of containers that is read. A container takes about 1 KB.
 _LONGEST_RECORD = 1 << 26
 
-_JSON_SPACE = " \t\n\r"
+JSON_SPACE = " \t\n\r"
 
 
 class UnknownError(Exception):
@@ -237,17 +237,17 @@ def elements(path: str, *, owners: Collection[int] = ()) -> Iterator[dict[str, o
     # The scanner of `json`, without the rest: see `hook/runtime`.
     from _json import make_scanner
 
-    text = os.fsdecode(bytes_of(path, _LONGEST_RECORD, owners=owners)).strip(_JSON_SPACE)
+    text = os.fsdecode(bytes_of(path, _LONGEST_RECORD, owners=owners)).strip(JSON_SPACE)
     if text in ("null", "[]", "{}"):
         return
-    scan = make_scanner(_Json)  # type: ignore[arg-type]
+    scan = make_scanner(AsLoads)  # type: ignore[arg-type]
     position, separator = 0, "["
     try:
         while text[position] == separator:
-            value, position = scan(text, _after_space(text, position + 1))
+            value, position = scan(text, after_space(text, position + 1))
             if isinstance(value, dict):
                 yield value
-            position, separator = _after_space(text, position), ","
+            position, separator = after_space(text, position), ","
         if text[position] == "]" and position == len(text) - 1:
             return
     except Exception:  # SystemError among them: without `json` the scanner has no words for what is wrong
@@ -255,8 +255,8 @@ def elements(path: str, *, owners: Collection[int] = ()) -> Iterator[dict[str, o
     raise UnknownError(f"{path} is not valid JSON, or no list")
 
 
-class _Json:
-    """How JSON is read: as `json.loads` reads it."""
+class AsLoads:
+    """What the scanner of `json` has to be told to read JSON as `json.loads` does."""
 
     strict = True
     object_hook = object_pairs_hook = parse_constant = None
@@ -264,8 +264,13 @@ class _Json:
     parse_int = int
 
 
-def _after_space(text: str, position: int) -> int:
-    while text[position] in _JSON_SPACE:
+def after_space(text: str, position: int) -> int:
+    """Give the position of what comes next in JSON.
+
+    Raises:
+        IndexError: nothing comes.
+    """
+    while text[position] in JSON_SPACE:
         position += 1
     return position
 
