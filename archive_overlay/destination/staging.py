@@ -291,7 +291,7 @@ class Staging:
                 continue
             os.close(fd)
             if not self.mark:
-                _remove_empty(name, self.parent)  # nobody else does
+                remove_empty(name, self.parent)  # nobody else does
 
     def _remove_debris(self) -> None:
         for name in os.listdir(self.parent):
@@ -412,11 +412,17 @@ def _lock(fd: int) -> bool | None:
     return True
 
 
-def _remove_empty(name: str, directory: int) -> None:
+def remove_empty(name: str, directory: int) -> None:
+    """Remove a directory that was just made, unless it is gone or is something else by now.
+
+    Args:
+        name: the directory.
+        directory: file descriptor of the directory it is in.
+    """
     try:
         os.rmdir(name, dir_fd=directory)
     except OSError:
-        pass  # it is gone
+        pass
 
 
 def _is_at(fd: int, name: str, directory: int) -> bool:

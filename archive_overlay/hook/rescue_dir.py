@@ -18,7 +18,7 @@ import time
 
 from archive_overlay.destination.names import take_free_name
 from archive_overlay.destination.paths import Paths
-from archive_overlay.destination.staging import ARCHIVE, Staging, forget_inheritance
+from archive_overlay.destination.staging import ARCHIVE, Staging, forget_inheritance, remove_empty
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.log import escape
 from archive_overlay.methods import Target, copy
@@ -250,15 +250,8 @@ def _own_directory(name: str, directory: int) -> tuple[str, int]:
             raise
         os.close(fd)
         if made:
-            _remove_empty(numbered, directory)
+            remove_empty(numbered, directory)
     raise FileExistsError(errno.EEXIST, "all names that it could have are taken by others")
-
-
-def _remove_empty(name: str, directory: int) -> None:
-    try:
-        os.rmdir(name, dir_fd=directory)
-    except OSError:
-        pass  # it is something else by now
 
 
 def _is_own(directory: int) -> bool:
