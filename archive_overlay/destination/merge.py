@@ -1,7 +1,11 @@
-"""Laying one directory tree over another, each entry whole.
+"""One change set stacked on another, in place: each entry whole, at every moment.
 
-What the upper tree does not name stays. Everything was written before, so nothing but renaming is
-left to do: a full disk or a broken source is found out while the destination is still untouched.
+The newer one was written into staging before, so nothing but renaming is left to do: a full disk or a broken source is
+found out while the destination is still untouched. `overlay.compose.at_one_name` says what becomes of each name.
+
+The order keeps two promises. A directory's entries come before its own metadata, and a mark that hides what lies below is
+set before the directory is placed, and never taken from it: so nothing that was deleted shows at any moment. And whatever
+a killed run has left, composing the newer one with that comes to the same as before: so the next run goes on.
 """
 
 from __future__ import annotations
@@ -9,83 +13,239 @@ from __future__ import annotations
 import os
 import stat
 
+from archive_overlay.marks import TRUSTED_OPAQUE, USER_OPAQUE
+from archive_overlay.overlay import compose
 from archive_overlay.system import kernel, metadata
 from archive_overlay.system.open_flags import READ_DIRECTORY
+from archive_overlay.system.record import Record
 from archive_overlay.system.tree import Descent, remove
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
 
-def merge(name: str, directory: int, onto: str, onto_directory: int) -> None:
-    """Move the contents of one directory into another, and give it the first one's metadata.
+    class Marks(Protocol):
+        """How a tree says what is deleted, and which directories hide what lies below."""
+
+        def is_whiteout(self, status: os.stat_result) -> bool:
+            """Say whether an entry deletes its name.
+
+            Args:
+                status: of the entry itself.
+            """
+
+        def opaque(self, name: str, directory: int) -> tuple[str, ...]:
+            """Give the attributes by which a directory hides what lies below; none if it does not.
+
+            Args:
+                name: of the directory.
+                directory: file descriptor of the directory that it is in.
+
+            Raises:
+                OSError: they cannot be read.
+            """
+
+        def make_opaque(self, name: str, directory: int) -> None:
+            """Have a directory hide what lies below. See `opaque`."""
+
+
+# Beside the archive in the staging directory.
+_ASIDE = "aside"
+
+
+class OverlayMarks(Record):
+    """The native marks of overlays, those that overlays of ordinary users have among them.
+
+    Attributes:
+        attribute: the one that makes a directory opaque from now on.
+    """
+
+    attribute: str
+
+    def is_whiteout(self, status: os.stat_result) -> bool:
+        """See `Marks`."""
+        return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+    def opaque(self, name: str, directory: int) -> tuple[str, ...]:
+        """See `Marks`."""
+        path = f"/proc/self/fd/{directory}/{name}"
+        return tuple(
+            attribute
+            for attribute in os.listxattr(path, follow_symlinks=False)
+            if attribute in (TRUSTED_OPAQUE, USER_OPAQUE)
+            and os.getxattr(path, attribute, follow_symlinks=False) == b"y"
+        )
+
+    def make_opaque(self, name: str, directory: int) -> None:
+        """See `Marks`."""
+        os.setxattr(f"/proc/self/fd/{directory}/{name}", self.attribute, b"y", follow_symlinks=False)
+
+
+def merge(name: str, directory: int, onto: str, onto_directory: int, marks: Marks) -> bool:
+    """Stack the contents of one directory on another, and give that the first one's metadata.
 
     Args:
-        name: the directory whose contents are moved; what is replaced may be left in it.
-        directory: file descriptor of the directory it is in.
-        onto: the directory that they are moved into, on the same file system.
+        name: the newer one. What is replaced may be left in it, or beside it.
+        directory: file descriptor of the directory that it is in, the staging directory.
+        onto: the older one, on the same file system.
         onto_directory: file descriptor of the directory that one is in.
+        marks: what both have.
+
+    Returns:
+        Whether each name was replaced in one step. If not, names could not be exchanged here, and for a moment nothing
+        was at one of them.
 
     Raises:
-        OSError: an entry could not be moved; it and those that come later are as they were.
+        OSError: an entry could not be placed; it and those that come later are as they were.
     """
     source = Descent(os.open(name, READ_DIRECTORY, dir_fd=directory))
     try:
         target = Descent(os.open(onto, READ_DIRECTORY, dir_fd=onto_directory))
         try:
-            _merge(source, target)
+            return _Merge(source, target, directory, marks).run()
         finally:
             target.close()
     finally:
         source.close()
 
 
-def _merge(source: Descent, target: Descent) -> None:
-    # A directory's status is read first, as moving entries out of it changes its time, and given
-    # last, as moving entries into it does so too.
-    levels = [(_names(source), os.fstat(source.fd))]
-    while True:
-        names, status = levels[-1]
-        if names:
-            name = names.pop()
-            if _place(name, source.fd, target.fd):
-                source.enter(name)
-                target.enter(name)
-                levels.append((_names(source), os.fstat(source.fd)))
-            continue
-        levels.pop()
-        if not levels:
-            metadata.replace(target.fd, source.fd, status)
-            return
-        emptied = source.leave()
-        try:
-            filled = target.leave()
+class _Level:
+    """A directory that both have.
+
+    Attributes:
+        names: what is to come of the newer one, last first.
+        status: of the newer one, before moving entries out of it changed its time.
+        kept: attributes by which the older one hides what lies below.
+        covered: something hides what lies below, here or further up.
+    """
+
+    __slots__ = ("covered", "kept", "names", "status")
+
+    def __init__(self, source: int, kept: tuple[str, ...], *, covered: bool) -> None:
+        self.names = os.listdir(source)
+        self.names.sort(reverse=True)
+        self.status = os.fstat(source)
+        self.kept = kept
+        self.covered = covered or bool(kept)
+
+
+class _Merge:
+    def __init__(self, source: Descent, target: Descent, staging: int, marks: Marks) -> None:
+        self._source = source
+        self._target = target
+        self._staging = staging
+        self._marks = marks
+        self._in_one_step = True
+
+    def run(self) -> bool:
+        """Do it. See `merge`."""
+        source, target = self._source, self._target
+        top_opaque = self._marks.opaque(".", target.fd)
+        levels = [_Level(source.fd, top_opaque, covered=False)]
+        while True:
+            level = levels[-1]
+            if level.names:
+                name = level.names.pop()
+                if self._place(name, covered=level.covered):
+                    kept = self._marks.opaque(name, target.fd)
+                    source.enter(name)
+                    target.enter(name)
+                    levels.append(_Level(source.fd, kept, covered=level.covered))
+                continue
+            levels.pop()
+            if not levels:
+                metadata.replace(target.fd, source.fd, level.status, keep=level.kept)
+                return self._in_one_step
+            emptied = source.leave()
             try:
-                metadata.replace(filled, emptied, status)
+                filled = target.leave()
+                try:
+                    metadata.replace(filled, emptied, level.status, keep=level.kept)
+                finally:
+                    os.close(filled)
             finally:
-                os.close(filled)
-        finally:
-            os.close(emptied)
+                os.close(emptied)
 
-
-def _place(name: str, source: int, target: int) -> bool:
-    """Put an entry in its place, and say whether it is a directory that must be merged instead."""
-    is_directory = stat.S_ISDIR(os.lstat(name, dir_fd=source).st_mode)
-    try:
-        found = os.lstat(name, dir_fd=target)
-    except FileNotFoundError:
-        os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
-        return False
-    if is_directory != stat.S_ISDIR(found.st_mode):
+    def _place(self, name: str, *, covered: bool) -> bool:
+        """Put an entry in its place, and say whether it is a directory that must be merged instead."""
+        source, target = self._source.fd, self._target.fd
+        status = os.lstat(name, dir_fd=source)
         try:
-            kernel.exchange(name, source, name, target)
-        except kernel.CannotExchangeError:
-            remove(name, target)
+            found = os.lstat(name, dir_fd=target)
+        except FileNotFoundError:
+            found = None
+        older = compose.NOTHING if found is None else _kind(found)
+        newer = self._kind(name, status)
+        result = compose.at_one_name(older, newer, covered=covered)
+        if result is compose.MERGED:
+            return True
+        if result is compose.NOTHING:
+            os.unlink(name, dir_fd=source)
+            if found is not None:
+                os.rename(name, name, src_dir_fd=target, dst_dir_fd=source)
+            return False
+        if result is compose.NEWER_OPAQUE:
+            self._marks.make_opaque(name, source)
+        if newer is compose.PLAIN and (covered or result is compose.NEWER_OPAQUE):
+            self._remove_whiteouts(name)
+        # rename(2) replaces what is no directory, and nothing but that.
+        if found is None or not (stat.S_ISDIR(found.st_mode) or stat.S_ISDIR(status.st_mode)):
             os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+        else:
+            self._exchange(name)
         return False
-    if not is_directory:
-        os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
-    return is_directory
+
+    def _kind(self, name: str, status: os.stat_result) -> str:
+        if self._marks.is_whiteout(status):
+            return compose.DELETED
+        kind = _kind(status)
+        if kind is compose.PLAIN and self._marks.opaque(name, self._source.fd):
+            return compose.OPAQUE
+        return kind
+
+    def _exchange(self, name: str) -> None:
+        try:
+            kernel.exchange(name, self._source.fd, name, self._target.fd)
+        except kernel.CannotExchangeError:
+            self._in_one_step = False
+            remove(_ASIDE, self._staging)
+            os.rename(name, _ASIDE, src_dir_fd=self._target.fd, dst_dir_fd=self._staging)
+            os.rename(name, name, src_dir_fd=self._source.fd, dst_dir_fd=self._target.fd)
+
+    def _remove_whiteouts(self, name: str) -> None:
+        """Remove the whiteouts below a directory that is going to hide what lies below: listings would show them."""
+        descent = Descent(os.open(name, READ_DIRECTORY, dir_fd=self._source.fd))
+        try:
+            pending = [self._remove_whiteouts_here(descent.fd)]
+            while pending:
+                if pending[-1]:
+                    descent.enter(pending[-1].pop())
+                    pending.append(self._remove_whiteouts_here(descent.fd))
+                    continue
+                pending.pop()
+                if pending:
+                    os.close(descent.leave())
+        finally:
+            descent.close()
+
+    def _remove_whiteouts_here(self, directory: int) -> list[str]:
+        """Remove those in one directory; give the directories in it."""
+        directories = []
+        before = os.fstat(directory)
+        removed = False
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    directories.append(entry.name)
+                elif not entry.is_file(follow_symlinks=False) and self._marks.is_whiteout(
+                    entry.stat(follow_symlinks=False)
+                ):
+                    os.unlink(entry.name, dir_fd=directory)
+                    removed = True
+        if removed:
+            os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return directories
 
 
-def _names(descent: Descent) -> list[str]:
-    names = os.listdir(descent.fd)
-    names.sort(reverse=True)
-    return names
+def _kind(status: os.stat_result) -> str:
+    return compose.PLAIN if stat.S_ISDIR(status.st_mode) else compose.OTHER

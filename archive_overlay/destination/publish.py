@@ -52,7 +52,7 @@ class Destination(Record):
 
         Args:
             staging: has the archive. What it replaced may be in there afterwards.
-            result: of the method that wrote it; files and directories say all by themselves.
+            result: of the method that wrote it: of a directory, the attribute that makes directories in it opaque.
 
         Returns:
             What was done, for the summary: nothing to add.
@@ -64,7 +64,7 @@ class Destination(Record):
         flush = staging.flush
         try:
             _flush_archive(staging, self, flush)
-            _place(staging, self)
+            _place(staging, self, str(result))
             if self.if_exists == "merge" or self.mount_point:
                 flush.file_system(staging.parent)  # many directories may have new entries
             else:
@@ -125,22 +125,22 @@ def _flush_archive(staging: Staging, destination: Destination, flush: Flush) -> 
         os.close(fd)
 
 
-def _place(staging: Staging, destination: Destination) -> None:
+def _place(staging: Staging, destination: Destination, opaque: str) -> None:
     if destination.mount_point:
-        merge.merge(ARCHIVE, staging.directory, ".", staging.parent)
+        _merge(staging, ".", destination, opaque)
         staging.keep_times()
         return
     # Another run may publish to the same destination at the same time: then look again.
     for _ in range(_ATTEMPTS):
         try:
-            _place_once(staging, destination)
+            _place_once(staging, destination, opaque)
             return
         except (FileExistsError, FileNotFoundError):
             continue
     raise ArchiveError(f"archive-to {destination.path} is being changed by others all the time")
 
 
-def _place_once(staging: Staging, destination: Destination) -> None:
+def _place_once(staging: Staging, destination: Destination, opaque: str) -> None:
     found = _status(staging.name, staging.parent)
     if found is not None and stat.S_ISDIR(found.st_mode) and _remove_if_empty(staging):
         found = None
@@ -153,13 +153,23 @@ def _place_once(staging: Staging, destination: Destination) -> None:
     elif destination.if_exists == "fail":
         raise ArchiveError(f"archive-to {destination.path} exists", hint=_TAKEN_HINT)
     elif destination.if_exists == "merge":
-        merge.merge(ARCHIVE, staging.directory, staging.name, staging.parent)
+        _merge(staging, staging.name, destination, opaque)
     elif destination.if_exists == "backup":
         _back_up_and_place(staging, found)
     elif destination.makes == "directory":
         _exchange(staging)
     else:
         os.rename(ARCHIVE, staging.name, src_dir_fd=staging.directory, dst_dir_fd=staging.parent)
+
+
+def _merge(staging: Staging, onto: str, destination: Destination, opaque: str) -> None:
+    if not merge.merge(
+        ARCHIVE, staging.directory, onto, staging.parent, merge.OverlayMarks(attribute=opaque)
+    ):
+        staging.log.warning(
+            f"archive-to {destination.path}: what changed its type was replaced in two steps, because names cannot be"
+            " exchanged on this file system"
+        )
 
 
 def _back_up_and_place(staging: Staging, old: os.stat_result) -> None:

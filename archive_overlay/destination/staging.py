@@ -69,6 +69,7 @@ class Staging:
         parent: file descriptor of the directory that the destination is in.
         directory: file descriptor of the staging directory.
         flush: when something counts as written.
+        log: takes warnings.
         mark: the attribute that tells it from what others made; "" where it cannot be set.
 
     Raises:
@@ -98,7 +99,7 @@ class Staging:
         self._taken: tuple[int, str, int] | None = None
         self._paths = paths
         self.flush = flush
-        self._log = log
+        self.log = log
 
     def __enter__(self) -> Staging:  # noqa: PYI034, Self is not in Python 3.9
         try:
@@ -184,7 +185,7 @@ class Staging:
             # Where there is one, it may name somebody who has no id in this user namespace. Network file systems and
             # FUSE programs have errors of their own.
             if error.errno not in _NOT_THERE:
-                self._log.warning(
+                self.log.warning(
                     f"{self.path} is for its owner alone: the default ACL of {self._parent_path} cannot be used:"
                     f" {error.strerror}"
                 )
@@ -307,7 +308,7 @@ class Staging:
                 if not names.is_marked(fd):
                     self._unmarked.append(name)
                 elif _lock(fd) and _is_at(fd, name, self.parent):
-                    self._log.debug(f"removing {name} in {self._parent_path}, left by a run that was killed")
+                    self.log.debug(f"removing {name} in {self._parent_path}, left by a run that was killed")
                     self._recall_of_dead(fd)
                     self._remove(name, fd)
             except OSError as error:
@@ -320,7 +321,7 @@ class Staging:
         left = [name for name in self._unmarked if self._is_unlocked(name)]
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            self._log.warning(
+            self.log.warning(
                 f"{os.path.join(self._parent_path, min(left))}{more} may be what a killed run left, or somebody"
                 " else's: it has no mark of this program, so it stays; look into it, and remove it yourself"
             )
@@ -347,7 +348,7 @@ class Staging:
             pass
 
     def _warn(self, name: str, error: OSError) -> None:
-        self._log.warning(
+        self.log.warning(
             f"cannot remove the staging directory {os.path.join(self._parent_path, name)}: {error.strerror};"
             " the next run to the same destination tries again"
         )

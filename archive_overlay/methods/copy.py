@@ -73,9 +73,14 @@ def destination(request: Request, *, upper: str, paths: Paths, patience: Patienc
     )
 
 
-def write(changes: Iterator[Change], target: Target, log: Log) -> None:
-    """Write the changes as a directory. See `methods.Writer`."""
+def write(changes: Iterator[Change], target: Target, log: Log) -> str:
+    """Write the changes as a directory. See `methods.Writer`.
+
+    Returns:
+        The attribute that makes directories in it opaque.
+    """
     write_beside(changes, lambda stream: _write(stream, target), jobs=target.jobs)
+    return target.overlay.dialect.opaque_attribute
 
 
 def _write(changes: Iterator[Change], target: Target) -> None:

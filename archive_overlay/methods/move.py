@@ -52,7 +52,7 @@ def destination(request: Request, *, upper: str, paths: Paths, patience: Patienc
     return copy.destination(request, upper=upper, paths=paths, patience=patience, log=log)
 
 
-def write(changes: Iterator[Change], target: Target, log: Log) -> None:
+def write(changes: Iterator[Change], target: Target, log: Log) -> str:
     """Rename the upperdir, or else write the changes as `copy` does. See `methods.Writer`."""
     overlay = target.overlay
     reason = _obstacle(overlay, may_rename=target.may_rename)
@@ -61,13 +61,13 @@ def write(changes: Iterator[Change], target: Target, log: Log) -> None:
     if not reason:
         try:
             _take(overlay.upper, target)
-            return
+            return overlay.dialect.opaque_attribute
         except OSError as error:
             if error.errno != errno.EXDEV:
                 fail(f"cannot move the upperdir {overlay.upper}", error)
             reason = "it is on another file system"
     log.info(f"the upperdir {overlay.upper} is copied, not moved: {reason}")
-    copy.write(changes, target, log)
+    return copy.write(changes, target, log)
 
 
 def _obstacle(overlay: OverlayMount, *, may_rename: bool) -> str:

@@ -80,9 +80,12 @@ def read_changes(
     Raises:
         ArchiveError: something cannot be read, vanished, or does not stand on its own, or there is too much.
     """
-    reader = _Reader(overlay, log, deletions_first, max_entries)
+    reader = UpperReader(overlay, log, deletions_first=deletions_first, max_entries=max_entries)
     try:
-        yield from reader.read()
+        while reader.ahead() is not None:
+            change = reader.take()
+            if change is not None:
+                yield change
     finally:
         reader.close()
 
@@ -111,11 +114,23 @@ class _Level:
         self.kinds: dict[str, int] = {}  # of what is no regular file
 
 
-class _Reader:
-    """The walk: one position, and what must be remembered on the way."""
+class UpperReader:
+    """An upperdir that is being read, as a `compose.Source`: one position, and what must be remembered on the way.
+
+    Args:
+        overlay, log, deletions_first, max_entries: see `read_changes`.
+
+    Raises:
+        ArchiveError: by `ahead`, `take` and `skip` too: see `read_changes`.
+    """
 
     def __init__(
-        self, overlay: OverlayMount, log: Log, deletions_first: bool, max_entries: int | None
+        self,
+        overlay: OverlayMount,
+        log: Log,
+        *,
+        deletions_first: bool = False,
+        max_entries: int | None = None,
     ) -> None:
         self._upper = overlay.upper
         self._dialect: Dialect = overlay.dialect
@@ -134,56 +149,81 @@ class _Reader:
         except OSError as error:
             fail(f"cannot read the upperdir {overlay.upper}", error)
         self._descent = tree.Descent(top)
+        self._begun = False
         self._levels: list[_Level] = []
         self._only_below = 0  # how many of the levels, the last ones, have no directory in the upperdir
 
     def close(self) -> None:
-        self._close_file()
-        if self._attributes_of >= 0:
-            self._close_attributes()
+        """Close all that is open, and say how many warnings were not written."""
+        self._let_go()
         self._descent.close()
         self._lowers.close()
         self._warnings.finish()
 
-    def read(self) -> Generator[Change, None, None]:
-        level: _Level | None = None
-        name = ""
+    def ahead(self) -> tuple[int, str] | None:
+        """See `compose.Source`."""
+        if not self._begun:
+            return -1, ""
         levels = self._levels
+        while levels:
+            names = levels[-1].names
+            if names:
+                return len(levels) - 1, names[-1]
+            try:
+                self._leave()
+            except OSError as error:
+                fail(f"cannot read {self._shown(levels[-1] if levels else None, '')}", error)
+        return None
+
+    def is_directory(self) -> bool:
+        """See `compose.Source`."""
+        if not self._begun:
+            return True
+        level = self._levels[-1]
+        kind = level.kinds.get(level.names[-1])
+        if kind != _BELOW:
+            return kind == _DIRECTORY
+        places = self._lowers.find(level.node, level.names[-1]).places
+        return bool(places) and places[0].is_directory
+
+    def skip(self) -> None:
+        """See `compose.Source`."""
+        self._levels[-1].names.pop()
+
+    def take(self) -> Change | None:
+        """See `compose.Source`."""
+        self._let_go()
+        if not self._begun:
+            self._begun = True
+            try:
+                return self._upper_directory("", None)
+            except OSError as error:
+                fail(f"cannot read {self._upper}", error)
+        level = self._levels[-1]
+        name = level.names.pop()
         try:
-            yield self._upper_directory("", None)
-            while levels:
-                if self._attributes_of >= 0:
-                    self._close_attributes()
-                level = levels[-1]
-                if not level.names:
-                    name = ""
-                    self._leave()
-                    continue
-                name = level.names.pop()
-                kind = level.kinds.get(name)
-                if kind is None:
-                    yield self._upper_file(level, name)
-                    self._close_file()
-                elif kind == _MARKED:
-                    if not (level.opaque or level.complete):
-                        yield self._whiteout(level, name)
-                elif kind == _DIRECTORY:
-                    self._descent.enter(name)
-                    yield self._upper_directory(name, level)
-                elif kind == _OTHER:
-                    change = self._other(level, name)
-                    # An opaque directory needs no whiteouts, and those in it would show up in listings.
-                    if not (change.kind is WHITEOUT and (level.opaque or level.complete)):
-                        yield change
-                else:
-                    below = self._from_below(level, name)
-                    if below is not None:
-                        if self._lower_owners:
-                            self._lower_owners.apply(below)
-                        yield below
-                        self._close_file()
+            return self._entry(level, name)
         except OSError as error:
             fail(f"cannot read {self._shown(level, name)}", error)
+
+    def _entry(self, level: _Level, name: str) -> Change | None:
+        kind = level.kinds.get(name)
+        if kind is None:
+            return self._upper_file(level, name)
+        if kind == _DIRECTORY:
+            self._descent.enter(name)
+            return self._upper_directory(name, level)
+        hides = level.opaque or level.complete
+        if kind == _MARKED:
+            return None if hides else self._whiteout(level, name)
+        if kind == _OTHER:
+            change = self._other(level, name)
+            # An opaque directory needs no whiteouts, and those in it would show up in listings.
+            return None if hides and change.kind is WHITEOUT else change
+        below = self._from_below(level, name)
+        if below is not None and self._lower_owners:
+            self._lower_owners.apply(below)
+        return below
 
     def _leave(self) -> None:
         self._levels.pop().path.forget()
@@ -373,15 +413,18 @@ class _Reader:
         self._only_below += 1
         return Change(DIRECTORY, parent.path, name, os.fstat(fd), attributes)
 
+    def _let_go(self) -> None:
+        """Close what the last change needed."""
+        if self._file >= 0:
+            self._close_file()
+        if self._attributes_of >= 0:
+            fd, self._attributes_of = self._attributes_of, -1
+            os.close(fd)
+
     def _close_file(self) -> None:
         # Not there any more before it is closed: a signal in between must not have it closed twice.
         file, self._file = self._file, -1
-        if file >= 0:
-            os.close(file)
-
-    def _close_attributes(self) -> None:
-        fd, self._attributes_of = self._attributes_of, -1
-        os.close(fd)
+        os.close(file)
 
     def _first_name(self, level: _Level, name: str, status: os.stat_result) -> tuple[int, TreePath | None]:
         """Give a number to a file with several names, and the path under which it came before, if it did."""

@@ -94,7 +94,7 @@ def give_attributes(file: int | str, entry: Entry, attributes: Attributes) -> No
             )
 
 
-def replace(directory: int, other: int, status: os.stat_result) -> None:
+def replace(directory: int, other: int, status: os.stat_result, *, keep: Iterable[str] = ()) -> None:
     """Make an open directory's owner, attributes, mode and times those of another.
 
     Args:
@@ -102,12 +102,14 @@ def replace(directory: int, other: int, status: os.stat_result) -> None:
             label.
         other: file descriptor of the one that has the attributes. There may be many, so they are read one by one.
         status: of the other one. It has the owner, mode and times, which may have changed since.
+        keep: further attributes that are neither removed nor given.
 
     Raises:
         OSError: something cannot be read or given.
     """
-    attributes = [name for name in os.listxattr(other) if name != SELINUX_LABEL]
-    kept = {SELINUX_LABEL, *attributes}
+    untouched = {SELINUX_LABEL, *keep}
+    attributes = [name for name in os.listxattr(other) if name not in untouched]
+    kept = {*untouched, *attributes}
     now = os.fstat(directory)
     if (now.st_uid, now.st_gid) != (status.st_uid, status.st_gid):
         os.chown(directory, status.st_uid, status.st_gid)

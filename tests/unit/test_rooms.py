@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "settings": {"system"},
     "overlay": BASICS | {"marks"},
     "tar": BASICS | {"marks", "overlay.change"},
-    "destination": BASICS | {"marks", "overlay.change"},
+    "destination": BASICS | {"marks", "overlay.compose"},
     "layout": BASICS | {"destination", "keys", "marks", "tar"},
     "history": BASICS | {"destination", "layout", "marks", "overlay.change", "tar"},
     "methods": BASICS | {"destination", "layout", "marks", "overlay", "tar"},

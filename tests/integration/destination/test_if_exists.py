@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -247,7 +248,7 @@ def obstacles(archive: Path, victim: Path) -> None:
 
 
 @copy_only
-def test_a_merge_lays_each_entry_whole_over_what_is_there(any_saver: Saver) -> None:
+def test_a_merge_stacks_each_entry_whole_on_what_is_there(any_saver: Saver) -> None:
     saver = any_saver
     saver.overlay.layer(below)
     saver.overlay.change(layered)
@@ -266,6 +267,11 @@ def test_a_merge_lays_each_entry_whole_over_what_is_there(any_saver: Saver) -> N
     )
     merged = saver.overlay.inside(lambda: trees.view(saver.archive))
     named = {path: merged.entries[path] for path in left.entries}
+    # A file or a link hid what lies below, and so does the directory that takes its place.
+    opaque = (("trusted.overlay.opaque", b"y"),)
+    for name in (b"directory on file", b"directory on symlink"):
+        assert named[name].attributes == opaque
+        named[name] = replace(named[name], attributes=())
     expect_equal(left, trees.View(named, merged.links))
     assert merged.entries.keys() - left.entries.keys() == {
         b"directory on directory/old",

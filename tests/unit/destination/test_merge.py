@@ -13,6 +13,7 @@ from archive_overlay.destination import merge
 from archive_overlay.system import kernel
 from tests.support.flushing import open_files
 
+MARKS = merge.OverlayMarks(attribute="user.overlay.opaque")
 TIME = 1_000_000_000 * 10**9
 
 
@@ -51,7 +52,7 @@ class Trees:
     def merge(self) -> None:
         fd = os.open(self.top, os.O_RDONLY)
         try:
-            merge.merge("new", fd, "old", fd)
+            merge.merge("new", fd, "old", fd, MARKS)
         finally:
             os.close(fd)
 
@@ -146,7 +147,7 @@ def test_a_tree_that_is_missing_is_an_error_and_leaves_nothing_open(trees: Trees
 def test_metadata_that_cannot_be_given_leave_nothing_open(
     trees: Trees, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def replace(*_: object) -> None:
+    def replace(*_: object, **__: object) -> None:
         raise OSError(errno.ENOTSUP, "no attributes here")
 
     monkeypatch.setattr("archive_overlay.system.metadata.replace", replace)
@@ -155,3 +156,144 @@ def test_metadata_that_cannot_be_given_leave_nothing_open(
         trees.merge()
 
     assert open_files(trees.top) == []
+
+
+class Stacks:
+    """An archive and the change set that is merged into it, with the kernel's marks of ordinary users.
+
+    A 0:0 device stands for a whiteout, and the attribute makes a directory opaque.
+    """
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self.older = top / "older"
+        self.newer = top / "newer"
+        self.older.mkdir()
+        self.newer.mkdir()
+
+    def whiteout(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.mknod(path, stat.S_IFCHR)
+
+    def opaque(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        os.setxattr(path, MARKS.attribute, b"y")
+
+    def file(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def merge(self) -> bool:
+        fd = os.open(self.top, os.O_RDONLY)
+        try:
+            return merge.merge("newer", fd, "older", fd, MARKS)
+        finally:
+            os.close(fd)
+
+    def result(self) -> list[str]:
+        """Give all that is there, in the words of composition."""
+        found = []
+        for path in sorted(self.older.rglob("*")):
+            name = str(path.relative_to(self.older))
+            status = path.lstat()
+            if MARKS.is_whiteout(status):
+                name = f"deleted {name}"
+            elif stat.S_ISDIR(status.st_mode):
+                opaque = MARKS.attribute in os.listxattr(path)
+                name = f"{'opaque' if opaque else 'plain'} {name}"
+            found.append(name)
+        return found
+
+
+@pytest.fixture
+def stacks(tmp_path: Path) -> Stacks:
+    return Stacks(tmp_path)
+
+
+def test_a_directory_on_a_whiteout_is_opaque(stacks: Stacks) -> None:
+    stacks.whiteout(stacks.older / "d")
+    stacks.file(stacks.newer / "d" / "b")
+
+    assert stacks.merge()
+
+    assert stacks.result() == ["opaque d", "d/b"]
+
+
+def test_an_opaque_directory_stays_opaque(stacks: Stacks) -> None:
+    stacks.opaque(stacks.older / "d")
+    stacks.file(stacks.older / "d" / "a")
+    stacks.file(stacks.newer / "d" / "b")
+
+    assert stacks.merge()
+
+    assert stacks.result() == ["opaque d", "d/a", "d/b"]
+
+
+def test_an_opaque_directory_hides_what_the_older_one_has_in_it(stacks: Stacks) -> None:
+    stacks.file(stacks.older / "d" / "inner" / "a")
+    stacks.opaque(stacks.newer / "d")
+    stacks.file(stacks.newer / "d" / "b")
+
+    assert stacks.merge()
+
+    assert stacks.result() == ["opaque d", "d/b"]
+
+
+def test_whiteouts_stay_where_the_newer_one_says_nothing(stacks: Stacks) -> None:
+    stacks.whiteout(stacks.older / "a")
+    stacks.whiteout(stacks.older / "d" / "a")
+    stacks.file(stacks.newer / "d" / "b")
+
+    assert stacks.merge()
+
+    assert stacks.result() == ["deleted a", "plain d", "deleted d/a", "d/b"]
+
+
+@pytest.mark.parametrize("deep", ["", "inner/"])
+def test_nothing_is_deleted_twice_below_an_opaque_directory(stacks: Stacks, deep: str) -> None:
+    stacks.opaque(stacks.older / "d")
+    stacks.file(stacks.older / f"d/{deep}file")
+    stacks.file(stacks.older / f"d/{deep}directory" / "file")
+    for name in ("file", "directory", "never there"):
+        stacks.whiteout(stacks.newer / f"d/{deep}{name}")
+
+    assert stacks.merge()
+
+    assert stacks.result() == ["opaque d", *(["plain d/inner"] if deep else [])]
+
+
+def test_what_becomes_opaque_or_is_covered_keeps_no_whiteouts(stacks: Stacks) -> None:
+    stacks.whiteout(stacks.older / "a")
+    stacks.opaque(stacks.older / "b")
+    for name in ("a", "b/new"):
+        stacks.file(stacks.newer / name / "deep" / "file")
+        stacks.whiteout(stacks.newer / name / "gone")
+        stacks.whiteout(stacks.newer / name / "deep" / "gone")
+        os.utime(stacks.newer / name / "deep", ns=(TIME, TIME))
+
+    assert stacks.merge()
+
+    assert stacks.result() == [
+        *("opaque a", "plain a/deep", "a/deep/file"),
+        *("opaque b", "plain b/new", "plain b/new/deep", "b/new/deep/file"),
+    ]
+    for name in ("a", "b/new"):
+        assert (stacks.older / name / "deep").stat().st_mtime_ns == TIME
+
+
+def test_where_names_cannot_be_exchanged_two_steps_do_the_same(
+    stacks: Stacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise kernel.CannotExchangeError
+
+    monkeypatch.setattr("archive_overlay.system.kernel.exchange", refuse)
+    for name in ("a", "b"):
+        stacks.whiteout(stacks.older / name)
+        stacks.file(stacks.newer / name / "file")
+    stacks.file(stacks.older / "c" / "file")
+    stacks.whiteout(stacks.newer / "c")
+
+    assert not stacks.merge()
+
+    assert stacks.result() == ["opaque a", "a/file", "opaque b", "b/file", "deleted c"]
