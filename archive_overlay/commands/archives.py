@@ -1,0 +1,274 @@
+"""A change set that is stored somewhere, opened by its name on a command line, whatever form it is stored in."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import contextmanager
+
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.history.revisions import looks_like_layout, open_revision
+from archive_overlay.log import Log
+from archive_overlay.marks import (
+    FUSE_OPAQUE,
+    FUSE_SECURITY,
+    FUSE_USER,
+    TRUSTED,
+    TRUSTED_OPAQUE,
+    USER,
+    USER_OPAQUE,
+)
+from archive_overlay.overlay import dialect, upper
+from archive_overlay.overlay.mount import OverlayMount
+from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
+from archive_overlay.system.tree import Descent
+from archive_overlay.tar import changes
+from archive_overlay.tar.decompress import Reader
+from archive_overlay.tar.reader import TarReader
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+    from contextlib import AbstractContextManager
+    from typing import Callable
+
+    from archive_overlay.overlay.change import Change
+    from archive_overlay.overlay.dialect import Dialect
+
+# The kinds of archives, by the names that `--as` has for them.
+LAYOUT = "layout"
+DIRECTORY = "directory"
+TAR = "tar"
+
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+
+_OPAQUE_ATTRIBUTES = {
+    "trusted": (TRUSTED_OPAQUE,),
+    "user": (USER_OPAQUE,),
+    "fuse": (TRUSTED_OPAQUE, FUSE_OPAQUE),
+    "oci": (),
+}
+
+
+class Tar:
+    """A tar, or a layer of an image: each is read as a tar, and may be read several times.
+
+    Attributes:
+        kind: `TAR` or `LAYOUT`.
+        form: the marks that count in it.
+        open: gives a context manager, and that a `TarReader` at the start of the tar. What fails in it is an
+            `ArchiveError` that names the archive. At the end of it the rest is read and verified, so nothing may be
+            believed of what was read before that.
+    """
+
+    def __init__(
+        self, kind: str, form: changes.Form, opener: Callable[[], AbstractContextManager[TarReader]]
+    ) -> None:
+        self.kind = kind
+        self.form = form
+        self.open = opener
+
+    def changes(self) -> Iterator[Change]:
+        """Give what it holds, without data and attributes (see `changes.read_changes`).
+
+        It is read twice: nothing is given of one that is damaged.
+
+        Raises:
+            ArchiveError: it is damaged, or cannot be read.
+        """
+        with self.open() as tar:
+            marks = changes.read_marks(tar, self.form)
+        with self.open() as tar:
+            yield from changes.read_changes(tar, self.form, marks)
+
+
+class Directory:
+    """An upperdir, or an archive that is a directory.
+
+    Attributes:
+        kind: `DIRECTORY`.
+        overlay: to be read by `overlay.upper.read_changes`. It has no lower layers.
+    """
+
+    kind = DIRECTORY
+
+    def __init__(self, overlay: OverlayMount) -> None:
+        self.overlay = overlay
+
+    def changes(self) -> Iterator[Change]:
+        """Give what it holds, with data and attributes, which are valid until the next change is taken.
+
+        Raises:
+            ArchiveError: it cannot be read.
+        """
+        stream = upper.read_changes(self.overlay, Log("panic", []))
+        try:
+            yield from stream
+        finally:
+            stream.close()
+
+
+@contextmanager
+def open_archive(
+    what: str, *, kind: str | None = None, marks: str | None = None
+) -> Generator[Tar | Directory, None, None]:
+    """Open whatever it is.
+
+    Args:
+        what: path of a tar or directory, or LAYOUT:TAG@N.
+        kind: `LAYOUT`, `DIRECTORY` or `TAR`; None: seen from what is there, where that is no guess.
+        marks: the marks to believe, "trusted", "user", "fuse" or "oci"; None: those of the archive's form.
+
+    Raises:
+        ArchiveError: there is no such archive, it may be one kind or another, or it cannot be read.
+    """
+    kind = kind or _kind(what, marks)
+    if kind == LAYOUT:
+        image, revision = open_revision(what)
+        with image:
+            yield Tar(kind, _form(marks or "oci"), lambda: image.layer(revision))
+    elif kind == DIRECTORY:
+        path = os.path.abspath(what)
+        yield Directory(OverlayMount(upper=path, lowers=(), dialect=_dialect(marks or _guess_marks(path))))
+    else:
+        with _opened_file(what) as fd:
+            yield Tar(kind, _form(marks), lambda: _opened_tar(what, fd))
+
+
+def _kind(what: str, marks: str | None) -> str:
+    """Say what it is, as far as that is settled by what no container can have made.
+
+    Raises:
+        ArchiveError: it may be one thing or another, or is neither.
+    """
+    layout, colon, _ = what.rpartition(":")
+    names_image = bool(colon) and "/" not in what[len(layout) :]
+    try:
+        status = os.stat(what)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not names_image:
+            fail(f"cannot read {what}", error)
+        return LAYOUT
+    except (OSError, ValueError) as error:
+        raise ArchiveError(f"cannot read {what}: {error}") from error
+    kinds = {stat.S_IFREG: TAR, stat.S_IFDIR: DIRECTORY}
+    kind = kinds.get(stat.S_IFMT(status.st_mode))
+    if kind is None:
+        raise ArchiveError(f"{what} is neither a directory nor a regular file")
+    hint = f"say which: --as layout {what}, or --as {kind} {what}"
+    if names_image and looks_like_layout(layout):
+        raise ArchiveError(f"{what} is there, and an image of {layout} may have that name too", hint=hint)
+    # What is in a directory archive or an upperdir, a container made: files with the names of a layout's among it.
+    if kind == DIRECTORY and marks is None and looks_like_layout(what):
+        raise ArchiveError(
+            f"{what} may be an image layout, or a directory that a container made look like one", hint=hint
+        )
+    return kind
+
+
+@contextmanager
+def _opened_file(path: str) -> Generator[int, None, None]:
+    try:
+        fd = os.open(path, _READ)
+    except (OSError, ValueError) as error:
+        raise ArchiveError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ArchiveError(f"cannot read {path}: it is not a regular file")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _opened_tar(path: str, fd: int) -> Generator[TarReader, None, None]:
+    """Give the tar that a file is, from its start; in the end, see that the rest is what was compressed."""
+    try:
+        os.lseek(fd, 0, os.SEEK_SET)
+        reader = Reader(os.dup(fd))
+        try:
+            yield TarReader(reader)
+            reader.finish()
+        finally:
+            reader.close()
+    except OSError as error:
+        fail(f"cannot read {path}", error)
+    except ArchiveError as error:
+        raise ArchiveError(f"cannot read {path}: {error.message}", hint=error.hint) from error
+
+
+def _form(marks: str | None) -> changes.Form:
+    """Give the marks to believe in a tar; all, if it is not known who made it."""
+    if marks == "oci":
+        return changes.LAYER
+    return changes.Form(
+        whiteout_files=marks is None,
+        whiteout_devices=True,
+        opaque_attributes=_OPAQUE_ATTRIBUTES[marks] if marks else (TRUSTED_OPAQUE, USER_OPAQUE),
+    )
+
+
+def _dialect(marks: str) -> Dialect:
+    """Give the marks to believe.
+
+    There are no lower layers, so nothing is looked up there; and nothing is going to be written, so no other
+    mark must be left out.
+    """
+    attributes = _OPAQUE_ATTRIBUTES[marks]
+    return dialect.Dialect(
+        name=marks,
+        namespaces=attributes,
+        opaque_attributes=attributes,
+        opaque_attribute="",
+        whiteout_files=marks in ("fuse", "oci"),
+        escapes=False,
+        redirects=dialect.IGNORED,
+    )
+
+
+def _guess_marks(path: str) -> str:
+    """Say whose marks a directory has, by those that only one kind of overlay makes.
+
+    The kernel's own bookkeeping settles it, because no container can write it. What is left could be
+    made by a container that wants to be misread.
+    """
+    found: set[str] = set()
+    try:
+        descent = Descent(os.open(path, READ_TOP_DIRECTORY))
+        try:
+            pending = [_marks_here(descent.fd, found)]
+            while pending and "kernel" not in found:
+                if pending[-1]:
+                    descent.enter(pending[-1].pop())
+                    pending.append(_marks_here(descent.fd, found))
+                else:
+                    pending.pop()
+                    if pending:
+                        os.close(descent.leave())
+        finally:
+            descent.close()
+    except OSError as error:
+        fail(f"cannot read {path}", error)
+    for marks in ("kernel", "fuse", "trusted", "user"):
+        if marks in found:
+            return "trusted" if marks == "kernel" else marks
+    return "trusted" if os.geteuid() == 0 else "user"
+
+
+def _marks_here(directory: int, found: set[str]) -> list[str]:
+    """Add the marks of a directory to those that were found; give the directories in it."""
+    for name in os.listxattr(directory):
+        if name.startswith(TRUSTED):
+            found.add("trusted" if name == TRUSTED_OPAQUE else "kernel")
+        elif name.startswith((FUSE_USER, FUSE_SECURITY)):
+            found.add("fuse")
+        elif name.startswith(USER):
+            found.add("user")
+    with os.scandir(directory) as entries:
+        names = []
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                names.append(entry.name)
+            elif entry.name in dialect.OPAQUE_MARKERS:
+                found.add("fuse")
+    return names
