@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from archive_overlay import methods
 from archive_overlay.errors import ArchiveError
@@ -30,7 +31,7 @@ class Context(Record):
 
     Attributes:
         id: the container's.
-        timestamp: when it stopped, in UTC: 20261121T205533Z.
+        timestamp: when it stopped; see `timestamp`.
     """
 
     id: str
@@ -131,6 +132,19 @@ def split(annotation: str) -> tuple[str, str]:
     if not dot:
         name, _, key = text.rpartition("/")
     return name, key
+
+
+def timestamp(nanoseconds: int) -> str:
+    """Give what `{timestamp}` stands for: 20261121T205533.123456Z, in UTC.
+
+    It has a fraction because a container may stop twice in a second. A full stop is possible in all that it may be a part
+    of, tags too. Texts sort as times do.
+
+    Args:
+        nanoseconds: since the epoch.
+    """
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}.{rest // 1000:06}Z"
 
 
 def parse_request(name: str, keys: Mapping[str, object], context: Context, log: Log) -> ArchiveRequest:

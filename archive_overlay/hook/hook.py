@@ -9,7 +9,7 @@ from archive_overlay.destination.marker import Marker
 from archive_overlay.destination.paths import Paths
 from archive_overlay.errors import ArchiveError, HookError, Interrupted, internal_error, interruption
 from archive_overlay.hook import rescue, runtime
-from archive_overlay.hook.annotations import Context, group_by_name, parse_request
+from archive_overlay.hook.annotations import Context, group_by_name, parse_request, timestamp
 from archive_overlay.hook.ledger import Ledger
 from archive_overlay.overlay import store
 from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
@@ -111,7 +111,7 @@ def run(settings: Settings, log: Log) -> int:
             settings=settings,
             spec=spec,
             bundle=state.bundle,
-            context=Context(id=state.id, timestamp=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())),
+            context=Context(id=state.id, timestamp=timestamp(time.time_ns())),
             paths=Paths(settings.allowed),
             policy=_policy(settings),
             patience=Patience(),

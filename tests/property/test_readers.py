@@ -375,7 +375,7 @@ def test_what_a_hook_is_given(
     text = damaged(as_json(replaced(spec["config"], replacements)), damage)
     (scratch / "config.json").write_bytes(text)
     log = Log("trace", [])
-    context = Context(id=bundle, timestamp="20240102T030405Z")
+    context = Context(id=bundle, timestamp="20240102T030405.000006Z")
     with expecting(20_000 + 50 * len(text)):
         read = runtime.read_spec(str(scratch))
         for name, keys in group_by_name(read.annotations, log):
@@ -399,7 +399,7 @@ def test_what_annotations_ask_for(asked: dict[tuple[str, str, str], object]) -> 
     log = Log("trace", [])
     needed = {f"{_PREFIX}data.mount-point": "/data", f"{_PREFIX}data.archive-to": "/srv/{id}"}
     given_ = {**needed, **{f"{_PREFIX}{''.join(key)}": value for key, value in asked.items()}}
-    context = Context(id="c1", timestamp="20240102T030405Z")
+    context = Context(id="c1", timestamp="20240102T030405.000006Z")
     with expecting(20_000):
         for name, keys in group_by_name(given_, log):
             try:

@@ -151,7 +151,7 @@ def test_no_mount_of_the_spec_is_taken_for_malformed(record: Record) -> None:
 def test_the_annotations_ask_for_what_the_user_wanted_and_the_engine_s_own_for_nothing(
     record: Record,
 ) -> None:
-    context = Context(id=record.state["id"], timestamp="20261122T010203Z")
+    context = Context(id=record.state["id"], timestamp="20261122T010203.000004Z")
     said = Said()
     log = Log("warning", [said])
     requests = [

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
+from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -678,19 +678,29 @@ def test_podman_applies_a_tar_as_a_layer(full: Saver, request: pytest.FixtureReq
 
 
 def test_each_stop_gets_a_path_of_its_own(small: Saver) -> None:
-    begun = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    begun = datetime.now(timezone.utc)
     result = small.run(
         archive_to=f"{small.out}/{{id}}/{{name}}-{{timestamp}}{{x}}{{}}",
         success=f"{small.out}/{{id}}-{{timestamp}}/{{name}}",
     )
-    ended = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    ended = datetime.now(timezone.utc)
 
     assert result.status == 0, result.stderr
     (archive,) = (small.out / "c1").iterdir()
     name, _, stamp = archive.name.partition("-")
-    assert (name, stamp[16:]) == ("data", "{x}{}")
-    assert begun <= stamp[:16] <= ended
-    assert (small.out / f"c1-{stamp[:16]}" / "data").read_bytes() == b""
+    stamp, z, rest = stamp.partition("Z")
+    assert (name, z + rest) == ("data", "Z{x}{}")
+    assert begun <= datetime.strptime(f"{stamp}+0000", "%Y%m%dT%H%M%S.%f%z") <= ended
+    stamp += z
+    assert (small.out / f"c1-{stamp}" / "data").read_bytes() == b""
+
+
+def test_two_stops_of_one_container_do_not_have_one_path(small: Saver) -> None:
+    for _ in range(2):
+        result = small.run(archive_to=f"{small.out}/{{timestamp}}-{{id}}", if_exists="fail", success=None)
+        assert result.status == 0, result.stderr
+
+    assert len(list(small.out.glob("*-c1"))) == 2
 
 
 def test_all_archives_of_a_stop_have_one_time(small: Saver) -> None:

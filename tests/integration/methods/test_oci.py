@@ -638,7 +638,7 @@ def test_each_stop_can_be_a_branch_with_the_time_in_its_name(small: Saver) -> No
     stop(small, archive_to=f"{small.archive}:{{id}}-{{name}}-{{timestamp}}", parent="main")
 
     tag = image_layouts.tags(small.archive)[1]
-    assert re.fullmatch(r"c1-data-\d{8}T\d{6}Z", tag)
+    assert re.fullmatch(r"c1-data-\d{8}T\d{6}\.\d{6}Z", tag)
     assert len(image_layouts.read(small.archive, tag).layers) == 2
 
 

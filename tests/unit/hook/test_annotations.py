@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from archive_overlay.errors import ArchiveError
-from archive_overlay.hook.annotations import ArchiveRequest, Context, group_by_name, parse_request
+from archive_overlay.hook.annotations import ArchiveRequest, Context, group_by_name, parse_request, timestamp
 from archive_overlay.keys import KEYS, PREFIX
 from archive_overlay.log import Log
 from archive_overlay.methods import METHODS
 
-CONTEXT = Context(id="c0ffee", timestamp="20261121T205533Z")
+CONTEXT = Context(id="c0ffee", timestamp="20261121T205533.123456Z")
 
 
 class Kept:
@@ -222,8 +222,20 @@ def test_each_compression_has_its_usual_level(log: Log, method: str, level: int)
 
 def test_placeholders_stand_for_the_stop_and_other_braces_for_themselves(log: Log) -> None:
     made = request(log, archive_to="/srv/{id}/{name}-{timestamp}/{x}{}{{id}}", success="/run/{timestamp}")
-    assert made.archive_to == "/srv/c0ffee/data-20261121T205533Z/{x}{}{c0ffee}"
-    assert made.success == "/run/20261121T205533Z"
+    assert made.archive_to == "/srv/c0ffee/data-20261121T205533.123456Z/{x}{}{c0ffee}"
+    assert made.success == "/run/20261121T205533.123456Z"
+
+
+def test_the_time_has_microseconds_and_sorts_as_a_text() -> None:
+    times = [
+        (1_795_294_533_123_456_789, "20261121T205533.123456Z"),
+        (1_795_294_533_123_457_000, "20261121T205533.123457Z"),
+        (1_795_294_534_000_000_999, "20261121T205534.000000Z"),
+        (1_795_294_534_000_070_000, "20261121T205534.000070Z"),
+    ]
+    stamps = [timestamp(nanoseconds) for nanoseconds, _ in times]
+    assert stamps == [stamp for _, stamp in times]
+    assert sorted(stamps) == stamps
 
 
 @pytest.mark.parametrize("name", ["a/b", "", ".."])
