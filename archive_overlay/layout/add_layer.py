@@ -146,6 +146,8 @@ def judge_destination(
         )
     if parent:
         check_tag(parent)
+    for each in (tag, parent):
+        _expect_no_revision(each)
     path = paths.resolve(path, "archive-to")
     keep_apart("archive-to", path, upper)
     destination = LayoutDestination(
@@ -175,6 +177,16 @@ def judge_destination(
         if layout >= 0:
             os.close(layout)
     return destination
+
+
+def _expect_no_revision(tag: str) -> None:
+    """Refuse a tag that is called as the commands call a revision of another one."""
+    other, at, number = tag.rpartition("@")
+    if at and number.isdigit():
+        raise ArchiveError(
+            f"the tag {tag} would hide revision {number} of {other}, which has the same name",
+            hint="a tag must not end in @ and digits",
+        )
 
 
 def _add_layer(destination: LayoutDestination, layout: int, staging: Staging, layer: Layer) -> str:

@@ -121,6 +121,19 @@ def test_tags_are_what_the_specification_says(stop: Stop, archive_to: str, paren
         stop.judge(stop.directory / archive_to, parent)
 
 
+@pytest.mark.parametrize(
+    ("tag", "parent"), [("main@3", ""), ("main@007", ""), ("a@b@1", ""), ("try", "main@3")]
+)
+def test_no_tag_hides_a_revision(stop: Stop, tag: str, parent: str) -> None:
+    with pytest.raises(ArchiveError, match=r"would hide revision .*; a tag must not end in @ and digits"):
+        stop.judge(f"{stop.layout}:{tag}", parent)
+
+
+@pytest.mark.parametrize("tag", ["main@3a", "main@v3", "main-3", "3", "a@b.3"])
+def test_other_tags_with_an_at_sign_are_tags(stop: Stop, tag: str) -> None:
+    assert stop.add(f"{stop.layout}:{tag}") == f"revision 1 of {tag}"
+
+
 def test_a_parent_has_to_be_there(stop: Stop) -> None:
     error = f"the image layout {stop.layout} has no tag main, which is to be the parent"
     with pytest.raises(ArchiveError, match=error):
