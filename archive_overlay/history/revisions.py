@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from archive_overlay.errors import ArchiveError, brief, fail
 from archive_overlay.layout import read
+from archive_overlay.layout.blobs import Blobs
 from archive_overlay.layout.provenance import read_provenance
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 from archive_overlay.system.record import Record
@@ -108,7 +109,8 @@ class Image:
             progress: called with the number of bytes that were read from the layer, again and again.
         """
         try:
-            fd = read.open_blob(self._layout, revision.descriptor)
+            with Blobs(self._layout) as blobs:
+                fd = blobs.open(revision.descriptor)
             reader = Reader(fd, digests=True, progress=progress)
             try:
                 yield TarReader(reader)

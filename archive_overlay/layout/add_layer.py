@@ -11,17 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import time
 
 from archive_overlay.destination.apart import keep_apart
 from archive_overlay.destination.names import is_staging_name
 from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.layout.blobs import BLOBS
 from archive_overlay.layout.layer import Layer
 from archive_overlay.layout.lock import lock
 from archive_overlay.layout.provenance import CREATED_BY, Provenance
 from archive_overlay.layout.read import (
-    BLOBS,
     CREATED,
     INDEX_FILE,
     MANIFEST_TYPE,
@@ -166,6 +167,8 @@ def judge_destination(
     except OSError as error:
         fail(f"cannot read the image layout {path}", error)
     try:
+        if layout >= 0:
+            _expect_own_blobs(layout, path)
         manifest = find_manifest(layout, destination.parent) if layout >= 0 and not _is_new(layout) else None
         if manifest is None and destination.parent != tag:
             raise _no_parent(destination)
@@ -187,6 +190,26 @@ def _expect_no_revision(tag: str) -> None:
             f"the tag {tag} would hide revision {number} of {other}, which has the same name",
             hint="a tag must not end in @ and digits",
         )
+
+
+def _expect_own_blobs(layout: int, path: str) -> None:
+    """Refuse a layout whose blobs are to be written elsewhere: whoever made it would choose where.
+
+    Raises:
+        ArchiveError: a symbolic link is in the place of the directory of its blobs.
+        OSError: it cannot be looked at.
+    """
+    for name in ("blobs", BLOBS):
+        try:
+            status = os.stat(name, dir_fd=layout, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if stat.S_ISLNK(status.st_mode):
+            raise ArchiveError(
+                f"the image layout {path} has its blobs elsewhere: {name} is a symbolic link, and nothing is written"
+                " through it",
+                hint="name another layout; skopeo copy oci:LAYOUT:TAG oci:OTHER:TAG takes an image there",
+            )
 
 
 def _add_layer(destination: LayoutDestination, layout: int, staging: Staging, layer: Layer) -> str:

@@ -1,7 +1,7 @@
 """An OCI image layout on disk, read and verified.
 
-Whoever made it may mean harm: its files are opened by their names in it, no link is followed, and blobs are
-what their digests say.
+Whoever made it may mean harm: its files are opened by their names in it, and no link is followed but to blobs, which
+are what their digests say.
 
 Source: OCI image specification, image-layout.md, image-index.md, manifest.md, config.md, descriptor.md.
 """
@@ -15,6 +15,7 @@ import re
 import stat
 
 from archive_overlay.errors import ArchiveError, brief
+from archive_overlay.layout.blobs import Blobs, blob_path, damaged, is_size
 from archive_overlay.system.open_flags import READ
 
 TYPE_CHECKING = False
@@ -28,12 +29,10 @@ REF_NAME = "org.opencontainers.image.ref.name"
 CREATED = "org.opencontainers.image.created"
 VERSION_FILE = "oci-layout"
 INDEX_FILE = "index.json"
-BLOBS = "blobs/sha256"
 
 # image-layout.md, "index.json file": the grammar of ref.name, of which a path's last component can
 # hold one component.
 _TAG = re.compile(r"[A-Za-z0-9]+(?:(?:[-._@+]|--)[A-Za-z0-9]+)*")
-_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 # A registry takes 4 MiB of a manifest. An index of 8 MiB has some 27,000 tags.
 _LARGEST_BLOB = 4 * 1024 * 1024
 _LARGEST_INDEX = 8 * 1024 * 1024
@@ -116,11 +115,11 @@ def read_index(layout: int) -> dict[str, Any]:
     """
     version = _parse(_read_file(layout, VERSION_FILE), VERSION_FILE)
     if version.get("imageLayoutVersion") != "1.0.0":
-        raise _damaged(f"{VERSION_FILE} does not say that it is version 1.0.0")
+        raise damaged(f"{VERSION_FILE} does not say that it is version 1.0.0")
     index = _parse(_read_file(layout, INDEX_FILE), INDEX_FILE)
     manifests = _or_empty(index, "manifests", list)
     if not isinstance(manifests, list) or not all(isinstance(each, dict) for each in manifests):
-        raise _damaged(f"{INDEX_FILE} has no list of manifests")
+        raise damaged(f"{INDEX_FILE} has no list of manifests")
     return {**index, "manifests": manifests}
 
 
@@ -135,7 +134,16 @@ def read_image(layout: int, descriptor: Mapping[str, Any]) -> tuple[dict[str, An
         ArchiveError: the layout is damaged, or the image is none that can be built upon.
         OSError: it cannot be read.
     """
-    manifest = read_json_blob(layout, descriptor)
+    with Blobs(layout) as blobs:
+        manifest, config = _read_json_blobs(blobs, descriptor)
+        for layer in manifest["layers"]:
+            blobs.expect(layer)
+    return manifest, config
+
+
+def _read_json_blobs(blobs: Blobs, descriptor: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read and check the manifest and the config of an image."""
+    manifest = _read_json_blob(blobs, descriptor)
     media_type = manifest.get("mediaType", descriptor.get("mediaType", MANIFEST_TYPE))
     if media_type != MANIFEST_TYPE:
         raise ArchiveError(
@@ -146,32 +154,24 @@ def read_image(layout: int, descriptor: Mapping[str, Any]) -> tuple[dict[str, An
     annotations = _or_empty(manifest, "annotations", dict)
     config_descriptor = manifest.get("config")
     if not isinstance(layers, list) or not isinstance(config_descriptor, dict):
-        raise _damaged("a manifest has no layers or no config")
+        raise damaged("a manifest has no layers or no config")
     if not isinstance(annotations, dict):
-        raise _damaged("the manifest's annotations are not an object")
-    config = read_json_blob(layout, config_descriptor)
+        raise damaged("the manifest's annotations are not an object")
+    config = _read_json_blob(blobs, config_descriptor)
     rootfs = _or_empty(config, "rootfs", dict)
     diff_ids = _or_empty(rootfs, "diff_ids", list) if isinstance(rootfs, dict) else None
     if not isinstance(diff_ids, list) or len(diff_ids) != len(layers):
-        raise _damaged("a config does not have a diff_id for each layer")
+        raise damaged("a config does not have a diff_id for each layer")
     history = _or_empty(config, "history", list)
     if not isinstance(history, list) or not all(isinstance(each, dict) for each in history):
-        raise _damaged("the config's history is not a list of objects")
-    for layer in layers:
-        name = blob_path(layer)
-        try:
-            status = os.stat(name, dir_fd=layout, follow_symlinks=False)
-        except FileNotFoundError:
-            raise _damaged(f"{name} is missing") from None
-        if not stat.S_ISREG(status.st_mode) or not _is_size(layer.get("size"), status.st_size):
-            raise _damaged(f"{name} is not what the manifest says")
+        raise damaged("the config's history is not a list of objects")
     return (
         {**manifest, "layers": layers, "annotations": annotations},
         {**config, "rootfs": {**rootfs, "diff_ids": diff_ids}, "history": history},
     )
 
 
-def read_json_blob(layout: int, descriptor: Mapping[str, Any]) -> dict[str, Any]:
+def _read_json_blob(blobs: Blobs, descriptor: Mapping[str, Any]) -> dict[str, Any]:
     """Read a blob that is JSON, and check its size and digest.
 
     Raises:
@@ -179,24 +179,11 @@ def read_json_blob(layout: int, descriptor: Mapping[str, Any]) -> dict[str, Any]
         OSError: it cannot be read.
     """
     name = blob_path(descriptor)
-    data = _read_file(layout, name)
+    data = _read(blobs.open(descriptor), name)
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    if not _is_size(descriptor.get("size"), len(data)) or digest != descriptor.get("digest"):
-        raise _damaged(f"{name} is not what its name says")
+    if not is_size(descriptor.get("size"), len(data)) or digest != descriptor.get("digest"):
+        raise damaged(f"{name} is not what its name says")
     return _parse(data, name)
-
-
-def blob_path(descriptor: Mapping[str, Any]) -> str:
-    """Give the path of a blob in its layout.
-
-    Raises:
-        ArchiveError: the descriptor has no digest that is known.
-    """
-    digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
-    match = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
-    if not match:
-        raise _damaged(f"{brief(repr(digest))} is not a digest that this program knows")
-    return f"{BLOBS}/{match[1]}"
 
 
 def check_json(data: bytes, name: str) -> None:
@@ -219,44 +206,26 @@ def check_json(data: bytes, name: str) -> None:
         )
 
 
-def open_blob(layout: int, descriptor: Mapping[str, Any]) -> int:
-    """Open a blob.
-
-    Args:
-        layout: file descriptor of the layout's directory.
-        descriptor: of the blob.
-
-    Returns:
-        A file descriptor, for the caller to close. It is a regular file, of the right size.
-
-    Raises:
-        ArchiveError: it is missing, or something else.
-        OSError: it cannot be opened.
-    """
-    name = blob_path(descriptor)
-    fd = _open_regular(layout, name)
-    if not _is_size(descriptor.get("size"), os.fstat(fd).st_size):
-        os.close(fd)
-        raise _damaged(f"{name} is not as large as the image says")
-    return fd
-
-
 def _open_regular(layout: int, name: str) -> int:
     """Open a file of a layout; a FIFO would be waited for, and a device could do anything."""
     try:
         fd = os.open(name, READ, dir_fd=layout)
     except FileNotFoundError:
-        raise _damaged(f"{name} is missing") from None
+        raise damaged(f"{name} is missing") from None
     except OSError as error:  # a symbolic link, a socket, or a device that is not there
         raise OSError(error.errno, f"{name}: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise _damaged(f"{name} is not a regular file")
+        raise damaged(f"{name} is not a regular file")
     return fd
 
 
 def _read_file(layout: int, name: str) -> bytes:
-    with open(_open_regular(layout, name), "rb") as file:
+    return _read(_open_regular(layout, name), name)
+
+
+def _read(fd: int, name: str) -> bytes:
+    with open(fd, "rb") as file:
         data = file.read(_LARGEST_INDEX + 1)
     check_json(data, name)
     return data
@@ -266,9 +235,9 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(data, parse_int=_integer)
     except (ValueError, RecursionError) as error:
-        raise _damaged(f"{name} is not valid JSON: {error}") from error
+        raise damaged(f"{name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise _damaged(f"{name} is not a JSON object")
+        raise damaged(f"{name} is not a JSON object")
     return value
 
 
@@ -278,15 +247,7 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _is_size(value: object, size: int) -> bool:
-    return type(value) is int and value == size
-
-
 def _or_empty(value: Mapping[str, Any], key: str, kind: Callable[[], Any]) -> Any:
     """Give what a key stands for; programs in Go write null, or nothing, for what is empty."""
     found = value.get(key)
     return kind() if found is None else found
-
-
-def _damaged(reason: str) -> ArchiveError:
-    return ArchiveError(f"the image layout is damaged: {reason}")

@@ -230,6 +230,31 @@ def _has_one_name(status: os.stat_result) -> bool:
     return status.st_nlink == 1 or stat.S_ISDIR(status.st_mode)
 
 
+def open_resolved(found: Resolved, flags: int) -> int:
+    """Open what a path was found to lead to, with no link on the way.
+
+    Args:
+        found: something that exists.
+        flags: of `system/open_flags.py`.
+
+    Returns:
+        A file descriptor, for the caller to close.
+
+    Raises:
+        OSError: it cannot be opened, or is no longer what it was.
+    """
+    assert found.status
+    parent, name = _open_parent(found)
+    try:
+        fd = os.open(name, flags, dir_fd=parent)
+    finally:
+        os.close(parent)
+    if not os.path.samestat(os.fstat(fd), found.status):
+        os.close(fd)
+        raise OSError(errno.EAGAIN, f"{found.path} has just been replaced")
+    return fd
+
+
 def open_log_file(path: str) -> int:
     """Open a file to append to it, or make it (mode 0640), unless somebody else may have put it there.
 
@@ -257,11 +282,7 @@ def open_log_file(path: str) -> int:
 
 def _open_as_found(found: Resolved) -> int | None:
     """Open a log file; None: it is no longer what it was."""
-    top = os.open("/", STEP)
-    try:
-        parent, name = open_beneath(found.path[1:], top)
-    finally:
-        os.close(top)
+    parent, name = _open_parent(found)
     try:
         if found.status is None:
             return os.open(name, CREATE | APPEND, 0o640, dir_fd=parent)
@@ -274,6 +295,14 @@ def _open_as_found(found: Resolved) -> int | None:
     finally:
         os.close(parent)
     return None
+
+
+def _open_parent(found: Resolved) -> tuple[int, str]:
+    top = os.open("/", STEP)
+    try:
+        return open_beneath(found.path[1:], top)
+    finally:
+        os.close(top)
 
 
 def _refusal(reason: str) -> PermissionError:

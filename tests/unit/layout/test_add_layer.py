@@ -172,6 +172,56 @@ def test_damage_is_seen_before_anything_is_written(stop: Stop) -> None:
     assert open_files(stop.directory) == []
 
 
+@pytest.mark.parametrize("name", ["blobs", "blobs/sha256"])
+@pytest.mark.parametrize("new", [True, False], ids=["new", "not-new"])
+def test_blobs_that_are_elsewhere_are_seen_before_anything_is_written(
+    stop: Stop, name: str, new: bool
+) -> None:
+    elsewhere = stop.directory / "elsewhere"
+    image_layouts.put(stop.layout, "main", layers=[b"a layer"])
+    (stop.layout / name).rename(elsewhere)
+    (stop.layout / name).symlink_to(elsewhere)
+    if new:
+        (stop.layout / "index.json").unlink()
+
+    with pytest.raises(
+        ArchiveError,
+        match=f"the image layout {stop.layout} has its blobs elsewhere: {name} is a symbolic link, and nothing is"
+        " written through it; name another layout; skopeo copy ",
+    ):
+        stop.judge(f"{stop.layout}:main")
+
+
+def test_single_blobs_that_are_elsewhere_are_built_upon(stop: Stop) -> None:
+    image_layouts.put(stop.layout, "main", layers=[b"a layer"])
+    elsewhere = stop.directory / "elsewhere"
+    elsewhere.mkdir()
+    for blob in (stop.layout / "blobs/sha256").iterdir():
+        blob.rename(elsewhere / blob.name)
+        blob.symlink_to(elsewhere / blob.name)
+    before = sorted(os.listdir(elsewhere))
+
+    assert stop.add(f"{stop.layout}:main") == "revision 2 of main"
+
+    assert len(image_layouts.read(stop.layout, "main").layers) == 2
+    assert sorted(os.listdir(elsewhere)) == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "size", "directory"])
+def test_damage_behind_a_link_is_seen(stop: Stop, damage: str) -> None:
+    image_layouts.put(stop.layout, "main", layers=[b"a layer"])
+    blob = image_layouts.blob(stop.layout, image_layouts.read(stop.layout, "main").manifest["layers"][0])
+    blob.unlink()
+    blob.symlink_to(stop.directory / "elsewhere")
+    if damage == "size":
+        (stop.directory / "elsewhere").write_bytes(b"another layer")
+    elif damage == "directory":
+        (stop.directory / "elsewhere").mkdir()
+
+    with pytest.raises(ArchiveError, match=f"the image layout is damaged: blobs/sha256/{blob.name} is "):
+        stop.judge(f"{stop.layout}:main")
+
+
 def test_a_file_in_the_layout_s_place_is_an_error(stop: Stop) -> None:
     stop.layout.touch()
     with pytest.raises(ArchiveError, match=f"cannot read the image layout {stop.layout}: Not a directory"):
