@@ -271,7 +271,9 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         "  archive_overlay log --json /srv/data:main",
     )
     command.add_argument(
-        "layout", metavar="LAYOUT[:TAG]", help="an image; its tag is latest if none is given"
+        "layout",
+        metavar="LAYOUT[:TAG]",
+        help="an image; without a tag it is latest, or the only image, if that has no tag",
     )
     _add_form(command)
 

@@ -7,7 +7,8 @@ import stat
 from contextlib import contextmanager
 
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.history.revisions import looks_like_layout, open_revision
+from archive_overlay.history.references import layout_within, looks_like_layout
+from archive_overlay.history.revisions import open_revision
 from archive_overlay.log import Log
 from archive_overlay.marks import (
     FUSE_OPAQUE,
@@ -141,12 +142,11 @@ def _kind(what: str, marks: str | None) -> str:
     Raises:
         ArchiveError: it may be one thing or another, or is neither.
     """
-    layout, colon, _ = what.rpartition(":")
-    names_image = bool(colon) and "/" not in what[len(layout) :]
+    layout = layout_within(what)
     try:
         status = os.stat(what)
     except (FileNotFoundError, NotADirectoryError) as error:
-        if not names_image:
+        if not layout and ":" not in os.path.basename(what):
             fail(f"cannot read {what}", error)
         return LAYOUT
     except (OSError, ValueError) as error:
@@ -156,7 +156,7 @@ def _kind(what: str, marks: str | None) -> str:
     if kind is None:
         raise ArchiveError(f"{what} is neither a directory nor a regular file")
     hint = f"say which: --as layout {what}, or --as {kind} {what}"
-    if names_image and looks_like_layout(layout):
+    if layout:
         raise ArchiveError(f"{what} is there, and an image of {layout} may have that name too", hint=hint)
     # What is in a directory archive or an upperdir, a container made: files with the names of a layout's among it.
     if kind == DIRECTORY and marks is None and looks_like_layout(what):

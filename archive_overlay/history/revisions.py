@@ -6,10 +6,10 @@ Source: OCI image specification, config.md, "history" and "rootfs.diff_ids"; man
 from __future__ import annotations
 
 import os
-import re
 from contextlib import contextmanager
 
 from archive_overlay.errors import ArchiveError, brief, fail
+from archive_overlay.history.references import find_image
 from archive_overlay.layout import read
 from archive_overlay.layout.blobs import Blobs
 from archive_overlay.layout.provenance import read_provenance
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Callable
 
+    from archive_overlay.history.references import Found
     from archive_overlay.layout.provenance import Provenance
-
-_NUMBERED = re.compile(r"(.*)@([1-9][0-9]{0,8})")
 
 
 class Revision(Record):
@@ -57,13 +56,12 @@ class Image:
     """An image of a layout, open for reading. Use it as a context manager.
 
     Attributes:
-        path, tag: of the layout, and of the image there.
+        name: the path of the layout, and the tag of the image there.
         revisions: all of them, the lowest layer first.
     """
 
     def __init__(self, path: str, tag: str, layout: int, revisions: list[Revision]) -> None:
-        self.path = path
-        self.tag = tag
+        self.name = f"{path}:{tag}" if tag else path
         self.revisions = revisions
         self._layout = layout
 
@@ -90,10 +88,10 @@ class Image:
         """
         there = len(self.revisions)
         if not there:
-            raise ArchiveError(f"{self.path}:{self.tag} is an image without a layer, so it has no revision")
+            raise ArchiveError(f"{self.name} is an image without a layer, so it has no revision")
         if number > there:
             only = "only revision 1" if there == 1 else f"only revisions 1 to {there}"
-            raise ArchiveError(f"{self.path}:{self.tag} has no revision {number}, {only}")
+            raise ArchiveError(f"{self.name} has no revision {number}, {only}")
         return self.revisions[number - 1]
 
     @contextmanager
@@ -119,9 +117,9 @@ class Image:
             finally:
                 reader.close()
         except OSError as error:
-            fail(f"cannot read revision {revision.number} of {self.path}:{self.tag}", error)
+            fail(f"cannot read revision {revision.number} of {self.name}", error)
         except ArchiveError as error:
-            message = f"revision {revision.number} of {self.path}:{self.tag}: {error.message}"
+            message = f"revision {revision.number} of {self.name}: {error.message}"
             raise ArchiveError(message, hint=error.hint) from error
 
 
@@ -129,60 +127,40 @@ def open_image(text: str) -> Image:
     """Open an image.
 
     Args:
-        text: LAYOUT or LAYOUT:TAG.
+        text: LAYOUT or LAYOUT:TAG; see `references.find_image`.
 
     Raises:
         ArchiveError: there is no such image, or the layout is damaged.
     """
-    path, tag = read.split_reference(text)
-    return _open(path, lambda layout: tag)
+    return _open(find_image(text, numbered=False))
 
 
 def open_revision(text: str) -> tuple[Image, Revision]:
     """Open an image, and find a revision of it: the last one if there is no number.
 
     Args:
-        text: LAYOUT, LAYOUT:TAG or LAYOUT:TAG@N. A tag may end in @N too: if there is such a tag, it is meant.
+        text: LAYOUT, LAYOUT:TAG or LAYOUT:TAG@N; see `references.find_image`.
 
     Raises:
         ArchiveError: there is no such image or revision, or the layout is damaged.
     """
-    path, tag = read.split_reference(text)
-    numbered = _NUMBERED.fullmatch(tag)
-    number = 0
-
-    def choose(layout: int) -> str:
-        nonlocal number
-        if numbered is None or read.find_manifest(layout, tag):
-            return tag
-        number = int(numbered[2])
-        return numbered[1]
-
-    image = _open(path, choose)
+    found = find_image(text, numbered=True)
+    image = _open(found)
     try:
-        return image, image.numbered(number)
+        return image, image.numbered(found.number)
     except ArchiveError:
         image.close()
         raise
 
 
-def looks_like_layout(path: str) -> bool:
-    """Say whether an image layout may be at a path. Whoever writes there can have it look like that."""
-    return all(os.path.lexists(os.path.join(path, name)) for name in (read.VERSION_FILE, read.INDEX_FILE))
-
-
-def _open(path: str, choose_tag: Callable[[int], str]) -> Image:
+def _open(found: Found) -> Image:
+    path = found.path
     try:
         layout = os.open(path, READ_TOP_DIRECTORY)
     except OSError as error:
         fail(f"cannot read the image layout {path}", error)
     try:
-        tag = choose_tag(layout)
-        manifest = read.find_manifest(layout, tag)
-        if manifest is None:
-            tags = brief(", ".join(_tags(layout))) or "none"
-            raise ArchiveError(f"the image layout has no tag {tag}", hint=f"its tags are: {tags}")
-        return Image(path, tag, layout, _revisions(*read.read_image(layout, manifest)))
+        return Image(path, found.name, layout, _revisions(*read.read_image(layout, found.descriptor)))
     except OSError as error:
         os.close(layout)
         fail(f"cannot read the image layout {path}", error)
@@ -203,12 +181,6 @@ def _verify(reader: Reader, revision: Revision) -> None:
             raise ArchiveError(
                 f"it is damaged: its {what} is {found}, but the image says {brief(said) or 'none'}"
             )
-
-
-def _tags(layout: int) -> list[str]:
-    found = (each.get("annotations") for each in read.read_index(layout)["manifests"])
-    names = (_text(each, read.REF_NAME) for each in found if isinstance(each, dict))
-    return sorted(name for name in names if name)
 
 
 def _revisions(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> list[Revision]:

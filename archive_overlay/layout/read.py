@@ -97,10 +97,22 @@ def tagged(index: Mapping[str, Any], tag: str) -> dict[str, Any] | None:
     return found[0] if found else None
 
 
+def tag_of(descriptor: Mapping[str, Any]) -> str:
+    """Give the tag of an entry of an index; "" if it has none."""
+    annotations = descriptor.get("annotations")
+    tag = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
+    return tag if isinstance(tag, str) else ""
+
+
+def only_untagged(index: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Give the entry of an index that is the only one, if it has no tag: it is the image that is meant."""
+    manifests: list[dict[str, Any]] = index["manifests"]
+    return manifests[0] if len(manifests) == 1 and not tag_of(manifests[0]) else None
+
+
 def is_tagged(descriptor: Mapping[str, Any], tag: str) -> bool:
     """Say whether an entry of an index has a tag."""
-    annotations = descriptor.get("annotations")
-    return isinstance(annotations, dict) and annotations.get(REF_NAME) == tag
+    return tag_of(descriptor) == tag
 
 
 def read_index(layout: int) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def test_the_page_has_the_sections_that_a_reader_looks_for(rendered: str) -> Non
             "COMMANDS",
             "ANNOTATIONS",
             "METHODS",
+            "IMAGES AND REVISIONS",
             "EXAMPLES",
             "CHECKING A HOST",
         ),

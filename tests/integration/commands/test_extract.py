@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import shutil
 import stat
@@ -654,6 +655,20 @@ def test_a_full_disk_leaves_nothing(scratch: Path, any_overlay: overlays.Overlay
 
 
 # References
+
+
+@pytest.mark.parametrize("name", ["docker.io/library/x:v1", "localhost:5000/a@b", ""])
+def test_images_are_found_by_the_names_that_other_programs_give(scratch: Path, name: str) -> None:
+    image_layouts.put(scratch / "layout", name, layers=[layer(file("a", b"1")), layer(file("a", b"2"))])
+    colon = ":" if name else ""
+
+    named = f"{scratch}/layout{colon}{name}"
+    assert len(json.loads(history.output_of("log", "--json", named))) == 2
+    assert history.output_of("diff", f"{named}@1") == "A            1 a\n"
+    for at, expected in (("@1", "1"), ("", "2")):
+        history.output_of("extract", f"{named}{at}", scratch / f"out{at}")
+        assert contents(scratch / f"out{at}") == {"a": expected}
+    assert f"{named} has no revision 3" in history.complaint_of("extract", f"{named}@3", scratch / "none")
 
 
 def test_a_revision_that_is_not_there(small_layout: Path, scratch: Path) -> None:

@@ -1,0 +1,159 @@
+"""Which image a text on a command line names: LAYOUT, LAYOUT:NAME, and with @N a revision of it.
+
+Paths of layouts and names of images may both have slashes, colons and at signs in them. What exists decides: a text is
+read in each way in which its first part is a layout, and means the image that is there. If that is true of two, neither
+is meant.
+
+Source: OCI image specification, image-layout.md, "index.json file"; annotations.md, "org.opencontainers.image.ref.name".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from archive_overlay.errors import ArchiveError, brief, fail
+from archive_overlay.layout import read
+from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
+from archive_overlay.system.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+_NUMBERED = re.compile(r"(.+)@([1-9][0-9]{0,8})", re.DOTALL)
+
+
+class Found(Record):
+    """An image that a text names.
+
+    Attributes:
+        path: of the layout.
+        name: of the image there; "" if it has none.
+        number: of the revision that is meant; 0 for the last one.
+        descriptor: of its manifest.
+    """
+
+    path: str
+    name: str
+    number: int
+    descriptor: Mapping[str, Any]
+
+    @property
+    def unmistakable(self) -> str:
+        """A text that names it and nothing else."""
+        return f"{self.path}/:{self.name}" + (f"@{self.number}" if self.number else "")
+
+
+class _Reading(Record):
+    """A way to read a text.
+
+    Attributes:
+        path: of the layout.
+        name: of the image, perhaps with a revision; "" if no image is named.
+        number: of the revision, if no image is named.
+    """
+
+    path: str
+    name: str
+    number: int = 0
+
+
+def find_image(text: str, *, numbered: bool) -> Found:
+    """Find the image that a text names.
+
+    An image whose name ends in @N is meant before revision N of another one. Without a name it is the image `latest`,
+    or else the only image, if that has no name.
+
+    Args:
+        text: LAYOUT or LAYOUT:NAME.
+        numbered: whether @N may come after that.
+
+    Raises:
+        ArchiveError: there is no such image, or there are two; or a layout is damaged.
+    """
+    readings = list(_readings(text, numbered=numbered))
+    possible = [reading for reading in readings if looks_like_layout(reading.path)]
+    if not possible:
+        # Opening it says why it is none.
+        there = (reading for reading in readings if os.path.exists(reading.path))
+        possible = [next(there, _usual_reading(text))]
+    indexes = [_read_index(reading.path) for reading in possible]
+    pairs = list(zip(possible, indexes))
+    found = [image for reading, index in pairs if (image := _find(reading, index, numbered=numbered))]
+    if not found:
+        raise _nothing_found(*pairs[0], numbered=numbered)
+    if len(found) > 1:
+        raise ArchiveError(
+            f"{text} may be an image of {' or of '.join(image.path for image in found)}",
+            hint=f"write {' or '.join(image.unmistakable for image in found)}",
+        )
+    return found[0]
+
+
+def layout_within(text: str) -> str:
+    """Give the path of a layout of which a text may name an image, other than the text itself; "" if there is none."""
+    paths = (reading.path for reading in _readings(text, numbered=True) if reading.path != text)
+    return next((path for path in paths if looks_like_layout(path)), "")
+
+
+def looks_like_layout(path: str) -> bool:
+    """Say whether an image layout may be at a path. Whoever writes there can have it look like that."""
+    return all(os.path.lexists(os.path.join(path, name)) for name in (read.VERSION_FILE, read.INDEX_FILE))
+
+
+def _readings(text: str, *, numbered: bool) -> Iterator[_Reading]:
+    """Give all ways to read a text, the shortest path first."""
+    for position, character in enumerate(text):
+        if character == ":" and 0 < position < len(text) - 1:
+            yield _Reading(path=text[:position], name=text[position + 1 :])
+    if numbered and (match := _NUMBERED.fullmatch(text)):
+        yield _Reading(path=match[1], name="", number=int(match[2]))
+    yield _Reading(path=text, name="")
+
+
+def _usual_reading(text: str) -> _Reading:
+    """Read a text as if neither the layout's last component nor the image's name had a colon or a slash in it."""
+    directory, slash, last = text.rpartition("/")
+    last, _, name = last.partition(":")
+    return _Reading(path=directory + slash + last if name else text, name=name)
+
+
+def _read_index(path: str) -> dict[str, Any]:
+    try:
+        layout = os.open(path, READ_TOP_DIRECTORY)
+        try:
+            return read.read_index(layout)
+        finally:
+            os.close(layout)
+    except OSError as error:
+        fail(f"cannot read the image layout {path}", error)
+    except ArchiveError as error:
+        raise ArchiveError(f"cannot read {path}: {error.message}", hint=error.hint) from error
+
+
+def _find(reading: _Reading, index: Mapping[str, Any], *, numbered: bool) -> Found | None:
+    name, number = reading.name, reading.number
+    try:
+        descriptor = read.tagged(index, name or read.DEFAULT_TAG)
+        if descriptor is None and not name:
+            descriptor = read.only_untagged(index)
+        elif descriptor is None and numbered and (match := _NUMBERED.fullmatch(name)):
+            name, number = match[1], int(match[2])
+            descriptor = read.tagged(index, name)
+    except ArchiveError as error:
+        raise ArchiveError(f"cannot read {reading.path}: {error.message}", hint=error.hint) from error
+    if descriptor is None:
+        return None
+    return Found(path=reading.path, name=read.tag_of(descriptor), number=number, descriptor=descriptor)
+
+
+def _nothing_found(reading: _Reading, index: Mapping[str, Any], *, numbered: bool) -> ArchiveError:
+    match = _NUMBERED.fullmatch(reading.name) if numbered else None
+    name = match[1] if match else reading.name or read.DEFAULT_TAG
+    tags = sorted({tag for each in index["manifests"] if (tag := read.tag_of(each))})
+    hint = f"its tags are: {brief(', '.join(tags)) or 'none'}"
+    if untagged := sum(not read.tag_of(each) for each in index["manifests"]):
+        hint += f", and {'one image has' if untagged == 1 else f'{untagged} images have'} no tag"
+    return ArchiveError(f"cannot read {reading.path}: the image layout has no tag {name}", hint=hint)
