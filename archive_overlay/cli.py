@@ -325,6 +325,11 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     )
     command.add_argument("directory", metavar="DIR", help="the directory, which is empty or does not exist")
     command.add_argument(
+        "--force",
+        action="store_true",
+        help="read layers on whose digest is right and whose diff ID is wrong, with a warning",
+    )
+    command.add_argument(
         "--no-fsync",
         dest="fsync",
         action="store_false",

@@ -12,6 +12,7 @@ from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.history.revisions import open_revision
 from archive_overlay.history.unpack import Unpacker
+from archive_overlay.log import Repeated
 from archive_overlay.system.flush import Never, ToDisk
 from archive_overlay.system.open_flags import READ_DIRECTORY
 
@@ -34,8 +35,9 @@ def run(options: argparse.Namespace, log: Log) -> None:
     """Make the directory: whole, or not at all.
 
     Args:
-        options: `revision`, LAYOUT:TAG or LAYOUT:TAG@N; `directory`, which must be absent or empty; `fsync`.
-        log: takes a warning of what could not be kept.
+        options: `revision`, LAYOUT:TAG or LAYOUT:TAG@N; `directory`, which must be absent or empty; `fsync`; `force`:
+            diff IDs may be wrong.
+        log: takes a warning of what could not be kept, and of each wrong diff ID.
 
     Raises:
         ArchiveError: there is no such revision, it is damaged, or the directory cannot be made.
@@ -47,7 +49,8 @@ def run(options: argparse.Namespace, log: Log) -> None:
     parent, name = os.path.split(directory)
     image, last = open_revision(options.revision)
     with image, Staging(parent, name, paths=paths, flush=flush, log=log) as staging:
-        missing = _unpack(image, image.revisions[: last.number], staging)
+        wrong: dict[int, str] | None = {} if options.force else None
+        missing = _unpack(image, image.revisions[: last.number], staging, wrong)
         try:
             flush.file_system(staging.directory)
             # Takes the place of nothing but an empty directory.
@@ -55,6 +58,12 @@ def run(options: argparse.Namespace, log: Log) -> None:
             flush.file(staging.parent)
         except OSError as error:
             fail(f"cannot put the revision at {directory}", error)
+    warnings = Repeated(log)
+    for number, fault in (wrong or {}).items():
+        warnings.warning(
+            "revisions with a wrong diff ID", f"revision {number} of {image.name} was taken: {fault}"
+        )
+    warnings.finish()
     if missing:
         why = "; overlays act on some of that, so it is never given" if missing.marks else ""
         log.warning(f"{directory} is not as the container left it. It lacks {missing}{why}")
@@ -81,7 +90,9 @@ def _judge(directory: str) -> None:
         )
 
 
-def _unpack(image: Image, revisions: list[Revision], staging: Staging) -> Missing:
+def _unpack(
+    image: Image, revisions: list[Revision], staging: Staging, wrong: dict[int, str] | None
+) -> Missing:
     """Apply the layers to what is going to be the directory; give what was not given to entries."""
     try:
         os.mkdir(ARCHIVE, stat.S_IRWXU, dir_fd=staging.directory)
@@ -96,9 +107,9 @@ def _unpack(image: Image, revisions: list[Revision], staging: Staging) -> Missin
             try:
                 for revision in revisions:
                     if revision.number > 1:
-                        with image.layer(revision, progress=progress.add) as tar:
+                        with image.layer(revision, progress=progress.add, wrong_diff_ids=wrong) as tar:
                             unpacker.hide(tar)
-                    with image.layer(revision, progress=progress.add) as tar:
+                    with image.layer(revision, progress=progress.add, wrong_diff_ids=wrong) as tar:
                         unpacker.apply(tar)
                 unpacker.finish()
             finally:

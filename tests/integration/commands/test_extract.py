@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -506,6 +507,54 @@ def test_a_layer_that_is_not_what_its_diff_id_says(scratch: Path) -> None:
 
     assert "diff ID" in history.complaint_of("extract", scratch / "layout", scratch / "out")
     assert not (scratch / "out").exists()
+
+
+def test_force_takes_layers_whose_diff_id_is_wrong(scratch: Path) -> None:
+    layers = [layer(file("a", b"1")), layer(file("b")), layer(file("a", b"3"))]
+    right = [f"sha256:{hashlib.sha256(each).hexdigest()}" for each in layers]
+    config = {"rootfs": {"type": "layers", "diff_ids": [f"sha256:{'0' * 64}", right[1], None]}}
+    image_layouts.put(scratch / "layout", "latest", layers=layers, config=config)
+
+    complaint = history.complaint_of("extract", scratch / "layout", scratch / "out")
+    result = history.run("extract", "--force", scratch / "layout", scratch / "out")
+
+    assert "extract --force takes it" in complaint
+    assert result.status == 0
+    first, third = result.stderr.splitlines()
+    name = f"of {scratch}/layout:latest was taken: its diff ID is"
+    assert f"revision 1 {name} {right[0]}, but the image says sha256:{'0' * 64}" in first
+    assert f"revision 3 {name} {right[2]}, but the image says none" in third
+    assert contents(scratch / "out") == {"a": "3", "b": ""}
+
+
+def test_force_does_not_take_what_is_damaged(scratch: Path) -> None:
+    image_layouts.put(scratch / "layout", "latest", layers=[layer(file("a", b"text"))])
+    (described,) = image_layouts.read(scratch / "layout").manifest["layers"]
+    blob = image_layouts.blob(scratch / "layout", described)
+    blob.write_bytes(blob.read_bytes().replace(b"text", b"txet"))
+
+    assert "its digest is" in history.complaint_of("extract", "--force", scratch / "layout", scratch / "out")
+    assert not (scratch / "out").exists()
+
+
+def test_what_is_compressed_for_zstd_chunked(scratch: Path) -> None:
+    tools.need("skopeo", "zstd")
+    image_layouts.put(scratch / "layout", "main", layers=[layer(directory("d"), file("d/a", b"text" * 100))])
+    subprocess.run(
+        [
+            *("skopeo", "copy", "--quiet", "--dest-compress-format=zstd:chunked"),
+            *(f"oci:{scratch}/layout:main", f"oci:{scratch}/chunked:main"),
+        ],
+        check=True,
+    )
+
+    plain = history.run("extract", f"{scratch}/chunked:main", scratch / "plain")
+    forced = history.run("extract", "--force", f"{scratch}/chunked:main", scratch / "forced")
+
+    # skopeo 1.9 writes a wrong diff ID, and 1.18 does not.
+    assert plain.status == 0 or "extract --force takes it" in plain.stderr
+    assert (forced.status, "was taken: its diff ID is" in forced.stderr) == (0, plain.status == 1)
+    assert contents(scratch / "forced") == {"d": "/", "d/a": "text" * 100}
 
 
 @pytest.mark.parametrize("size", [0, 700, 1024])
