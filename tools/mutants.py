@@ -73,9 +73,7 @@ FOR_TYPES = ("if TYPE_CHECKING: => if not TYPE_CHECKING:", "TYPE_CHECKING = Fals
 # Faults that change nothing that anybody can see, as "what is written => what is put in its place", and why.
 _NEVER_0 = "what the hook opens is never descriptor 0: its state comes from there"
 _PRCTL = "_libc.prctl(_SET_PARENT_DEATH_SIGNAL, signals.KILL, {}):"
-_MANIFEST = (
-    "manifest = find_manifest(layout, destination.parent) if layout {} and not _is_new(layout) else None"
-)
+_INDEX = "index = read_index(layout) if layout {} and not _is_new(layout) else None"
 
 EQUIVALENT: dict[str, dict[str, str]] = {
     "archive_overlay/destination/apart.py": {"return None => pass": "it is what a function returns"},
@@ -112,8 +110,8 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         for other in ("> 0", ">= 1")
     },
     "archive_overlay/layout/add_layer.py": {
-        f"{_MANIFEST.format('>= 0')} => {_MANIFEST.format('>= 1')}": _NEVER_0,
-        f"{_MANIFEST.format('>= 0')} => {_MANIFEST.format('> 0')}": _NEVER_0,
+        f"{_INDEX.format('>= 0')} => {_INDEX.format('>= 1')}": _NEVER_0,
+        f"{_INDEX.format('>= 0')} => {_INDEX.format('> 0')}": _NEVER_0,
         "if layout >= 0: => if layout >= 1:": _NEVER_0,
         "layout = -1 => layout = - 2": "no descriptor is negative",
         "if layout >= 0: => if layout > 0:": _NEVER_0,

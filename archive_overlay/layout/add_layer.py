@@ -22,6 +22,7 @@ from archive_overlay.layout.blobs import BLOBS
 from archive_overlay.layout.layer import Layer
 from archive_overlay.layout.lock import lock
 from archive_overlay.layout.provenance import CREATED_BY, Provenance
+from archive_overlay.layout.pulling import advice_on_pulling, quoted
 from archive_overlay.layout.read import (
     CREATED,
     INDEX_FILE,
@@ -30,11 +31,12 @@ from archive_overlay.layout.read import (
     VERSION_FILE,
     check_json,
     check_tag,
-    find_manifest,
     is_tagged,
+    only_untagged,
     read_image,
     read_index,
     split_reference,
+    tag_of,
     tagged,
 )
 from archive_overlay.system.open_flags import READ, READ_DIRECTORY
@@ -169,11 +171,18 @@ def judge_destination(
     try:
         if layout >= 0:
             _expect_own_blobs(layout, path)
-        manifest = find_manifest(layout, destination.parent) if layout >= 0 and not _is_new(layout) else None
+        index = read_index(layout) if layout >= 0 and not _is_new(layout) else None
+        manifest = tagged(index, destination.parent) if index else None
         if manifest is None and destination.parent != tag:
-            raise _no_parent(destination)
+            raise _no_parent(destination, index)
         if manifest is not None:
             read_image(layout, manifest)
+        elif index and not all(map(tag_of, index["manifests"])):
+            log.warning(
+                f"archive {provenance.archive}: the image layout {path} has an image without a tag, which is ignored:"
+                f" {tag} begins without it. To begin with it, copy it there once more, as skopeo copy IMAGE"
+                f" {quoted(f'oci:{path}:base')}, and ask for parent=base"
+            )
     except OSError as error:
         fail(f"cannot read the image layout {path}", error)
     finally:
@@ -220,7 +229,7 @@ def _add_layer(destination: LayoutDestination, layout: int, staging: Staging, la
     old = tagged(index, destination.tag)
     parent = tagged(index, destination.parent)
     if parent is None and destination.parent != destination.tag:
-        raise _no_parent(destination)
+        raise _no_parent(destination, index)
     if layer.empty and (parent is None or destination.parent == destination.tag):
         return "no layer, because nothing was changed,"
     manifest, config = read_image(layout, parent) if parent else _empty_image()
@@ -251,6 +260,8 @@ def _add_layer(destination: LayoutDestination, layout: int, staging: Staging, la
         _dump({**index, "manifests": [*others, {**descriptor, "annotations": annotations}]}),
     )
     files.publish()
+    if old is None and (advice := advice_on_pulling(destination.path, destination.tag)):
+        destination.log.warning(f"archive {destination.provenance.archive}: {advice}")
     return done
 
 
@@ -408,7 +419,15 @@ def _dump(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _no_parent(destination: LayoutDestination) -> ArchiveError:
+def _no_parent(destination: LayoutDestination, index: Mapping[str, Any] | None) -> ArchiveError:
+    layout = f"oci:{destination.path}"
+    tag = f"{layout}:{destination.parent}"
+    hint = ""
+    if index and only_untagged(index):
+        hint = f"its only image has no tag: skopeo copy {quoted(layout)} {quoted(tag)} gives it this one"
+    elif index and not all(map(tag_of, index["manifests"])):
+        hint = f"it has images without a tag: copy one there once more, as skopeo copy IMAGE {quoted(tag)}"
     return ArchiveError(
-        f"the image layout {destination.path} has no tag {destination.parent}, which is to be the parent"
+        f"the image layout {destination.path} has no tag {destination.parent}, which is to be the parent",
+        hint=hint,
     )

@@ -71,20 +71,6 @@ def check_tag(tag: str) -> None:
         )
 
 
-def find_manifest(layout: int, tag: str) -> dict[str, Any] | None:
-    """Give the descriptor of the manifest that a tag names; None: the layout has no such tag.
-
-    Args:
-        layout: file descriptor of the layout's directory.
-        tag: what to find.
-
-    Raises:
-        ArchiveError: the layout is damaged, or something else, or several images have the tag.
-        OSError: it cannot be read.
-    """
-    return tagged(read_index(layout), tag)
-
-
 def tagged(index: Mapping[str, Any], tag: str) -> dict[str, Any] | None:
     """Give the entry of an index that has a tag; None: no entry has it.
 

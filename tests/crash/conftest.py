@@ -415,7 +415,7 @@ def make_places(
     made = []
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     for _ in range(max(1, (os.cpu_count() or 1) // workers)):
-        directory = Path(tempfile.mkdtemp(prefix="archive_overlay-crash-", dir=usable[0]))
+        directory = overlays.new_directory("archive_overlay-crash-", usable[0])
         made.append(Place(executable, directory, namespace, change, jobs))
     places = Places(made)
     yield places

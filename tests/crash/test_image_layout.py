@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,7 +147,7 @@ def place(request: pytest.FixtureRequest, executable: Path) -> Iterator[Place]:
     if not overlays.holds_upperdirs(Path("/dev/shm")):
         tools.cannot_run("/dev/shm takes no whiteouts and extended attributes")
     namespace = overlays.Namespace(rootless=False)
-    directory = Path(tempfile.mkdtemp(prefix="archive_overlay-crash-", dir="/dev/shm"))
+    directory = overlays.new_directory("archive_overlay-crash-", Path("/dev/shm"))
     made = Place(executable, directory, namespace, request.param)
     yield made
     made.overlay.close()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from archive_overlay.layout.pulling import advice_on_pulling, takes_path, takes_tag
 from tests.support import hooks, image_layouts, tools, trees
 from tests.support.engines import Engine
 
@@ -392,3 +393,31 @@ def test_podman_passes_a_revision_on(circle: Circle) -> None:
 
     diff_ids = image_layouts.read(circle.outside, "main").config["rootfs"]["diff_ids"]
     assert image_layouts.read(circle.outside, "copy").config["rootfs"]["diff_ids"] == diff_ids
+
+
+@natives
+def test_skopeo_copies_what_podman_does_not_pull(circle: Circle) -> None:
+    version = circle.engine.podman("version", "--format={{.Client.Version}}").stdout.split(".")
+    by_tag = (int(version[0]), int(version[1])) >= (4, 7)
+    home = f"{circle.engine.home}/{circle.name}"
+    for path, tag in [
+        ("20261121T205533.123456Z", "main"),
+        ("é + ~ it's", "main"),
+        ("a..b", "main"),
+        ("layout", "Main"),
+        ("layout", "a+b"),
+        ("layout", "0123456789abcdef" * 4),
+        ("a-b_c.d", "e-f_g.h"),
+    ]:
+        image = f"oci:{home}/{path}:{tag}"
+        circle.as_container_root("skopeo", "copy", "--quiet", f"oci:{circle.layout}:main", image)
+
+        pulled = circle.engine.podman("pull", "--quiet", image, check=False)
+
+        taken = takes_tag(tag) if by_tag else takes_path(f"{home}/{path}")
+        assert (pulled.returncode == 0) == taken, (path, tag, pulled.stderr)
+        if taken:
+            continue
+        line = advice_on_pulling(f"{home}/{path}", tag).rpartition("This always works: ")[2]
+        circle.as_container_root("sh", "-c", line)
+        circle.engine.podman("image", "exists", line.rpartition("containers-storage:")[2])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +47,7 @@ def scratch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     on_disk = request.node.get_closest_marker("on_disk") or not _is_roomy(memory)
     for candidate in (*disks, memory) if on_disk else (memory, *disks):
         if os.access(candidate, os.W_OK) and overlays.holds_upperdirs(candidate):
-            made = Path(tempfile.mkdtemp(prefix="archive_overlay-test-", dir=candidate))
+            made = overlays.new_directory("archive_overlay-test-", candidate)
             yield made
             overlays.remove(made)
             return

@@ -531,6 +531,13 @@ def unmount(target: Path) -> None:
     _check(_libc.umount2(os.fsencode(target), 0), f"unmount {target}")
 
 
+def new_directory(prefix: str, parent: Path) -> Path:
+    """Make a directory with a name of its own, one that podman pulls from: the hook says so where it is not."""
+    made = parent / f"{prefix}{os.urandom(6).hex()}"
+    made.mkdir(mode=0o700)
+    return made
+
+
 def remove(tree: Path) -> None:
     """Delete a tree that a container wrote, whatever its modes and its depth."""
     subprocess.run(["chmod", "-R", "u+rwx", tree], check=False, capture_output=True)

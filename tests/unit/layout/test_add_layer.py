@@ -95,6 +95,28 @@ def stop(tmp_path: Path) -> Stop:
     return Stop(tmp_path)
 
 
+# What podman does not pull
+
+
+def test_what_podman_does_not_pull_is_said_once_with_what_works(stop: Stop) -> None:
+    path = stop.directory / "My Data"
+
+    for _ in range(2):
+        stop.add(f"{path}:main")
+
+    (line,) = stop.said
+    assert line.startswith(
+        f"warning: archive data: podman pull may refuse oci:{path}:main: podman up to 4.6 takes no "
+    )
+    assert line.endswith(f" skopeo copy 'oci:{path}:main' containers-storage:localhost/my-data:main")
+
+
+def test_no_word_is_said_of_an_image_that_is_not_there(stop: Stop) -> None:
+    stop.add(stop.directory / "My Data:main", entries=0)
+
+    assert stop.said == []
+
+
 # Where it may be
 
 
@@ -141,6 +163,37 @@ def test_a_parent_has_to_be_there(stop: Stop) -> None:
     image_layouts.put(stop.layout, "other")
     with pytest.raises(ArchiveError, match=error):
         stop.judge(f"{stop.layout}:branch", "main")
+
+
+def test_a_parent_without_a_tag_can_get_one(stop: Stop) -> None:
+    image_layouts.put(stop.layout, "")
+    with pytest.raises(
+        ArchiveError,
+        match=f"its only image has no tag: skopeo copy oci:{stop.layout} oci:{stop.layout}:main gives it",
+    ):
+        stop.judge(f"{stop.layout}:branch", "main")
+
+    image_layouts.put(stop.layout, "other", config={"author": "another"})
+    with pytest.raises(ArchiveError, match=f"once more, as skopeo copy IMAGE oci:{stop.layout}:main"):
+        stop.judge(f"{stop.layout}:branch", "main")
+
+
+@pytest.mark.parametrize("others", [(), ("other",)])
+def test_a_base_without_a_tag_is_said_to_be_ignored(stop: Stop, others: tuple[str, ...]) -> None:
+    for tag in ("", *others):
+        image_layouts.put(stop.layout, tag, layers=[b"a layer"], config={"author": tag})
+
+    assert stop.add(f"{stop.layout}:main") == "revision 1 of main"
+    assert stop.add(f"{stop.layout}:main") == "revision 2 of main"
+    if others:
+        assert stop.add(f"{stop.layout}:branch", "other") == "revision 2 of branch"
+
+    said = [line for line in stop.said if "podman" not in line]
+    assert said == [
+        f"warning: archive data: the image layout {stop.layout} has an image without a tag, which is ignored: main begins"
+        f" without it. To begin with it, copy it there once more, as skopeo copy IMAGE oci:{stop.layout}:base, and ask for"
+        " parent=base"
+    ]
 
 
 def test_a_directory_with_something_else_is_no_layout(stop: Stop) -> None:
