@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from archive_overlay.overlay.options import upperdir
+from archive_overlay.overlay.options import upperdirs
 from archive_overlay.system import kernel, mountinfo
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 
@@ -48,6 +48,22 @@ def is_mounted(overlay: OverlayMount) -> bool:
         os.close(fd)
 
 
+def has_overlay(upper: str) -> bool:
+    """Say whether the kernel has an overlay mounted that writes into a directory.
+
+    Args:
+        upper: its path.
+
+    Raises:
+        OSError: see `is_mounted`.
+    """
+    fd = os.open(upper, READ_TOP_DIRECTORY)
+    try:
+        return kernel.is_written_by_overlay(fd)
+    finally:
+        os.close(fd)
+
+
 def _is_in_table(status: os.stat_result) -> bool:
     """Say whether this namespace's table has such an overlay.
 
@@ -55,13 +71,13 @@ def _is_in_table(status: os.stat_result) -> bool:
     first, only the table shows it.
     """
     for mounted in mountinfo.read().of_type("overlay"):
-        upper = upperdir(mounted.options)
-        if not upper.startswith("/"):
-            continue  # relative to a directory that nobody knows
-        try:
-            other = os.stat(upper)
-        except OSError:
-            continue  # not to be found, so another one; it may have vanished since the table was read
-        if os.path.samestat(other, status):
-            return True
+        for upper in upperdirs(mounted.options):
+            if not upper.startswith("/"):
+                continue  # relative to a directory that nobody knows
+            try:
+                other = os.stat(upper)
+            except OSError:
+                continue  # not to be found, so another one; it may have vanished since the table was read
+            if os.path.samestat(other, status):
+                return True
     return False

@@ -11,7 +11,7 @@ import stat
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.overlay import dialect, links, mount_programs, store
 from archive_overlay.overlay.mount import Mount, OverlayMount
-from archive_overlay.overlay.options import from_options
+from archive_overlay.overlay.options import from_mount_table, from_spec, upperdirs
 from archive_overlay.system import mountinfo, user_namespace
 from archive_overlay.system.record import Record
 
@@ -92,7 +92,7 @@ class _Believed(Record):
 
 def _of_mount(mount: Mount, mounts: Sequence[Mount], believed: _Believed) -> OverlayMount:
     if mount.type == "overlay":
-        overlay = from_options(mount.options, None, f"the mount at {mount.destination}")
+        overlay = from_spec(mount.options, f"the mount at {mount.destination}")
         return _without_links(_with_absolute_paths(overlay, mount.source, believed), mount, mounts)
     if mount.source.startswith("/") and "\0" not in mount.source:
         try:
@@ -141,9 +141,34 @@ def _mounts() -> mountinfo.MountTable:
 def _behind(mounted: mountinfo.MountedFilesystem, believed: _Believed) -> OverlayMount | None:
     """Give the overlay that is mounted; None: it is a part of one, or something else."""
     if mounted.type == "overlay" and mounted.root == "/":
-        overlay = from_options(mounted.options, None, f"the mount at {mounted.mount_point}")
+        upper = _upper_in_table(mounted)
+        overlay = from_mount_table(mounted.options, f"the mount at {mounted.mount_point}", upper=upper)
         return _with_lowers_of_store(_with_absolute_paths(overlay, mounted.mount_point, believed), believed)
     return mount_programs.overlay_at(mounted, believed.mount_program)
+
+
+def _upper_in_table(mounted: mountinfo.MountedFilesystem) -> str:
+    """Give the upperdir of an overlay in the mount table; "" if it has none.
+
+    Raises:
+        ArchiveError: the table's text means two directories, and the kernel does not say which.
+    """
+    readings = upperdirs(mounted.options)
+    there = [reading for reading in readings if os.path.isdir(reading)]
+    if len(there) == 2 and not _is_same_directory(*there):
+        from archive_overlay.overlay import in_use
+
+        try:
+            there = [upper for upper in there if in_use.has_overlay(upper)] if in_use.can_ask() else there
+        except OSError as error:
+            fail(f"cannot tell whether {' or '.join(there)} is the upperdir at {mounted.mount_point}", error)
+        if len(there) != 1:
+            raise ArchiveError(
+                f"the upperdir of the mount at {mounted.mount_point} is {' or '.join(readings)}: the mount table does not"
+                " say which",
+                hint="give upperdirs names without backslashes",
+            )
+    return next(iter(there or readings), "")
 
 
 def _of_root(root: str, *, bundle: str, environment_file: str, believed: _Believed) -> OverlayMount:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 
 from archive_overlay.errors import ArchiveError
-from archive_overlay.overlay import dialect
-from archive_overlay.overlay.options import from_options
+from archive_overlay.overlay.options import from_command_line
 from archive_overlay.system.mountinfo import MountTable
 from archive_overlay.system.open_flags import READ, READ_TOP_DIRECTORY
 from archive_overlay.system.record import Record
@@ -197,7 +196,7 @@ def _is_own(process: int) -> bool:
 
 
 def _overlay(options: Sequence[str], mounted: MountedFilesystem) -> OverlayMount:
-    return from_options(options, dialect.FUSE_OVERLAYFS, f"the mount at {mounted.mount_point}")
+    return from_command_line(options, f"the mount at {mounted.mount_point}")
 
 
 def _fuse_connection(process: int) -> int:

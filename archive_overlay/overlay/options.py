@@ -1,9 +1,29 @@
-"""The mount options of an overlay.
+r"""The mount options of an overlay, by each of the sources that has them, each with its own escapes.
 
-Source: the kernel's Documentation/filesystems/overlayfs.rst; fuse-overlayfs(1).
+A backslash, where it escapes anything, stands for the byte after it. In an overlay's options it does so in some values
+and not in others. Tried with Linux 6.18 and fuse-overlayfs 1.10 and 1.14, name by name:
+
+source                        options are separated by   upperdir   lowerdir             lowerdir+, datadir+
+----------------------------  -------------------------  ---------  -------------------  -------------------
+the spec: what mount(2) gets  commas without escape      escapes    `:`, `::`, escapes   as it is
+mount table: mount(2), and    commas; the table's own    escapes    `:`, `::`, escapes   as it is
+  fsconfig(2) with a string   octal escapes are undone
+  fsconfig(2) with an fd      the same                   as it is   (is lowerdir+)       as it is
+fuse-overlayfs' arguments     commas without escape      undone     `:`, undone before   (none)
+
+- The spec's list was split at all commas, and the runtime joins it by commas again for mount(2).
+- A lowerdir+ of mount(2) may have a backslash before a comma. Both are in the name then.
+- The mount table does not say by which call a mount was made, so an upperdir with a backslash has two readings.
+- libfuse undoes escapes when it separates options, and takes `\` and three octal digits, up to 377, for a byte. No escape
+  is left for the colons of fuse-overlayfs: neither an upperdir nor a lowerdir can have one.
+
+Source: the kernel's Documentation/filesystems/overlayfs.rst and fs/overlayfs/params.c; libfuse's lib/fuse_opt.c;
+fuse-overlayfs(1).
 """
 
 from __future__ import annotations
+
+import os
 
 from archive_overlay.errors import ArchiveError
 from archive_overlay.overlay import dialect
@@ -11,48 +31,102 @@ from archive_overlay.overlay.mount import OverlayMount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from archive_overlay.overlay.dialect import Dialect
 
 # Options with which an upperdir does not say all by itself. (nfs_export needs index.)
 _REFERRING = ("metacopy", "redirect_dir", "index")
 
+_BACKSLASH, _COMMA = b"\\,"
 
-def from_options(options: Sequence[str], kind: Dialect | None, origin: str) -> OverlayMount:
-    """Read an overlay's directories from its mount options.
+
+def from_spec(options: Sequence[str], origin: str) -> OverlayMount:
+    """Read an overlay's directories from the options of a mount in the spec.
 
     Args:
-        options: as a list that was split at commas, escaped ones too.
-        kind: the dialect; None: native, and the options say which.
-        origin: what the options belong to, for messages.
+        options: as the spec has them.
+        origin: what they belong to, for messages.
 
     Raises:
         ArchiveError: there is no upperdir in them.
-
-    Source: overlayfs.rst, "Multiple lower layers": a backslash escapes colons and commas.
     """
-    upper = ""
+    return _overlay(_options_of_mount(options), None, origin)
+
+
+def from_mount_table(options: Sequence[str], origin: str, *, upper: str) -> OverlayMount:
+    """Read an overlay's directories from the mount table.
+
+    Args:
+        options: one by one, without the table's own escapes.
+        origin: what they belong to, for messages.
+        upper: which of the `upperdirs` it is; "" where there are none.
+
+    Raises:
+        ArchiveError: there is no upperdir in them.
+    """
+    return _overlay(_keys_and_values(options), None, origin, upper=upper)
+
+
+def from_command_line(options: Sequence[str], origin: str) -> OverlayMount:
+    """Read the directories of an overlay that is served in user space.
+
+    Args:
+        options: the value of each argument -o.
+        origin: what they belong to, for messages.
+
+    Raises:
+        ArchiveError: there is no upperdir in them.
+    """
+    separated = [option for group in options for option in _separated_by_libfuse(group)]
+    return _overlay(_keys_and_values(separated), dialect.FUSE_OVERLAYFS, origin)
+
+
+def upperdirs(options: Sequence[str]) -> list[str]:
+    """Give the directories that an upperdir of the mount table may be, one or two; an empty list if there is none.
+
+    Args:
+        options: see `from_mount_table`.
+    """
+    shown = next((value for key, value in _keys_and_values(options) if key == "upperdir"), "")
+    escaped = _unescaped(shown)
+    readings = [escaped] if escaped == shown else [escaped, shown]
+    return [reading for reading in readings if reading]
+
+
+def _overlay(
+    options: Iterable[tuple[str, str]], kind: Dialect | None, origin: str, *, upper: str | None = None
+) -> OverlayMount:
+    """Read an overlay's directories.
+
+    Args:
+        options: by key and value.
+        kind: the dialect; None: native, and the options say which.
+        origin: what the options belong to, for messages.
+        upper: the upperdir, where the options do not say it; None: they do.
+    """
+    found = ""
     lowers: list[str] = []
     data_lowers: list[str] = []
     userxattr = False
     permissions = ""
     references: dict[str, str] = {}
-    for key, value in _options(options):
+    for key, value in options:
         if key == "upperdir":
-            upper = _unescaped(value)
+            found = value if kind else _unescaped(value)
         elif key == "lowerdir":
-            lowers, data_lowers = _lowerdirs(value)
+            lowers, data_lowers = (value.split(":"), []) if kind else _lowerdirs(value)
         elif key == "lowerdir+":
-            lowers.append(_unescaped(value))
+            lowers.append(value)
         elif key == "datadir+":
-            data_lowers.append(_unescaped(value))
+            data_lowers.append(value)
         elif key in _REFERRING:
             references[key] = value
         elif key == "xattr_permissions":
             permissions = value
         elif key == "userxattr":
             userxattr = True
+    upper = found if upper is None else upper
     if not upper:
         raise ArchiveError(
             f"{origin} is an overlay without an upperdir: it is mounted read-only",
@@ -85,16 +159,35 @@ def split(text: str, separator: str) -> list[str]:
     return parts
 
 
-def upperdir(options: Sequence[str]) -> str:
-    """Give the upperdir of mount options that were split at commas, escaped ones too; "" if there is none."""
-    return next((_unescaped(value) for key, value in _options(options) if key == "upperdir"), "")
+def _options_of_mount(options: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Give keys and values of options that were split at commas, escaped ones too."""
+    return _keys_and_values(split(",".join(options), ","))
 
 
-def _options(options: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Give keys and values of mount options that were split at commas, escaped ones too."""
-    for option in split(",".join(options), ","):
+def _keys_and_values(options: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for option in options:
         key, _, value = option.partition("=")
         yield key, value
+
+
+def _separated_by_libfuse(options: str) -> list[str]:
+    """Separate the options of one argument -o, and undo their escapes."""
+    text = os.fsencode(options)
+    separated = [bytearray()]
+    position = 0
+    while position < len(text):
+        byte = text[position]
+        position += 1
+        if byte == _COMMA:
+            separated.append(bytearray())
+            continue
+        if byte == _BACKSLASH and position < len(text):
+            digits = text[position : position + 3]
+            is_octal = len(digits) == 3 and digits[0] in b"0123" and not digits.strip(b"01234567")
+            byte = int(digits, 8) if is_octal else text[position]
+            position += 3 if is_octal else 1
+        separated[-1].append(byte)
+    return [os.fsdecode(bytes(option)) for option in separated]
 
 
 def _makes_references(options: Mapping[str, str]) -> bool:

@@ -47,6 +47,12 @@ _CLONE_NEWUSER = 0x10000000
 # The numbers of system calls younger than 2019 are the same on all architectures but one.
 _OPEN_TREE = 428
 _MOVE_MOUNT = 429
+_FSOPEN = 430
+_FSCONFIG = 431
+_FSMOUNT = 432
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_SET_FD = 5
+_FSCONFIG_CMD_CREATE = 6
 _MOUNT_SETATTR = 442
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
@@ -455,11 +461,39 @@ def escape_lower(path: Path) -> str:
 
 def mount_overlay(target: Path, options: Sequence[str]) -> None:
     """Mount the kernel's overlayfs; `options` are escaped already."""
-    joined = ",".join(options).encode()
+    joined = os.fsencode(",".join(options))
     _check(
         _libc.mount(b"overlay", os.fsencode(target), b"overlay", 0, joined),
         f"mount overlay at {target} with {joined!r}",
     )
+
+
+def configure_overlay(target: Path, options: Sequence[tuple[str, str | Path]]) -> None:
+    """Mount the kernel's overlayfs by fsconfig(2).
+
+    Args:
+        target: where.
+        options: names and values; a Path is given as a file descriptor (Linux 6.13).
+    """
+    context = _syscall(_FSOPEN, b"overlay", 0)
+    try:
+        for name, value in options:
+            if isinstance(value, Path):
+                fd = os.open(value, os.O_PATH)
+                try:
+                    _syscall(_FSCONFIG, context, _FSCONFIG_SET_FD, name.encode(), None, fd)
+                finally:
+                    os.close(fd)
+            else:
+                _syscall(_FSCONFIG, context, _FSCONFIG_SET_STRING, name.encode(), os.fsencode(value), 0)
+        _syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        mount = _syscall(_FSMOUNT, context, 0, 0)
+    finally:
+        os.close(context)
+    try:
+        _syscall(_MOVE_MOUNT, mount, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
+    finally:
+        os.close(mount)
 
 
 def mount_tmpfs(target: Path, options: str) -> None:
@@ -520,7 +554,7 @@ def _user_namespace(ids: Sequence[tuple[int, int, int]]) -> int:
         return os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY)
 
 
-def _syscall(number: int, *arguments: bytes | int) -> int:
+def _syscall(number: int, *arguments: bytes | int | None) -> int:
     result: int = _libc.syscall(number, *arguments)
     _check(0 if result >= 0 else result, f"system call {number}")
     return result

@@ -18,7 +18,7 @@ from archive_overlay.log import Log
 from archive_overlay.overlay import locate
 from archive_overlay.overlay.dialect import FUSE_OVERLAYFS, NATIVE, NATIVE_USERXATTR
 from archive_overlay.overlay.mount import OverlayMount
-from archive_overlay.overlay.options import from_options
+from archive_overlay.overlay.options import from_mount_table, upperdirs
 from archive_overlay.system import mountinfo
 from archive_overlay.system.mountinfo import MountTable
 from tests.support import tools
@@ -79,7 +79,7 @@ class Record:
         mounted = self.mounts.at(path)
         assert mounted, f"nothing is mounted at {path}"
         assert (mounted.type, mounted.root) == ("overlay", "/")
-        return from_options(mounted.options, None, path)
+        return from_mount_table(mounted.options, path, upper="".join(upperdirs(mounted.options)))
 
 
 @pytest.fixture(params=[pytest.param(path, id=path.stem) for path in RECORDS])

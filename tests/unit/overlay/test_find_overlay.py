@@ -15,7 +15,7 @@ from archive_overlay.overlay import mount_programs
 from archive_overlay.overlay.dialect import FUSE_OVERLAYFS, NATIVE, NATIVE_USERXATTR
 from archive_overlay.overlay.locate import find_overlay
 from archive_overlay.overlay.mount import Mount
-from archive_overlay.overlay.options import from_options
+from archive_overlay.overlay.options import from_command_line, from_spec
 from archive_overlay.system import mountinfo
 from archive_overlay.system.mountinfo import MountTable
 from tests.support import tools
@@ -168,7 +168,7 @@ def test_what_is_no_overlay_is_said_to_be_none(mounted: Mounted, mount: Mount, s
     ],
 )
 def test_options_say_whether_an_upperdir_stands_on_its_own(options: tuple[str, ...], expected: bool) -> None:
-    assert from_options(["upperdir=/u", *options], None, "x").may_refer_to_lowers is expected
+    assert from_spec(["upperdir=/u", *options], "x").may_refer_to_lowers is expected
 
 
 @pytest.mark.parametrize("parameter", ["metacopy", "redirect_dir", "index"])
@@ -179,7 +179,7 @@ def test_what_no_option_says_is_the_module_s_default(parameter: str) -> None:
     except OSError:
         default = True  # nobody knows
 
-    assert from_options(["upperdir=/u", *others], None, "x").may_refer_to_lowers is default
+    assert from_spec(["upperdir=/u", *others], "x").may_refer_to_lowers is default
 
 
 def test_where_the_module_says_nothing_the_worst_is_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,21 +188,62 @@ def test_where_the_module_says_nothing_the_worst_is_assumed(monkeypatch: pytest.
 
     monkeypatch.setattr("builtins.open", no_file)
 
-    assert from_options(["upperdir=/u"], None, "x").may_refer_to_lowers is True
+    assert from_spec(["upperdir=/u"], "x").may_refer_to_lowers is True
 
 
 def test_fuse_overlayfs_may_keep_owners_in_attributes() -> None:
     kinds = [
-        from_options(["upperdir=/u", f"xattr_permissions={value}"], FUSE_OVERLAYFS, "x").dialect
+        from_command_line([f"upperdir=/u,xattr_permissions={value}"], "x").dialect
         for value in ("0", "1", "2")
     ]
     assert kinds[0] is FUSE_OVERLAYFS
     assert len({id(kind) for kind in kinds}) == 3
 
 
+@pytest.fixture
+def neighbours(upper: Path) -> tuple[Path, Path]:
+    """Make the two directories that the mount table may mean by one text."""
+    made = upper / "a,b", upper / "a\\,b"
+    for each in made:
+        each.mkdir()
+    return made
+
+
+def test_of_two_readings_the_one_that_is_there_is_meant(
+    mounted: Mounted, neighbours: tuple[Path, Path]
+) -> None:
+    mounted("/m", f"upperdir={neighbours[0].parent}/a\\134\\054b")
+    for missing, there in (neighbours, neighbours[::-1]):
+        missing.rmdir()
+        assert find(bind_mount("/m")).upper == str(there)
+        missing.mkdir()
+
+
+@pytest.mark.parametrize("in_use", [[], ["a,b", "a\\,b"], None], ids=["neither", "both", "unknown"])
+def test_of_two_directories_neither_is_guessed(
+    mounted: Mounted,
+    neighbours: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    in_use: list[str] | None,
+) -> None:
+    monkeypatch.setattr("archive_overlay.overlay.in_use.can_ask", lambda: in_use is not None)
+    monkeypatch.setattr(
+        "archive_overlay.overlay.in_use.has_overlay", lambda upper: os.path.basename(upper) in (in_use or [])
+    )
+    mounted("/m", f"upperdir={neighbours[0].parent}/a\\134\\054b")
+
+    with pytest.raises(ArchiveError) as raised:
+        find(bind_mount("/m"))
+
+    one, other = neighbours
+    assert f"the upperdir of the mount at /m is {one} or {other}: the mount table does not say which" in str(
+        raised.value
+    )
+
+
 @pytest.mark.parametrize("text", ["a\\", "\\a\\"])
 def test_a_backslash_at_the_end_stands_for_nothing(text: str) -> None:
-    assert from_options([f"upperdir=/{text}"], None, "x").upper == "/a"
+    assert from_spec([f"upperdir=/{text}"], "x").upper == "/a"
 
 
 # The mount table
