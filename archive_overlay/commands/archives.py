@@ -23,6 +23,7 @@ from archive_overlay.overlay import dialect, upper
 from archive_overlay.overlay.mount import OverlayMount
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 from archive_overlay.system.tree import Descent
+from archive_overlay.system.user_namespace import has_all_users, sees_trusted_attributes
 from archive_overlay.tar import changes
 from archive_overlay.tar.decompress import Reader
 from archive_overlay.tar.reader import TarReader
@@ -111,12 +112,13 @@ class Directory:
 
 @contextmanager
 def open_archive(
-    what: str, *, kind: str | None = None, marks: str | None = None
+    what: str, log: Log, *, kind: str | None = None, marks: str | None = None
 ) -> Generator[Tar | Directory, None, None]:
     """Open whatever it is.
 
     Args:
         what: path of a tar or directory, or LAYOUT:TAG@N.
+        log: takes a warning if marks may be there that this process does not see.
         kind: `LAYOUT`, `DIRECTORY` or `TAR`; None: seen from what is there, where that is no guess.
         marks: the marks to believe, "trusted", "user", "fuse" or "oci"; None: those of the archive's form.
 
@@ -130,7 +132,7 @@ def open_archive(
             yield Tar(kind, _form(marks or "oci"), lambda: image.layer(revision))
     elif kind == DIRECTORY:
         path = os.path.abspath(what)
-        yield Directory(OverlayMount(upper=path, lowers=(), dialect=_dialect(marks or _guess_marks(path))))
+        yield Directory(OverlayMount(upper=path, lowers=(), dialect=_dialect(marks or _guess_marks(path, log))))
     else:
         with _opened_file(what) as fd:
             yield Tar(kind, _form(marks), lambda: _opened_tar(what, fd))
@@ -226,7 +228,7 @@ def _dialect(marks: str) -> Dialect:
     )
 
 
-def _guess_marks(path: str) -> str:
+def _guess_marks(path: str, log: Log) -> str:
     """Say whose marks a directory has, by those that only one kind of overlay makes.
 
     The kernel's own bookkeeping settles it, because no container can write it. What is left could be
@@ -252,7 +254,15 @@ def _guess_marks(path: str) -> str:
     for marks in ("kernel", "fuse", "trusted", "user"):
         if marks in found:
             return "trusted" if marks == "kernel" else marks
-    return "trusted" if os.geteuid() == 0 else "user"
+    if sees_trusted_attributes():
+        return "trusted" if os.geteuid() == 0 else "user"
+    # What a rootless engine's containers made is marked otherwise.
+    if os.stat(path).st_uid != os.geteuid() or (os.geteuid() == 0 and has_all_users()):
+        log.warning(
+            f"if root's containers made {path}, directories in it that hide what lies below are shown like any other: what"
+            " marks them can be seen only with CAP_SYS_ADMIN"
+        )
+    return "user"
 
 
 def _marks_here(directory: int, found: set[str]) -> list[str]:

@@ -33,13 +33,13 @@ def run(options: argparse.Namespace, log: Log) -> None:
 
     Args:
         options: `what`; `kind` (one of `cli.KINDS`) and `marks`, or None; `stat`, `json`, `human`.
-        log: takes nothing.
+        log: takes a warning if marks may be there that this process does not see.
 
     Raises:
         ArchiveError: there is no such change set, or it cannot be read.
     """
     output = Output()
-    with open_archive(options.what, kind=options.kind, marks=options.marks) as archive:
+    with open_archive(options.what, log, kind=options.kind, marks=options.marks) as archive:
         found = archive.changes()
         # The top is in every change set, as a directory.
         shown = (change for change in found if change.name or change.opaque or change.kind is not DIRECTORY)

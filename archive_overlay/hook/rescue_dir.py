@@ -21,6 +21,7 @@ from archive_overlay.destination.paths import Paths
 from archive_overlay.destination.staging import ARCHIVE, Staging, forget_inheritance, remove_empty
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.log import escape
+from archive_overlay.marks import TRUSTED
 from archive_overlay.methods import Target, copy
 from archive_overlay.overlay import dialect
 from archive_overlay.overlay.in_use import can_ask, is_mounted
@@ -29,7 +30,7 @@ from archive_overlay.overlay.upper import read_changes
 from archive_overlay.system import kernel, metadata
 from archive_overlay.system.flush import Never, ToDisk
 from archive_overlay.system.open_flags import CREATE, READ_DIRECTORY, READ_TOP_DIRECTORY
-from archive_overlay.system.user_namespace import overflow_owner
+from archive_overlay.system.user_namespace import overflow_owner, sees_trusted_attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,6 +150,11 @@ class RescueDirectory:
         return kept
 
     def _copy(self, overlay: OverlayMount, name: str, directory: str, parent: int) -> str:
+        if TRUSTED in overlay.dialect.namespaces and not sees_trusted_attributes():
+            self._log.warning(
+                f"{overlay.upper} is kept without the attributes trusted.*, which cannot be seen without CAP_SYS_ADMIN:"
+                " directories that hide what lies below look like any other"
+            )
         raw = OverlayMount(upper=overlay.upper, lowers=(), dialect=dialect.RAW)
         with Staging(directory, name, paths=self._paths, flush=ToDisk(), log=self._log) as staging:
             if not os.path.samestat(os.fstat(staging.parent), os.fstat(parent)):

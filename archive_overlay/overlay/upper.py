@@ -13,7 +13,7 @@ import stat
 
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.log import Repeated
-from archive_overlay.marks import OPAQUE_MARKER, WHITEOUT_PREFIX
+from archive_overlay.marks import OPAQUE_MARKER, TRUSTED_OPAQUE, WHITEOUT_PREFIX
 from archive_overlay.overlay.attributes import (
     NO_ATTRIBUTES,
     NO_MARKS,
@@ -37,6 +37,7 @@ from archive_overlay.overlay.change import (
 from archive_overlay.overlay.lowers import Directory, Lowers
 from archive_overlay.system import tree
 from archive_overlay.system.open_flags import LOOK, READ, READ_TOP_DIRECTORY
+from archive_overlay.system.user_namespace import sees_trusted_attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ def read_changes(
     finally:
         reader.close()
 
+
+# What an overlay makes directories opaque by if all of its marks are hidden from an unprivileged process.
+_TRUSTED_MARKS = (TRUSTED_OPAQUE,)
 
 # What an entry of a listing is; nearly all are regular files, of which nothing is noted.
 _DIRECTORY = 1
@@ -145,6 +149,12 @@ class UpperReader:
         self._file = -1
         self._attributes_of = -1
         try:
+            if self._dialect.opaque_attributes == _TRUSTED_MARKS and not sees_trusted_attributes():
+                raise ArchiveError(
+                    f"the attributes trusted.overlay.* in {overlay.upper} cannot be seen without CAP_SYS_ADMIN on the host"
+                    " (outside of user namespaces), so it is not known what its directories hide",
+                    hint="run this with CAP_SYS_ADMIN",
+                )
             top = tree.open_unseen(overlay.upper, READ_TOP_DIRECTORY)
         except OSError as error:
             fail(f"cannot read the upperdir {overlay.upper}", error)

@@ -1,9 +1,12 @@
 """Which users have an id in this process's user namespace.
 
-Source: user_namespaces(7), "User and group ID mappings"; proc(5), /proc/sys/kernel/overflowuid.
+Source: user_namespaces(7), "User and group ID mappings"; proc(5), /proc/sys/kernel/overflowuid; xattr(7).
 """
 
 from __future__ import annotations
+
+import errno
+import os
 
 _MAP = "/proc/self/uid_map"
 _NOBODY = 65534
@@ -17,6 +20,26 @@ def has_all_users() -> bool:
     """
     with open(_MAP, encoding="ascii") as file:
         return file.read().split() == ["0", "0", "4294967295"]
+
+
+def sees_trusted_attributes() -> bool:
+    """Say whether the kernel shows this process the extended attributes that begin with `trusted.`.
+
+    From whoever lacks CAP_SYS_ADMIN in the initial user namespace it hides them: it says that there are none. To remove
+    one is forbidden then, before the kernel looks whether there is one. A pipe never has any.
+
+    Raises:
+        OSError: there is no pipe to be had.
+    """
+    reader, writer = os.pipe()
+    try:
+        os.removexattr(reader, "trusted.none")
+    except OSError as error:
+        return error.errno != errno.EPERM
+    finally:
+        os.close(reader)
+        os.close(writer)
+    return True
 
 
 def overflow_owner() -> int:
