@@ -12,6 +12,7 @@ KEYS = (
     "success",
     "method",
     "if-exists",
+    "owners",
     "tar-content-owner",
     "compression",
     "compression-level",

@@ -132,7 +132,9 @@ def open_archive(
             yield Tar(kind, _form(marks or "oci"), lambda: image.layer(revision))
     elif kind == DIRECTORY:
         path = os.path.abspath(what)
-        yield Directory(OverlayMount(upper=path, lowers=(), dialect=_dialect(marks or _guess_marks(path, log))))
+        yield Directory(
+            OverlayMount(upper=path, lowers=(), dialect=_dialect(marks or _guess_marks(path, log)))
+        )
     else:
         with _opened_file(what) as fd:
             yield Tar(kind, _form(marks), lambda: _opened_tar(what, fd))

@@ -57,6 +57,7 @@ class ArchiveRequest(Record):
         method: how it is stored.
         if_exists: what to do with what is at `archive_to`: one of `methods.IF_EXISTS`; "" where that is
             no question.
+        owners: by whose numbers owners are stored, where the container has others: one of `methods.OWNERS`.
         owner: user and group id of everything in a tar, or None for the true owners.
         compression: of a tar, a name in `methods.COMPRESSIONS`; "" where there is no tar.
         level: of the compression; 0 where there is none.
@@ -71,6 +72,7 @@ class ArchiveRequest(Record):
     success: str | None
     method: Method
     if_exists: str
+    owners: str = "container"
     owner: tuple[int, int] | None
     compression: str
     level: int
@@ -183,6 +185,7 @@ def parse_request(name: str, keys: Mapping[str, object], context: Context, log: 
         success=_path(texts["success"], "success", values) if "success" in texts else None,
         method=method,
         if_exists=_if_exists(texts.get("if-exists", ""), method),
+        owners=_owners(texts.get("owners", "container")),
         owner=_owner(texts["tar-content-owner"], name, log) if "tar-content-owner" in texts else None,
         compression=compression,
         level=_level(texts.get("compression-level", ""), compression),
@@ -247,6 +250,12 @@ def _level(value: str, compression: str) -> int:
 def _whiteouts(value: str) -> str:
     if value not in methods.WHITEOUTS:
         raise ArchiveError(f"unknown whiteouts {value!r}", hint=f"known are {', '.join(methods.WHITEOUTS)}")
+    return value
+
+
+def _owners(value: str) -> str:
+    if value not in methods.OWNERS:
+        raise ArchiveError(f"unknown owners {value!r}", hint=f"known are {', '.join(methods.OWNERS)}")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from archive_overlay import methods
@@ -13,7 +14,7 @@ from archive_overlay.hook.annotations import Context, group_by_name, parse_reque
 from archive_overlay.hook.ledger import Ledger
 from archive_overlay.overlay import store
 from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
-from archive_overlay.overlay.locate import environment_file, find_overlay
+from archive_overlay.overlay.locate import environment_file, find_overlay, mount_at
 from archive_overlay.overlay.upper import read_changes
 from archive_overlay.system import signals
 from archive_overlay.system.flush import Never, ToDisk
@@ -154,7 +155,7 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> No
     """
     started = time.monotonic()
     ledger, flush, log = run.ledger, run.flush, run.log
-    overlay = run.find(request.mount_point)
+    overlay = _with_container_owners(run.find(request.mount_point), request, run)
     upper = overlay.upper
     if is_twin(upper):
         by = f"to {ledger.moved[upper]}" if upper in ledger.moved else "by an earlier run of this hook"
@@ -192,7 +193,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> No
         )
         try:
             counted = tally.counted(stream)
-            result = writer.write(run.policy.applied(counted) if run.policy else counted, target, log)
+            allowed = run.policy.applied(counted) if run.policy else counted
+            result = writer.write(_with_owners(allowed, overlay, request, log), target, log)
         finally:
             stream.close()
         done = destination.publish(staging, result)
@@ -208,6 +210,35 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> No
     )
 
 
+def _with_container_owners(overlay: OverlayMount, request: ArchiveRequest, run: Run) -> OverlayMount:
+    """Have an overlay say whose its files are in the container, if it has other numbers for that and they are asked for."""
+    spec = run.spec
+    mount = mount_at(spec.mounts, request.mount_point)
+    mapped = spec.user_namespace or overlay.program_owners or (mount and mount.is_id_mapped)
+    if request.owners == "host" or not mapped:
+        return overlay
+    from archive_overlay.overlay import mappings
+
+    owners = mappings.find(spec.user_namespace, mount, overlay)
+    if owners and request.method.makes == "directory" and os.geteuid() != 0:
+        run.log.info(
+            f"archive {request.name}: everything belongs to user {os.geteuid()}, because without privileges this hook"
+            " can give files to nobody else; a tar has the owners that the container saw"
+        )
+        return overlay
+    return overlay.replace(container_owners=owners)
+
+
+def _with_owners(
+    stream: Iterator[Change], overlay: OverlayMount, request: ArchiveRequest, log: Log
+) -> Iterator[Change]:
+    if not overlay.container_owners:
+        return stream
+    return overlay.container_owners.applied(
+        stream, log, directory=request.method.makes == "directory", any_owner=request.owner is not None
+    )
+
+
 def _archive_all(asked: Mapping[str, Mapping[str, object]], refused: Mapping[str, Refusal], run: Run) -> None:
     # All code that is needed is imported before the first archive begins, because a package upgrade may replace
     # this file in the meantime.
@@ -219,6 +250,8 @@ def _archive_all(asked: Mapping[str, Mapping[str, object]], refused: Mapping[str
         with run.ledger.failing_alone(name):
             request = parse_request(name, keys, run.context, run.log)
             ready.append((request, methods.load(request.method, request.compression)))
+    if run.spec.user_namespace or any(mount.is_id_mapped for mount in run.spec.mounts):
+        __import__("archive_overlay.overlay.mappings")
     # What renames the upperdir comes last, for it leaves nothing to archive for the others.
     ready.sort(key=lambda each: each[0].method.renames)
     for request, writer in ready:

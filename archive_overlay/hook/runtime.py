@@ -15,7 +15,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from typing_extensions import TypeGuard
 
@@ -42,12 +42,15 @@ class Spec(Record):
         mounts: in the order in which they are mounted.
         root: absolute path of the container's root file system; empty where the spec has none.
         faults: what is wrong with single mounts, one sentence each.
+        user_namespace: what the spec says of the container's user namespace, as the spec has it: `uidMappings`,
+            `gidMappings`, and `path` if it is one that there was. Empty: it has none of its own.
     """
 
     annotations: dict[str, object]
     mounts: tuple[Mount, ...]
     root: str
     faults: tuple[str, ...]
+    user_namespace: Mapping[str, object] = {}
 
 
 def read_state(fd: int) -> State:
@@ -135,6 +138,7 @@ def read_spec(bundle: str) -> Spec:
         mounts=tuple(mounts),
         root=_root(spec.get("root"), bundle),
         faults=tuple(faults),
+        user_namespace=_user_namespace(spec.get("linux")),
     )
 
 
@@ -155,8 +159,27 @@ def _mount(entry: object) -> Mount | None:
     if not all(_is_path(option) for option in options):
         return None
     return Mount(
-        destination=normal_destination(destination), type=kind, source=source, options=tuple(options)
+        destination=normal_destination(destination),
+        type=kind,
+        source=source,
+        options=tuple(options),
+        mappings=_mappings(entry),
     )
+
+
+def _user_namespace(linux: object) -> Mapping[str, object]:
+    if not isinstance(linux, dict):
+        return {}
+    said = _mappings(linux)
+    namespaces = linux.get("namespaces")
+    for namespace in namespaces if isinstance(namespaces, list) else ():
+        if isinstance(namespace, dict) and namespace.get("type") == "user":
+            return {**said, "path": namespace.get("path")}
+    return said
+
+
+def _mappings(entry: Mapping[str, object]) -> Mapping[str, object]:
+    return {key: entry[key] for key in ("uidMappings", "gidMappings") if entry.get(key)}
 
 
 def _or(value: object, default: object) -> object:

@@ -118,6 +118,7 @@ if TYPE_CHECKING:
 
 
 WHITEOUTS = ("overlay", "oci")
+OWNERS = ("container", "host")
 IF_EXISTS = ("replace", "merge", "backup", "fail")
 
 

@@ -76,6 +76,8 @@ def _obstacle(overlay: OverlayMount, *, may_rename: bool) -> str:
         return "fuse-overlayfs keeps state in it"
     if overlay.may_refer_to_lowers:
         return "with metacopy, redirect_dir or index it may refer to its lower layers"
+    if overlay.container_owners:
+        return "its files get the owners that they have in the container"
     if not can_ask():
         return "to find out whether it is still mounted takes CAP_SYS_ADMIN, and leave to mount overlays"
     return "" if may_rename else "the hook's policy is to look at every entry"

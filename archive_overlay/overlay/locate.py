@@ -41,10 +41,10 @@ def find_overlay(
     Raises:
         ArchiveError: there is no such mount, it is no overlay, or its upperdir is gone.
     """
-    there = [mount for mount in mounts if mount.destination == mount_point]
+    mount = mount_at(mounts, mount_point)
     believed = _Believed(mount_program=mount_program, stores=tuple(store.stores_of(bundle, root)))
-    if there:
-        overlay = _of_mount(there[-1], mounts, believed)
+    if mount:
+        overlay = _of_mount(mount, mounts, believed)
     elif mount_point == "/" and root:
         overlay = _of_root(
             root,
@@ -71,6 +71,11 @@ def find_overlay(
     if not is_directory:
         raise ArchiveError(f"the upperdir {overlay.upper} of {mount_point} is no directory")
     return overlay
+
+
+def mount_at(mounts: Sequence[Mount], mount_point: str) -> Mount | None:
+    """Give the mount that the container saw at a mount point, the last one there; None: the spec has none."""
+    return next((mount for mount in reversed(mounts) if mount.destination == mount_point), None)
 
 
 def environment_file(mounts: Sequence[Mount]) -> str:

@@ -6,10 +6,15 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from archive_overlay.overlay.container_owners import ContainerOwners
     from archive_overlay.overlay.dialect import Dialect
     from archive_overlay.overlay.owners import OwnerMap
+
+
+# Options of a mount that shows other owners than those on disk; ridmap means what is mounted below, too.
+IDMAP = ("idmap", "ridmap")
 
 
 class Mount(Record):
@@ -20,12 +25,19 @@ class Mount(Record):
         type: "overlay", "bind", ...; empty where the spec has none.
         source: path in the runtime namespace; empty where the spec has none.
         options: as the spec has them.
+        mappings: what the spec says under `uidMappings` and `gidMappings`; empty where it says nothing.
     """
 
     destination: str
     type: str
     source: str
     options: tuple[str, ...]
+    mappings: Mapping[str, object] = {}
+
+    @property
+    def is_id_mapped(self) -> bool:
+        """Whether it may show other owners than those on disk."""
+        return bool(self.mappings) or any(option.partition("=")[0] in IDMAP for option in self.options)
 
 
 class OverlayMount(Record):
@@ -40,6 +52,8 @@ class OverlayMount(Record):
             or names of files, are in the lower layers.
         lowers_unknown: why it is not known what the lowerdirs are; "" if it is.
         lower_owners: whose it is what lies in the lowerdirs; None: whose it is on disk.
+        program_owners: which owners the program that serves it shows for those on disk; None: the same.
+        container_owners: whose files are, as the container counts; None: nobody asked, or it counts as the hook does.
     """
 
     upper: str
@@ -49,6 +63,8 @@ class OverlayMount(Record):
     may_refer_to_lowers: bool = True
     lowers_unknown: str = ""
     lower_owners: OwnerMap | None = None
+    program_owners: OwnerMap | None = None
+    container_owners: ContainerOwners | None = None
 
     def with_lowers(
         self, lowers: Sequence[str], *, unknown: str = "", owners: OwnerMap | None = None

@@ -25,9 +25,10 @@ from __future__ import annotations
 
 import os
 
-from archive_overlay.errors import ArchiveError
+from archive_overlay.errors import ArchiveError, brief
 from archive_overlay.overlay import dialect
 from archive_overlay.overlay.mount import OverlayMount
+from archive_overlay.overlay.owners import OwnerMap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 _REFERRING = ("metacopy", "redirect_dir", "index")
 
 _BACKSLASH, _COMMA = b"\\,"
+# Options by which fuse-overlayfs shows other owners than those on disk.
+_MAPPINGS = ("uidmapping", "gidmapping")
+_EVERYBODY = ((0, 0, 2**32 - 1),)
+_MOST_DIGITS = 10  # of 32 bits
 
 
 def from_spec(options: Sequence[str], origin: str) -> OverlayMount:
@@ -110,6 +115,7 @@ def _overlay(
     data_lowers: list[str] = []
     userxattr = False
     permissions = ""
+    mappings: dict[str, str] = {}
     references: dict[str, str] = {}
     for key, value in options:
         if key == "upperdir":
@@ -126,14 +132,19 @@ def _overlay(
             permissions = value
         elif key == "userxattr":
             userxattr = True
+        elif key in _MAPPINGS:
+            mappings[key] = value
     upper = found if upper is None else upper
     if not upper:
         raise ArchiveError(
             f"{origin} is an overlay without an upperdir: it is mounted read-only",
             hint="mount it with rw=true (image mounts) or :O (volumes)",
         )
+    program_owners = None
     if kind is dialect.FUSE_OVERLAYFS:
         kind = dialect.FUSE_OVERLAYFS_WITH_OWNERS.get(permissions, kind)
+        if mappings:
+            program_owners = _program_owners(mappings, origin)
     native = dialect.NATIVE_USERXATTR if userxattr else dialect.NATIVE
     return OverlayMount(
         upper=upper,
@@ -141,6 +152,7 @@ def _overlay(
         data_lowers=tuple(data_lowers),
         dialect=kind or native,
         may_refer_to_lowers=not userxattr and _makes_references(references),
+        program_owners=program_owners,
     )
 
 
@@ -188,6 +200,25 @@ def _separated_by_libfuse(options: str) -> list[str]:
             position += 3 if is_octal else 1
         separated[-1].append(byte)
     return [os.fsdecode(bytes(option)) for option in separated]
+
+
+def _program_owners(mappings: Mapping[str, str], origin: str) -> OwnerMap:
+    """Read what fuse-overlayfs is told of owners: [:]DISK:SHOWN:COUNT[:DISK:SHOWN:COUNT...].
+
+    podman puts a colon first, which is passed over.
+    """
+    ranges = {}
+    for key, text in mappings.items():
+        numbers = text.removeprefix(":").split(":")
+        if len(numbers) % 3 or not all(
+            number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS for number in numbers
+        ):
+            raise ArchiveError(
+                f"{origin} has the option {key}={brief(text)}, of which nobody knows what it means"
+            )
+        ids = iter(map(int, numbers))
+        ranges[key] = list(zip(ids, ids, ids))
+    return OwnerMap(users=ranges.get("uidmapping", _EVERYBODY), groups=ranges.get("gidmapping", _EVERYBODY))
 
 
 def _makes_references(options: Mapping[str, str]) -> bool:

@@ -42,6 +42,20 @@ def sees_trusted_attributes() -> bool:
     return True
 
 
+def numbers() -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Give the users and the groups that there are here, as ranges: the first one, and how many.
+
+    Raises:
+        OSError: /proc is not mounted.
+    """
+    return _ranges(_MAP), _ranges("/proc/self/gid_map")
+
+
+def _ranges(path: str) -> list[tuple[int, int]]:
+    with open(path, encoding="ascii") as file:
+        return [(int(first), int(count)) for first, _, count in map(str.split, file)]
+
+
 def overflow_owner() -> int:
     """Give the user id that stands for all users who have none here."""
     try:

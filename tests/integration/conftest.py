@@ -143,6 +143,7 @@ class Saver:
         mounts: Sequence[Mapping[str, Any]] | None = None,
         root: Path | None = None,
         also: Mapping[str, str] | None = None,
+        linux: Mapping[str, Any] | None = None,
         before: Callable[[], None] | None = None,
         **keys: object,
     ) -> hooks.Result:
@@ -153,11 +154,14 @@ class Saver:
             mounts: the spec's mounts; by default the overlay at /data.
             root: the root file system's directory.
             also: more annotations, for other archives.
+            linux: more of what the spec has under that name.
             before: called in the new process before the hook starts.
             keys: see `asks`.
         """
         return self.overlay.inside(
-            lambda: self.run_here(*arguments, mounts=mounts, root=root, also=also, before=before, **keys)
+            lambda: self.run_here(
+                *arguments, mounts=mounts, root=root, also=also, linux=linux, before=before, **keys
+            )
         )
 
     def run_here(
@@ -166,6 +170,7 @@ class Saver:
         mounts: Sequence[Mapping[str, Any]] | None = None,
         root: Path | None = None,
         also: Mapping[str, str] | None = None,
+        linux: Mapping[str, Any] | None = None,
         before: Callable[[], None] | None = None,
         **keys: object,
     ) -> hooks.Result:
@@ -175,6 +180,7 @@ class Saver:
             mounts=[self.overlay.spec_mount()] if mounts is None else mounts,
             annotations={**self.asks(**keys), **(also or {})},
             root=root,
+            linux=linux,
         )
         return hooks.run_hook(bundle, *arguments, before=before)
 

@@ -85,6 +85,7 @@ class Bundle:
         mounts: the spec's mounts, in order, after those that every container has.
         annotations: the spec's annotations.
         root: the root file system's directory.
+        linux: more of the spec's `linux`.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Bundle:
         mounts: Iterable[Mapping[str, Any]] = (),
         annotations: Optional[Mapping[str, str]] = None,
         root: Optional[Path] = None,
+        linux: Optional[Mapping[str, Any]] = None,
     ) -> None:
         self.directory = directory
         self.spec: dict[str, Any] = {
@@ -103,7 +105,7 @@ class Bundle:
             "hostname": "box",
             "mounts": [*_ORDINARY_MOUNTS, *mounts],
             "annotations": {"org.opencontainers.image.stopSignal": "15", **(annotations or {})},
-            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}], **(linux or {})},
         }
         directory.mkdir(exist_ok=True)
         (directory / "config.json").write_text(json.dumps(self.spec))

@@ -196,6 +196,7 @@ def test_a_space_is_a_value(log: Log, key: str) -> None:
         ({"method": "tar.gz", "compression_level": "²"}, "possible are 1 to 9"),
         ({"method": "tar", "compression_level": "6"}, "not possible without compression"),
         ({"method": "tar", "whiteouts": "docker"}, "known are overlay, oci"),
+        ({"owners": "root"}, "known are container, host"),
         ({"method": "move", "if_exists": "merge"}, "possible are backup, replace, fail"),
     ],
 )
