@@ -15,6 +15,7 @@ from archive_overlay.hook.ledger import Ledger
 from archive_overlay.overlay import store
 from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
 from archive_overlay.overlay.locate import environment_file, find_overlay, mount_at
+from archive_overlay.overlay.mount import KEPT, UNKNOWN
 from archive_overlay.overlay.upper import read_changes
 from archive_overlay.system import signals
 from archive_overlay.system.flush import Never, ToDisk
@@ -82,6 +83,30 @@ class Run(Record):
             bundle=self.bundle,
         )
 
+    def lifetime(self, overlay: OverlayMount, mount_point: str) -> str:
+        """Say what becomes of the upperdir of an overlay that was found. See `overlay.lifetime`."""
+        try:
+            from archive_overlay.overlay.lifetime import lifetime
+        except (
+            ImportError
+        ):  # another version has taken the place of this file, and this is for a message alone
+            return UNKNOWN
+        spec = self.spec
+        return lifetime(overlay.upper, mount_point, spec.mounts, root=spec.root, bundle=self.bundle)
+
+    def why_kept_in_place(self, overlay: OverlayMount, mount_point: str) -> str:
+        """Say why an upperdir must not become the archive itself; "" if it may."""
+        if self.policy:
+            return "the hook's policy is to look at every entry"
+        found = self.lifetime(overlay, mount_point)
+        if found == KEPT:
+            return "it is the user's own, and the next container goes on with it"
+        if found == UNKNOWN:
+            return (
+                "it is neither in the container's bundle nor in the engine's store, so it may be needed again"
+            )
+        return ""
+
 
 def run(settings: Settings, log: Log) -> int:
     """Save what a container asks for in its annotations.
@@ -137,7 +162,7 @@ def run(settings: Settings, log: Log) -> int:
             hurry = True
             raise
         finally:
-            rescue.settle(ledger, this.find, keeper, hurry=hurry)
+            rescue.settle(ledger, this.find, this.lifetime, keeper, hurry=hurry)
         return 0 if ledger.saved_all else 1
 
 
@@ -167,8 +192,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> No
     marker = None
     if request.success:
         marker = Marker(request.success, archive_to=path, upper=upper, paths=run.paths)
-    may_rename = run.policy is None
-    writer.judge(overlay, may_rename=may_rename)
+    keep_in_place = run.why_kept_in_place(overlay, request.mount_point) if request.method.renames else ""
+    writer.judge(overlay, keep_in_place=keep_in_place)
     tally = _Tally(log)
     with destination.stage(flush, log, run.settings.file_mode) as staging:
         if marker:
@@ -182,7 +207,7 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> No
             level=request.level,
             whiteouts=request.whiteouts,
             jobs=run.settings.jobs,
-            may_rename=may_rename,
+            keep_in_place=keep_in_place,
             max_bytes=run.settings.max_bytes,
         )
         stream = read_changes(
@@ -250,6 +275,8 @@ def _archive_all(asked: Mapping[str, Mapping[str, object]], refused: Mapping[str
         with run.ledger.failing_alone(name):
             request = parse_request(name, keys, run.context, run.log)
             ready.append((request, methods.load(request.method, request.compression)))
+            if request.method.renames:
+                _load_lifetime()
     if run.spec.user_namespace or any(mount.is_id_mapped for mount in run.spec.mounts):
         __import__("archive_overlay.overlay.mappings")
     # What renames the upperdir comes last, for it leaves nothing to archive for the others.
@@ -297,8 +324,13 @@ def _rescue_directory(settings: Settings, container: str, log: Log) -> RescueDir
         return None
     from archive_overlay.hook.rescue_dir import RescueDirectory
 
+    _load_lifetime()
     limits = _policy(settings.replace(setid=True))  # what is kept is kept as it was
     return RescueDirectory(settings.rescue_dir, container, log, limits=limits, max_bytes=settings.max_bytes)
+
+
+def _load_lifetime() -> None:
+    __import__("archive_overlay.overlay.lifetime")  # see `_archive_all`
 
 
 class _Tally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from archive_overlay.errors import ArchiveError, Interrupted, internal_error
 from archive_overlay.hook.runtime import normal_destination
+from archive_overlay.overlay.mount import DELETED, KEPT
 from archive_overlay.system.metadata import is_twin
 
 TYPE_CHECKING = False
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.mount import OverlayMount
 
     Find = Callable[[str], OverlayMount]
+    Lifetime = Callable[[OverlayMount, str], str]
 
 
-def settle(ledger: Ledger, find: Find, rescue: RescueDirectory | None, *, hurry: bool) -> None:
+def settle(
+    ledger: Ledger, find: Find, lifetime_of: Lifetime, rescue: RescueDirectory | None, *, hurry: bool
+) -> None:
     """Say what failed and where its changes are now; keep them if that was asked for.
 
     This comes last, because keeping an upperdir may rename it.
@@ -25,6 +29,7 @@ def settle(ledger: Ledger, find: Find, rescue: RescueDirectory | None, *, hurry:
     Args:
         ledger: has the failures.
         find: gives the overlay at a mount point, as `overlay.locate` does.
+        lifetime_of: says what becomes of its upperdir, as `overlay.lifetime` does.
         rescue: keeps upperdirs; None: nobody asked for that.
         hurry: do only what takes no time.
 
@@ -36,7 +41,7 @@ def settle(ledger: Ledger, find: Find, rescue: RescueDirectory | None, *, hurry:
     while failures:
         failure = failures[0]
         try:
-            where = _settle(failure, ledger.moved, find, rescue, hurry=hurry)
+            where = _settle(failure, ledger.moved, find, lifetime_of, rescue, hurry=hurry)
             ledger.complain(f"archive {failure.name}: {failure.reason}{where}")
             del failures[0]
         except Interrupted as error:
@@ -49,25 +54,44 @@ def settle(ledger: Ledger, find: Find, rescue: RescueDirectory | None, *, hurry:
 
 
 def _settle(
-    failure: Failure, moved: dict[str, str], find: Find, rescue: RescueDirectory | None, *, hurry: bool
+    failure: Failure,
+    moved: dict[str, str],
+    find: Find,
+    lifetime_of: Lifetime,
+    rescue: RescueDirectory | None,
+    *,
+    hurry: bool,
 ) -> str:
     """Settle one failure, and say where its changes are."""
     mount_point = failure.keys.get("mount-point")
     if not failure.keep or not isinstance(mount_point, str):
         return ""
+    mount_point = normal_destination(mount_point)
     try:
-        overlay = find(normal_destination(mount_point))
+        overlay = find(mount_point)
     except ArchiveError as error:
         return "" if str(error) == failure.reason else f"; its changes are not to be found: {error}"
     if overlay.upper in moved:
         return f"; its changes are in {moved[overlay.upper]}"
     if is_twin(overlay.upper):
         return ""
-    where = f"; its changes are in {overlay.upper} until the engine deletes them"
+    lifetime = lifetime_of(overlay, mount_point)
+    if lifetime == KEPT:
+        return f"; its changes stay in {overlay.upper}, which the engine does not delete"
+    where = f"; its changes are in {overlay.upper}"
+    if lifetime == DELETED:
+        where += " until the engine deletes them"
     if not rescue:
         return where
     try:
-        kept = rescue.keep(overlay, failure.name, asked=failure.keys, reason=failure.reason, hurry=hurry)
+        kept = rescue.keep(
+            overlay,
+            failure.name,
+            asked=failure.keys,
+            reason=failure.reason,
+            may_rename=lifetime == DELETED,
+            hurry=hurry,
+        )
     except ArchiveError as error:
         return f"{where}, and could not be kept: {error}"
     except Exception as error:  # a fault of this program must not cost other failures their rescue

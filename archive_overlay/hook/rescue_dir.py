@@ -77,7 +77,14 @@ class RescueDirectory:
         self._max_bytes = max_bytes
 
     def keep(
-        self, overlay: OverlayMount, archive: str, *, asked: Mapping[str, object], reason: str, hurry: bool
+        self,
+        overlay: OverlayMount,
+        archive: str,
+        *,
+        asked: Mapping[str, object],
+        reason: str,
+        may_rename: bool,
+        hurry: bool,
     ) -> str:
         """Keep an upperdir: by renaming it, or by copying it where that is not possible.
 
@@ -86,6 +93,7 @@ class RescueDirectory:
             archive: the archive's name.
             asked: the annotations of the archive, by key.
             reason: why it failed.
+            may_rename: whether nobody will look for the upperdir where it is.
             hurry: do not copy.
 
         Returns:
@@ -105,7 +113,7 @@ class RescueDirectory:
             fail(f"cannot write into {os.path.join(place, self._container)}", error)
         directory = os.path.join(place, container)
         try:
-            name = self._rename(overlay, _file_name(archive), parent)
+            name = self._rename(overlay, _file_name(archive), parent) if may_rename else None
             if name is None:
                 if hurry:
                     raise ArchiveError(f"{overlay.upper} cannot be renamed into {directory}")

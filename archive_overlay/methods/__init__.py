@@ -83,7 +83,7 @@ if TYPE_CHECKING:
                 ArchiveError: it has not.
             """
 
-        def judge(self, overlay: OverlayMount, *, may_rename: bool) -> None:
+        def judge(self, overlay: OverlayMount, *, keep_in_place: str) -> None:
             """Refuse what can be refused before anything is written.
 
             Raises:
@@ -252,7 +252,7 @@ class Target(Record):
         whiteouts: how a tar says that something was deleted: "overlay" or "oci".
         jobs: how many threads may work; 0: as many as there are processors for this process.
         flush: when something counts as written.
-        may_rename: whether the upperdir may become the archive as it is, nobody having looked at it.
+        keep_in_place: why the upperdir itself is not to become the archive; "" if it may.
         max_bytes: that are written before compression; None: any number.
     """
 
@@ -264,7 +264,7 @@ class Target(Record):
     level: int = 0
     whiteouts: str = "overlay"
     jobs: int = 1
-    may_rename: bool = True
+    keep_in_place: str = ""
     max_bytes: int | None = None
 
 

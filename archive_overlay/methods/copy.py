@@ -62,7 +62,7 @@ def require(compression: str) -> None:
     """Nothing is needed. See `methods.Writer`."""
 
 
-def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
+def judge(overlay: OverlayMount, *, keep_in_place: str) -> None:
     """Nothing is refused. See `methods.Writer`."""
 
 

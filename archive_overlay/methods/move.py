@@ -33,10 +33,10 @@ def require(compression: str) -> None:
     """Nothing is needed. See `methods.Writer`."""
 
 
-def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
+def judge(overlay: OverlayMount, *, keep_in_place: str) -> None:
     """Refuse an upperdir that a mount still writes into. See `methods.Writer`."""
     try:
-        if _obstacle(overlay, may_rename=may_rename):
+        if _obstacle(overlay, keep_in_place=keep_in_place):
             return
         mounted = is_mounted(overlay)
     except OSError as error:
@@ -55,7 +55,7 @@ def destination(request: Request, *, upper: str, paths: Paths, patience: Patienc
 def write(changes: Iterator[Change], target: Target, log: Log) -> str:
     """Rename the upperdir, or else write the changes as `copy` does. See `methods.Writer`."""
     overlay = target.overlay
-    reason = _obstacle(overlay, may_rename=target.may_rename)
+    reason = _obstacle(overlay, keep_in_place=target.keep_in_place)
     if target.staging.mark == USER_STAGING and USER not in overlay.dialect.namespaces:
         reason = reason or "in a user namespace, a container may have set marks of this program in it"
     if not reason:
@@ -70,7 +70,7 @@ def write(changes: Iterator[Change], target: Target, log: Log) -> str:
     return copy.write(changes, target, log)
 
 
-def _obstacle(overlay: OverlayMount, *, may_rename: bool) -> str:
+def _obstacle(overlay: OverlayMount, *, keep_in_place: str) -> str:
     """Say why the upperdir is not to be renamed; "" if nothing is known against it."""
     if overlay.dialect.whiteout_files:  # fuse-overlayfs
         return "fuse-overlayfs keeps state in it"
@@ -80,7 +80,7 @@ def _obstacle(overlay: OverlayMount, *, may_rename: bool) -> str:
         return "its files get the owners that they have in the container"
     if not can_ask():
         return "to find out whether it is still mounted takes CAP_SYS_ADMIN, and leave to mount overlays"
-    return "" if may_rename else "the hook's policy is to look at every entry"
+    return keep_in_place
 
 
 def _take(upper: str, target: Target) -> None:

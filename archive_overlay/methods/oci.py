@@ -33,7 +33,7 @@ def require(compression: str) -> None:
     compress.require(compression)
 
 
-def judge(overlay: OverlayMount, *, may_rename: bool) -> None:
+def judge(overlay: OverlayMount, *, keep_in_place: str) -> None:
     """Nothing is refused. See `methods.Writer`."""
 
 

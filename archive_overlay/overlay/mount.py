@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.dialect import Dialect
     from archive_overlay.overlay.owners import OwnerMap
 
+# What becomes of an upperdir when the container has ended. See `overlay.lifetime`.
+DELETED = "deleted"  # the engine deletes it, with the container or at its next start
+KEPT = "kept"  # the engine uses it again: it is the user's own
+UNKNOWN = "unknown"
+
 
 # Options of a mount that shows other owners than those on disk; ridmap means what is mounted below, too.
 IDMAP = ("idmap", "ridmap")

@@ -164,7 +164,7 @@ class Place:
                 **keys,
             },
         )
-        bundle = hooks.Bundle(self.scratch / "bundle", mounts=[self.overlay.spec_mount()], annotations=asked)
+        bundle = hooks.Bundle(self.overlay.directory, mounts=[self.overlay.spec_mount()], annotations=asked)
         arguments = (*self._jobs, *arguments)
         return faults.Hook(self._executable, bundle, self.overlay.directory, self.scratch, arguments)
 

@@ -57,9 +57,9 @@ class Rescued:
     def run_asked(self, asked: dict[str, str], *, container: str = "c1") -> hooks.Result:
         """Run the hook for other archives, or as another container's."""
         mounts = [self.place.overlay.spec_mount()]
-        bundle = hooks.Bundle(self.place.scratch / "asked", mounts=mounts, annotations=asked)
-        state = json.dumps({**json.loads(bundle.state()), "id": container})
         executable = self.place.hook(COPY).executable
+        bundle = hooks.Bundle(self.place.overlay.directory, mounts=mounts, annotations=asked)
+        state = json.dumps({**json.loads(bundle.state()), "id": container})
         return hooks.run_hook(state.encode(), "--rescue-dir", self.directory, executable=executable)
 
     def description(self) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def test_names_with_slashes_stay_inside(rescued: Rescued) -> None:
     assert {json.loads(path.with_name(f"{path.name}.json").read_text())["archive"] for path in kept} == set(
         names
     )
-    assert set(os.listdir(rescued.place.scratch)) == {*outside, "rescue", "asked"}
+    assert set(os.listdir(rescued.place.scratch)) == {*outside, "rescue"}
 
 
 @pytest.mark.parametrize("container", [".", "..", "", "/"])
@@ -294,7 +294,9 @@ def test_what_is_nested_too_deeply_to_be_described_is_kept_all_the_same(
     overlay = OverlayMount(upper=str(rescued.place.overlay.upper), lowers=(), dialect=NATIVE)
     rescue = RescueDirectory(str(rescued.directory), "c1", Log("info", [StreamSink(2, terminal=False)]))
 
-    kept = rescue.keep(overlay, "data", asked={"success": nested}, reason="it must be a string", hurry=False)
+    kept = rescue.keep(
+        overlay, "data", asked={"success": nested}, reason="it must be a string", may_rename=True, hurry=False
+    )
 
     assert kept == str(rescued.kept)
     assert rescued.whole() == [rescued.kept]
@@ -413,7 +415,7 @@ def test_an_overlay_that_is_still_mounted_is_copied(rescued: Rescued, flavour: o
         overlay.inside(lambda: (overlay.merged / "made").write_text("by a container"))
         inode = overlay.upper.stat().st_ino
         asked = hooks.annotations("data", mount_point="/data", archive_to="relative")
-        bundle = hooks.Bundle(directory / "bundle", mounts=[overlay.spec_mount()], annotations=asked)
+        bundle = hooks.Bundle(directory, mounts=[overlay.spec_mount()], annotations=asked)
         executable = rescued.place.hook(COPY).executable
 
         result = overlay.inside(

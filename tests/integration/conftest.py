@@ -61,13 +61,13 @@ def _is_roomy(directory: Path) -> bool:
 
 @pytest.fixture
 def new_overlay(scratch: Path, namespace: Callable[[bool], overlays.Namespace]) -> Iterator[NewOverlay]:
-    """Make overlays, each in a directory of its own."""
+    """Make overlays, each in a directory of its own, in the bundle as podman has them."""
     made: list[overlays.Overlay] = []
 
     def new_overlay(flavour: overlays.Flavour) -> overlays.Overlay:
         overlays.need(flavour)
-        directory = scratch / f"overlay{len(made)}"
-        directory.mkdir()
+        directory = scratch / "bundle" / f"overlay{len(made)}"
+        directory.mkdir(parents=True)
         made.append(overlays.Overlay(flavour, directory, namespace(flavour.rootless)))
         return made[-1]
 

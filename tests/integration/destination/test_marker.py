@@ -33,7 +33,7 @@ def test_without_the_annotation_there_is_no_marker(small: Saver) -> None:
     result = small.run(success=None)
 
     assert result.status == 0, result.stderr
-    assert sorted(os.listdir(small.directory)) == ["bundle", "out", "overlay0"]
+    assert sorted(os.listdir(small.directory)) == ["bundle", "out"]
 
 
 def test_an_older_marker_with_something_in_it_becomes_an_empty_one(small: Saver) -> None:

@@ -34,9 +34,9 @@ class Container:
         self.store = ImageStore(directory / "storage")
         self.out = directory / "out"
         self.rescue = directory / "rescue"
-        self.upper, self._lower = directory / "upper", directory / "lower"
+        self.upper, self._lower = self.store.bundle / "overlay" / "1" / "upper", directory / "lower"
         for made in (self.upper, self._lower):
-            made.mkdir()
+            made.mkdir(parents=True)
         (self.upper / "made").write_text("by the container")
 
     def asks(self, name: str, **more: object) -> dict[str, str]:

@@ -241,8 +241,8 @@ def test_what_a_method_refuses_is_refused_before_anything_is_touched(
     success = container.directory / "success"
     success.write_text("of an earlier run")
 
-    def judge(_: object, *, may_rename: bool) -> None:
-        assert may_rename
+    def judge(_: object, *, keep_in_place: str) -> None:
+        assert not keep_in_place
         raise ArchiveError("not now")
 
     monkeypatch.setattr("archive_overlay.methods.copy.judge", judge)
@@ -371,7 +371,7 @@ def test_nothing_of_the_upperdir_is_open_any_more_when_a_failure_is_cleaned_up(c
         def stage(self, flush: Never, log: Log, file_mode: int | None) -> Staging:
             return Watched(str(container.directory), "archive", paths=Paths(), flush=flush, log=log)
 
-        def judge(self, overlay: object, *, may_rename: bool) -> None:
+        def judge(self, overlay: object, *, keep_in_place: str) -> None:
             pass
 
         def write(self, changes: Iterator[Change], target: object, log: Log) -> None:

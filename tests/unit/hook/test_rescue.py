@@ -12,7 +12,7 @@ from archive_overlay.hook.ledger import Ledger
 from archive_overlay.hook.rescue import settle
 from archive_overlay.log import Log
 from archive_overlay.overlay.dialect import NATIVE
-from archive_overlay.overlay.mount import OverlayMount
+from archive_overlay.overlay.mount import DELETED, KEPT, UNKNOWN, OverlayMount
 from archive_overlay.system.metadata import make_twin
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class Settled:
         errors: what was said.
         kept: what the rescue was asked for, in turn: the archive, and whether in a hurry.
         keep: is called to keep an upperdir.
+        renamed: whether it might have been renamed, for each that was kept.
+        lifetime: what becomes of upperdirs.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -37,6 +39,8 @@ class Settled:
         self.upper.mkdir()
         self.keep: Callable[[], str] = lambda: "/rescue/c1/data"
         self.path = "/rescue"
+        self.lifetime = DELETED
+        self.renamed: list[bool] = []
         self._asked: dict[str, Mapping[str, object]] = {}
         self._reasons: dict[str, str] = {}
 
@@ -54,7 +58,7 @@ class Settled:
             ledger.moved[str(self.upper)] = moved
         for name, reason in self._reasons.items():
             ledger.fail(name, reason)
-        settle(ledger, self._find, self._keeper() if rescue else None, hurry=hurry)
+        settle(ledger, self._find, lambda *_: self.lifetime, self._keeper() if rescue else None, hurry=hurry)
         return ledger
 
     def _find(self, mount_point: str) -> OverlayMount:
@@ -69,11 +73,19 @@ class Settled:
             path = "/rescue"
 
             def keep(
-                self, overlay: OverlayMount, archive: str, *, asked: object, reason: str, hurry: bool
+                self,
+                overlay: OverlayMount,
+                archive: str,
+                *,
+                asked: object,
+                reason: str,
+                may_rename: bool,
+                hurry: bool,
             ) -> str:
                 assert overlay.upper == str(settled.upper)
                 assert (asked, reason) == (settled._asked[archive], settled._reasons[archive])
                 settled.kept.append((archive, hurry))
+                settled.renamed.append(may_rename)
                 return settled.keep()
 
         return Keeper()
@@ -93,6 +105,40 @@ def test_changes_are_where_the_engine_has_them(settled: Settled) -> None:
         f"archive data: no space; its changes are in {settled.upper} until the engine deletes them"
     ]
     assert ledger.saved_all is False
+
+
+@pytest.mark.parametrize("rescue", [False, True])
+def test_what_the_engine_does_not_delete_stays_where_it_is(settled: Settled, rescue: bool) -> None:
+    settled.lifetime = KEPT
+    settled.fail("data")
+
+    ledger = settled.settle(rescue=rescue)
+
+    assert settled.errors == [
+        f"archive data: no space; its changes stay in {settled.upper}, which the engine does not delete"
+    ]
+    assert settled.kept == []
+    assert ledger.moved == {}
+
+
+def test_what_nobody_may_delete_is_said_to_be_where_it_is(settled: Settled) -> None:
+    settled.lifetime = UNKNOWN
+    settled.fail("data")
+
+    settled.settle()
+
+    assert settled.errors == [f"archive data: no space; its changes are in {settled.upper}"]
+
+
+@pytest.mark.parametrize("lifetime", [DELETED, UNKNOWN])
+def test_what_may_be_needed_again_is_not_renamed(settled: Settled, lifetime: str) -> None:
+    settled.lifetime = lifetime
+    settled.fail("data")
+
+    settled.settle(rescue=True)
+
+    assert settled.renamed == [lifetime == DELETED]
+    assert settled.errors == ["archive data: no space; its changes are kept in /rescue/c1/data"]
 
 
 @pytest.mark.parametrize("mount_point", ["data", "/data/", "//data/."])

@@ -85,7 +85,9 @@ class Rescued:
             data_lowers=("/data",),
             dialect=FUSE_OVERLAYFS if copy else NATIVE,
         )
-        return keeper.keep(overlay, archive, asked=asked, reason="no space\nleft", hurry=hurry)
+        return keeper.keep(
+            overlay, archive, asked=asked, reason="no space\nleft", may_rename=True, hurry=hurry
+        )
 
     def expect_kept(self, at: Path | str) -> None:
         kept = Path(at)

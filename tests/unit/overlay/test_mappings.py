@@ -8,9 +8,9 @@ import pytest
 
 from archive_overlay.errors import ArchiveError
 from archive_overlay.overlay import mappings
-from archive_overlay.overlay.dialect import FUSE_OVERLAYFS, NATIVE
+from archive_overlay.overlay.dialect import NATIVE
 from archive_overlay.overlay.mount import Mount, OverlayMount
-from archive_overlay.overlay.options import from_options
+from archive_overlay.overlay.options import from_command_line, from_spec
 from archive_overlay.overlay.owners import OwnerMap
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def mount(*options: str, **mapped: object) -> Mount:
 def find(
     user_namespace: dict[str, object], mount: Mount | None = None, options: Sequence[str] = ()
 ) -> ContainerOwners | None:
-    overlay = from_options(["upperdir=/u", *options], FUSE_OVERLAYFS, "x") if options else OVERLAY
+    overlay = from_command_line([",".join(["upperdir=/u", *options])], "x") if options else OVERLAY
     return mappings.find(user_namespace, mount, overlay)
 
 
@@ -186,11 +186,11 @@ def test_the_program_may_map_for_a_container_that_does_not() -> None:
 @pytest.mark.parametrize("value", ["", "1:2", "0:1:x", "0:-1:5", "0:1:99999999999", "::0:1:2"])
 def test_a_mapping_that_is_none_is_an_error(value: str) -> None:
     with pytest.raises(ArchiveError, match="uidmapping="):
-        from_options(["upperdir=/u", f"uidmapping={value}"], FUSE_OVERLAYFS, "x")
+        from_command_line([f"upperdir=/u,uidmapping={value}"], "x")
 
 
 def test_the_kernel_s_overlays_have_no_such_option() -> None:
-    assert from_options(["upperdir=/u", "uidmapping=0:1:2"], None, "x").program_owners is None
+    assert from_spec(["upperdir=/u", "uidmapping=0:1:2"], "x").program_owners is None
 
 
 # Maps
