@@ -185,6 +185,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> No
     if is_twin(upper):
         by = f"to {ledger.moved[upper]}" if upper in ledger.moved else "by an earlier run of this hook"
         raise ArchiveError(f"the upperdir {upper} has been moved {by}")
+    if overlay.may_lack:
+        log.warning(f"archive {request.name}: something may be missing: {overlay.may_lack}")
     log.debug(f"archive {request.name}: the upperdir of {request.mount_point} is {upper}")
     destination = writer.destination(request, upper=upper, paths=run.paths, patience=run.patience, log=log)
     path = destination.path

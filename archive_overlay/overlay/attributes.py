@@ -126,6 +126,10 @@ def read_attributes(
                 f": it was made {_flags(value)} (chattr), which is left out: no archive holds that",
                 path=shown,
             )
+        elif name in dialect.refused:
+            raise ArchiveError(
+                f"{shown()} has the attribute {name}, and it is not known whether {dialect.name} got its owner from there"
+            )
         elif key not in BOOKKEEPING:
             warnings.warning(
                 "attributes left out",

@@ -38,6 +38,7 @@ class Dialect(Record):
             ordinary attributes of theirs; "" where there is none.
         redirects: what it does where a file's data or a directory's contents are said to be in a lower
             layer: FOLLOWED, REFUSED or IGNORED.
+        refused: attributes that the overlay may or may not act on, nobody knows: nothing that has one is read.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Dialect(Record):
     escapes: bool
     redirects: str
     owner_attribute: str = ""
+    refused: tuple[str, ...] = ()
 
 
 NATIVE = Dialect(
@@ -94,6 +96,10 @@ FUSE_OVERLAYFS_WITH_OWNERS = {
     "1": _fuse_overlayfs(f"{FUSE_SECURITY}override_stat"),
     "2": _fuse_overlayfs(f"{FUSE_USER}override_stat"),
 }
+# If nobody knows the option, and the upperdir says that it was off.
+FUSE_OVERLAYFS_WITHOUT_OWNERS = FUSE_OVERLAYFS.replace(
+    refused=tuple(kind.owner_attribute for kind in FUSE_OVERLAYFS_WITH_OWNERS.values())
+)
 # With force_mask, engines note so at the top of a layer that its owners are in attributes.
 ENGINE_OWNER_ATTRIBUTE = ENGINE_OWNER
 

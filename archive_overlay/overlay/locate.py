@@ -42,13 +42,14 @@ def find_overlay(
         ArchiveError: there is no such mount, it is no overlay, or its upperdir is gone.
     """
     mount = mount_at(mounts, mount_point)
-    believed = _Believed(mount_program=mount_program, stores=tuple(store.stores_of(bundle, root)))
+    believed = _Believed(
+        mount_program=mount_program, bundle=bundle, stores=tuple(store.stores_of(bundle, root))
+    )
     if mount:
         overlay = _of_mount(mount, mounts, believed)
     elif mount_point == "/" and root:
         overlay = _of_root(
             root,
-            bundle=bundle,
             environment_file=environment_file(mounts),
             believed=believed,
         )
@@ -88,10 +89,12 @@ class _Believed(Record):
 
     Attributes:
         mount_program: path of the executable that serves overlays in user space.
+        bundle: the container's; "" if it has none.
         stores: the engine's directories of layers.
     """
 
     mount_program: str
+    bundle: str
     stores: tuple[str, ...]
 
 
@@ -99,6 +102,7 @@ def _of_mount(mount: Mount, mounts: Sequence[Mount], believed: _Believed) -> Ove
     if mount.type == "overlay":
         overlay = from_spec(mount.options, f"the mount at {mount.destination}")
         return _without_links(_with_absolute_paths(overlay, mount.source, believed), mount, mounts)
+    mounted = None
     if mount.source.startswith("/") and "\0" not in mount.source:
         try:
             source = links.followed(os.path.normpath(mount.source), mounts)
@@ -108,10 +112,14 @@ def _of_mount(mount: Mount, mounts: Sequence[Mount], believed: _Believed) -> Ove
             ) from None
         mounted = _mounts().exactly_at(source)
         overlay_there = _behind(mounted, believed) if mounted else None
+        if mounted and not overlay_there:
+            overlay_there = _of_ended_server(mounted, believed, "")
         if overlay_there:
             return overlay_there
-    raise ArchiveError(
+    raise _not_an_overlay(
         f"{mount.destination} is a {mount.type or 'bind'} mount of {mount.source or 'nothing'}, not an overlay",
+        mounted,
+        believed,
         hint="mount it with rw=true (image mounts) or :O (volumes)",
     )
 
@@ -176,7 +184,56 @@ def _upper_in_table(mounted: mountinfo.MountedFilesystem) -> str:
     return next(iter(there or readings), "")
 
 
-def _of_root(root: str, *, bundle: str, environment_file: str, believed: _Believed) -> OverlayMount:
+def _of_ended_server(
+    mounted: mountinfo.MountedFilesystem, believed: _Believed, layer: str
+) -> OverlayMount | None:
+    """Find the overlay of a FUSE mount whose process has ended.
+
+    Args:
+        mounted: the mount.
+        believed: what is believed.
+        layer: whose root file system it is; "" if it is none.
+
+    Returns:
+        None: it is no such mount.
+
+    Raises:
+        ArchiveError: its upperdir is not to be found, or cannot be read.
+    """
+    if mounted.root != "/" or mounted.type.partition(".")[0] != "fuse":
+        return None
+    from archive_overlay.overlay import ended_servers
+
+    if not ended_servers.has_ended(mounted, believed.mount_program):
+        return None
+    ended = f"the process that served the overlay at {mounted.mount_point} has ended"
+    if layer:
+        upper, lowers = f"{layer}/diff", _known_lowers(layer)
+    else:
+        upper, lowers = ended_servers.upper_in_bundle(mounted.mount_point, believed.bundle), []
+    if not upper:
+        raise ArchiveError(f"{ended}, and its upperdir is not in the container's bundle, where podman has it")
+    try:
+        overlay = ended_servers.overlay_on(upper, lowers)
+    except OSError as error:
+        fail(f"{ended}, and its upperdir {upper} cannot be read", error)
+    return overlay.replace(may_lack=f"{ended}, and what it had not written yet is lost")
+
+
+def _not_an_overlay(
+    what: str, mounted: mountinfo.MountedFilesystem | None, believed: _Believed, *, hint: str
+) -> ArchiveError:
+    """Give the error for a mount that is no overlay, as far as is known; a program may serve one that is not believed."""
+    server = mounted and mount_programs.server_not_believed(mounted, believed.mount_program)
+    if not server:
+        return ArchiveError(what, hint=hint)
+    return ArchiveError(
+        f"{what} that {believed.mount_program} serves: {server}",
+        hint="if that serves overlays, name it by --mount-program",
+    )
+
+
+def _of_root(root: str, *, environment_file: str, believed: _Believed) -> OverlayMount:
     """Find the overlay of a container's root file system.
 
     Where the container's root user could not reach the engine's store, root.path is a second place where it is mounted,
@@ -186,18 +243,22 @@ def _of_root(root: str, *, bundle: str, environment_file: str, believed: _Believ
     place = root
     if not store.layer_at(root):
         try:
-            layer = store.layer_of_container(bundle, environment_file)
+            layer = store.layer_of_container(believed.bundle, environment_file)
             place = f"{layer}/merged" if layer else root
         except store.UnknownError as error:
             unknown = f", and its layer is not to be found: {error}"
     mounted = _mounts().at(place)
     overlay = _behind(mounted, believed) if mounted else None
     layer = store.layer_at(place)
+    if overlay is None and mounted:
+        overlay = _of_ended_server(mounted, believed, layer)
     if overlay is None and layer:
         overlay = _left_in(layer, root)
     if overlay is None:
-        raise ArchiveError(
+        raise _not_an_overlay(
             f"the container's root file system {root} is no overlay{unknown}",
+            mounted,
+            believed,
             hint="only what is mounted through overlayfs can be archived",
         )
     if layer and not _is_same_directory(overlay.upper, f"{layer}/diff"):
@@ -205,6 +266,14 @@ def _of_root(root: str, *, bundle: str, environment_file: str, believed: _Believ
             f"the upperdir {overlay.upper} of the container's root file system is not the {layer}/diff of its layer"
         )
     return overlay
+
+
+def _known_lowers(layer: str) -> list[str]:
+    """Give the lowerdirs of a layer, by which its image is known; an empty list if they are not to be found."""
+    try:
+        return store.lowers(layer)
+    except store.UnknownError:
+        return []
 
 
 def _left_in(layer: str, root: str) -> OverlayMount | None:

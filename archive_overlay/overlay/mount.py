@@ -59,6 +59,7 @@ class OverlayMount(Record):
         lower_owners: whose it is what lies in the lowerdirs; None: whose it is on disk.
         program_owners: which owners the program that serves it shows for those on disk; None: the same.
         container_owners: whose files are, as the container counts; None: nobody asked, or it counts as the hook does.
+        may_lack: why the upperdir may lack something that the container wrote; "" if nothing is known.
     """
 
     upper: str
@@ -70,6 +71,7 @@ class OverlayMount(Record):
     lower_owners: OwnerMap | None = None
     program_owners: OwnerMap | None = None
     container_owners: ContainerOwners | None = None
+    may_lack: str = ""
 
     def with_lowers(
         self, lowers: Sequence[str], *, unknown: str = "", owners: OwnerMap | None = None

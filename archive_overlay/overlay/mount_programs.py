@@ -89,6 +89,38 @@ def overlay_at(mounted: MountedFilesystem, mount_program: str) -> OverlayMount |
     )
 
 
+def server_not_believed(mounted: MountedFilesystem, mount_program: str) -> str:
+    """Say what serves a FUSE mount behind which no overlay was found, for a message.
+
+    Args:
+        mounted: a mount of this namespace.
+        mount_program: path of the executable that is believed.
+
+    Returns:
+        "" if the mount is not the hook's user's.
+    """
+    if not _is_fuse(mounted):
+        return ""
+    program = _Program(mount_program)
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            process = os.open(f"/proc/{pid}", READ_TOP_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            if _fuse_connection(process) == mounted.device:
+                told = f"{os.readlink('exe', dir_fd=process)} (process {pid}) serves it"
+                if program.is_that_of(process):
+                    told += ", and is not believed: it has another namespace, user or root directory"
+                return told
+        except OSError:
+            continue  # it has ended, or is none of ours
+        finally:
+            os.close(process)
+    # Before Linux 6.18 nobody knows the process.
+    return f"something that calls itself {mounted.type.partition('.')[2] or 'nothing'} serves it"
+
+
 class _Server(Record):
     """A process that is believed.
 
