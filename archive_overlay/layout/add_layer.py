@@ -30,7 +30,7 @@ from archive_overlay.layout.read import (
     REF_NAME,
     VERSION_FILE,
     check_json,
-    check_tag,
+    check_name,
     is_tagged,
     only_untagged,
     read_image,
@@ -148,7 +148,7 @@ def judge_destination(
             hint="in a tag no slash is possible, and in the path of a layout no program takes a colon",
         )
     if parent:
-        check_tag(parent)
+        check_name(parent)
     for each in (tag, parent):
         _expect_no_revision(each)
     path = paths.resolve(path, "archive-to")

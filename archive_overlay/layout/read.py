@@ -33,6 +33,8 @@ INDEX_FILE = "index.json"
 # image-layout.md, "index.json file": the grammar of ref.name, of which a path's last component can
 # hold one component.
 _TAG = re.compile(r"[A-Za-z0-9]+(?:(?:[-._@+]|--)[A-Za-z0-9]+)*")
+_COMPONENT = "[A-Za-z0-9]+(?:(?:[-._:@+]|--)[A-Za-z0-9]+)*"
+_NAME = re.compile(f"{_COMPONENT}(?:/{_COMPONENT})*")
 # A registry takes 4 MiB of a manifest. An index of 8 MiB has some 27,000 tags.
 _LARGEST_BLOB = 4 * 1024 * 1024
 _LARGEST_INDEX = 8 * 1024 * 1024
@@ -68,6 +70,19 @@ def check_tag(tag: str) -> None:
     if not _TAG.fullmatch(tag):
         raise ArchiveError(
             f"{tag!r} is no tag of an image", hint="letters and digits, with single - . _ @ + between them"
+        )
+
+
+def check_name(name: str) -> None:
+    """Refuse what the image specification does not take for a name of an image: tags, and names as registries have them.
+
+    Raises:
+        ArchiveError: it is none.
+    """
+    if not _NAME.fullmatch(name):
+        raise ArchiveError(
+            f"{name!r} is no tag of an image",
+            hint="letters and digits, with single - . _ : @ + / between them",
         )
 
 

@@ -127,6 +127,18 @@ def test_a_store_that_is_not_there_is_missing(layout: Path, scratch: Path, how: 
         assert complaint.endswith("the image layout is damaged: blobs/sha256 is missing\n")
 
 
+@pytest.mark.parametrize("name", ["blobs", "blobs/sha256"])
+@pytest.mark.parametrize("linked", [False, True], ids=["itself", "a-link"])
+def test_a_fifo_in_place_of_a_directory(layout: Path, scratch: Path, name: str, linked: bool) -> None:
+    shutil.rmtree(layout / name)
+    if linked:
+        (layout / name).symlink_to(scratch / "FIFO")
+    os.mkfifo(scratch / "FIFO" if linked else layout / name)
+
+    for complaint in complaints(layout, scratch / "out"):
+        assert complaint.endswith("blobs/sha256: Not a directory\n")
+
+
 def test_links_that_lead_to_each_other(layout: Path, scratch: Path) -> None:
     share_each(layout, scratch / "store")
     for blob in (scratch / "store").iterdir():

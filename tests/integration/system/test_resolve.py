@@ -15,7 +15,8 @@ import pytest
 from archive_overlay.destination.paths import Paths
 from archive_overlay.errors import ArchiveError
 from archive_overlay.system import mountinfo
-from archive_overlay.system.resolve import Resolver, open_log_file
+from archive_overlay.system.open_flags import READ
+from archive_overlay.system.resolve import Resolver, open_log_file, open_resolved
 from archive_overlay.system.user_namespace import overflow_owner
 from tests.support import overlays, tools
 
@@ -454,6 +455,28 @@ def test_a_directory_is_no_log_file(top: Path, path: str, monkeypatch: pytest.Mo
     monkeypatch.chdir(top)
     with pytest.raises(IsADirectoryError):
         open_log_file(path)
+
+
+@pytest.mark.parametrize("how", ["another file", "a link to it", "a link on the way", "nothing"])
+def test_what_is_opened_is_what_was_found(top: Path, how: str) -> None:
+    found = Resolver().resolve(str(top / "victim/file"))
+    with open(open_resolved(found, READ), encoding="ascii") as file:
+        assert file.read() == "precious"
+    open_files = os.listdir("/proc/self/fd")
+
+    if how == "a link on the way":
+        (top / "victim").rename(top / "moved")
+        (top / "victim").symlink_to("moved")
+    else:
+        (top / "victim/file").rename(top / "moved")
+        if how == "another file":
+            (top / "victim/file").write_text("precious")
+        elif how == "a link to it":
+            (top / "victim/file").symlink_to(top / "moved")
+
+    with pytest.raises(OSError, match=r"has just been replaced|symbolic links|Not a directory|No such file"):
+        open_resolved(found, READ)
+    assert os.listdir("/proc/self/fd") == open_files
 
 
 def test_a_log_file_that_is_replaced_meanwhile_is_looked_at_again(

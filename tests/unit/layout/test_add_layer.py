@@ -137,7 +137,25 @@ def test_no_path_with_a_colon_is_taken(stop: Stop) -> None:
         stop.judge(f"{stop.directory}/a:b/layout")
 
 
-@pytest.mark.parametrize(("archive_to", "parent"), [("layout:-", ""), ("layout:tag", "a b")])
+@pytest.mark.parametrize("name", ["docker.io/library/x:v1", "localhost:5000/x", "x@sha256:00"])
+def test_a_parent_has_the_name_that_another_program_gave_it(stop: Stop, name: str) -> None:
+    image_layouts.put(stop.layout, name, layers=[b"a layer"])
+
+    assert stop.add(f"{stop.layout}:main", name) == "revision 2 of main"
+
+    assert image_layouts.tags(stop.layout) == [name, "main"]
+
+
+@pytest.mark.parametrize(
+    ("archive_to", "parent"),
+    [
+        ("layout:-", ""),
+        ("layout:tag", "a b"),
+        ("layout:tag", "/a"),
+        ("layout:tag", "a//b"),
+        ("layout:tag", "a:"),
+    ],
+)
 def test_tags_are_what_the_specification_says(stop: Stop, archive_to: str, parent: str) -> None:
     with pytest.raises(ArchiveError, match="is no tag of an image"):
         stop.judge(stop.directory / archive_to, parent)
