@@ -308,7 +308,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         choices=("trusted", "user", "fuse", "oci"),
         help=(
             "how deletions and opaque directories are marked: 0:0 devices and trusted.overlay.opaque, or"
-            " user.overlay.opaque, as fuse-overlayfs does it, or by .wh. names (default: as it looks)"
+            " user.overlay.opaque, as fuse-overlayfs does it, or by .wh. names (default: as the tar says, or as it looks)"
         ),
     )
 

@@ -26,6 +26,13 @@ TRUSTED_OPAQUE = f"{TRUSTED}opaque"
 USER_OPAQUE = f"{USER}opaque"
 FUSE_OPAQUE = f"{FUSE_USER}opaque"
 
+# A tar of this program says which marks are in it, by a comment in the extended header of its first entry, the root
+# directory: this, and the marks by the name that `--marks` has for them. A container chooses names, contents and
+# attributes, and none of these becomes a comment. (A comment in a global header would do, if umoci read those.)
+FORM_COMMENT = "archive_overlay marks="
+# What follows, by the attribute that makes a directory opaque in that tar.
+FORMS = {TRUSTED_OPAQUE: "trusted", USER_OPAQUE: "user", "": "oci"}
+
 # This program marks its staging directories by one of these: the first, or in a user namespace the second. No archive
 # has them.
 TRUSTED_STAGING = f"{TRUSTED}archive_overlay"

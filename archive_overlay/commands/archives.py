@@ -120,7 +120,9 @@ def open_archive(
         what: path of a tar or directory, or LAYOUT:TAG@N.
         log: takes a warning if marks may be there that this process does not see.
         kind: `LAYOUT`, `DIRECTORY` or `TAR`; None: seen from what is there, where that is no guess.
-        marks: the marks to believe, "trusted", "user", "fuse" or "oci"; None: those of the archive's form.
+        marks: the marks to believe, "trusted", "user", "fuse" or "oci"; None: those that are in it. What tars of this
+            program say of that is believed, and layers are layers. A directory's are seen from what is in it
+            (`_guess_marks`), and in a tar of anybody else all marks count.
 
     Raises:
         ArchiveError: there is no such archive, it may be one kind or another, or it cannot be read.
@@ -137,7 +139,7 @@ def open_archive(
         )
     else:
         with _opened_file(what) as fd:
-            yield Tar(kind, _form(marks), lambda: _opened_tar(what, fd))
+            yield Tar(kind, _form(marks or _said_marks(what, fd)), lambda: _opened_tar(what, fd))
 
 
 def _kind(what: str, marks: str | None) -> str:
@@ -179,20 +181,35 @@ def _opened_file(path: str) -> Generator[int, None, None]:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ArchiveError(f"cannot read {path}: it is not a regular file")
+        if not os.fstat(fd).st_size:
+            raise ArchiveError(f"cannot read {path}: it is empty, so it is not a tar")
         yield fd
     finally:
         os.close(fd)
 
 
+def _said_marks(path: str, fd: int) -> str | None:
+    """Give the marks that are in a tar, as it says itself; None: it says nothing."""
+    with _read_tar(path, fd) as (tar, _):
+        next(tar.entries(), None)
+        return tar.marks or None
+
+
 @contextmanager
 def _opened_tar(path: str, fd: int) -> Generator[TarReader, None, None]:
     """Give the tar that a file is, from its start; in the end, see that the rest is what was compressed."""
+    with _read_tar(path, fd) as (tar, reader):
+        yield tar
+        reader.finish()
+
+
+@contextmanager
+def _read_tar(path: str, fd: int) -> Generator[tuple[TarReader, Reader], None, None]:
     try:
         os.lseek(fd, 0, os.SEEK_SET)
         reader = Reader(os.dup(fd))
         try:
-            yield TarReader(reader)
-            reader.finish()
+            yield TarReader(reader), reader
         finally:
             reader.close()
     except OSError as error:

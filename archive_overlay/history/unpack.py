@@ -31,7 +31,7 @@ from archive_overlay.system.metadata import SELINUX_LABEL
 from archive_overlay.system.open_flags import CREATE, LOOK
 from archive_overlay.system.tree import Descent, open_beneath, remove
 from archive_overlay.tar import headers
-from archive_overlay.tar.changes import split_path
+from archive_overlay.tar.changes import split_link, split_path, whiteout_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ _SPECIAL_BITS = 0o1000  # from here on: sticky, set-group-ID, set-user-ID
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
 # Up to this size a file is written at once.
 _AT_ONCE = 128 * 1024
+# Parts of the targets of symbolic links that may be on the way of one entry: a link that leads to itself has no end.
+_MOST_FOLLOWED = 256
 _ZERO_BLOCK = 64 * 1024
 _ZEROS = bytes(_ZERO_BLOCK)
 _TYPES = {
@@ -141,9 +143,10 @@ class Unpacker:
             self._describe(entry)
             return
         name = parts.pop()
-        self._go_to(parts)
         if name.startswith(WHITEOUT_PREFIX):
-            return  # what it says has been done
+            self._go_to_marked(parts)  # what it says has been done
+            return
+        self._go_to(parts)
         if entry.type == headers.DIRECTORY:
             self._enter_new(name)
             self._describe(entry)
@@ -207,11 +210,11 @@ class Unpacker:
             os.close(fd)
 
     def _link(self, entry: Entry, name: str) -> None:
-        parts = split_path(entry.link)
+        parts = split_link(entry.link)
         if not parts:
             raise ArchiveError(f"{brief(entry.name)} is a hard link to a directory")
         try:
-            parent, target = open_beneath("/".join(parts), self._top)
+            parent, target = self._open_linked(parts, entry)
         except OSError as error:
             fail(f"cannot make {brief(entry.name)}, a hard link to {brief(entry.link)}", error)
         try:
@@ -223,9 +226,26 @@ class Unpacker:
         finally:
             os.close(parent)
 
+    def _open_linked(self, parts: list[str], entry: Entry) -> tuple[int, str]:
+        """Open the directory in which there is what an entry is a hard link to; see `open_beneath`.
+
+        On the way there may be symbolic links, which the layers have made in the directory that is being filled: they
+        lead to places in it.
+        """
+        try:
+            return open_beneath("/".join(parts), self._top)
+        except NotADirectoryError:
+            *directories, name = parts
+            try:
+                self._leave_to([])
+                self._follow(directories, make=False)
+                return os.dup(self._descent.fd), name
+            finally:
+                self._go_to(split_path(entry.name)[:-1])
+
     def _is_link(self, entry: Entry, name: str) -> bool:
         """Say whether a hard link is there already: perhaps it is one to itself."""
-        parent, target = open_beneath("/".join(split_path(entry.link)), self._top)
+        parent, target = self._open_linked(split_link(entry.link), entry)
         try:
             there = os.lstat(name, dir_fd=self._descent.fd)
             return os.path.samestat(os.lstat(target, dir_fd=parent), there)
@@ -282,10 +302,7 @@ class Unpacker:
         if mark == OPAQUE_MARKER:
             self._empty()
             return
-        name = mark[len(WHITEOUT_PREFIX) :]
-        if name in ("", ".", ".."):
-            raise ArchiveError(f"{brief(entry.name)} deletes nothing that there can be")
-        remove(name, self._descent.fd)
+        remove(whiteout_of(mark, entry.name), self._descent.fd)
 
     def _empty(self) -> None:
         """Remove what is in the directory at the position."""
@@ -317,19 +334,86 @@ class Unpacker:
 
     def _go_to(self, parts: list[str]) -> None:
         """Move the position to a directory, and make those on the way that are not there."""
-        for part in parts[self._leave_to(parts) :]:
+        common = self._leave_to(parts)
+        for number in range(common, len(parts)):
+            part = parts[number]
             if part.startswith(WHITEOUT_PREFIX):
-                raise ArchiveError(
-                    f"{brief(self._path(part))} is a directory, but its name stands for a deletion"
-                )
+                raise self._marked_directory(part)
             try:
                 self._enter(part)
             except FileNotFoundError:
                 self._enter_new(part)
             except NotADirectoryError:
-                raise ArchiveError(
-                    f"{brief(self._path(part))} is not a directory, but there is an entry in it"
-                ) from None
+                try:
+                    self._follow(parts[number:], make=True)
+                except NotADirectoryError as error:
+                    raise ArchiveError(
+                        f"{brief(error.filename)} is not a directory, but there is an entry in it"
+                    ) from None
+                return
+
+    def _go_to_marked(self, parts: list[str]) -> None:
+        """Move the position to a directory that holds a mark, unless it is none: then there is nothing to delete in it.
+
+        Raises:
+            ArchiveError: the layer has a symbolic link on the way. The mark would have to be known where that leads to.
+        """
+        if self._leave_to(parts) == len(parts):
+            return
+        *above, name = parts
+        self._go_to(above)
+        try:
+            mode = os.lstat(name, dir_fd=self._descent.fd).st_mode
+        except FileNotFoundError:
+            mode = stat.S_IFDIR
+        if stat.S_ISLNK(mode) or [frame.name for frame in self._frames[1:]] != above:
+            raise ArchiveError(
+                f"{brief('/'.join(parts))} leads through a symbolic link of its layer, but something is deleted there"
+            )
+        if stat.S_ISDIR(mode):
+            self._go_to(parts)
+
+    def _follow(self, parts: list[str], *, make: bool) -> None:
+        """Go on from the position through symbolic links, each as if the directory that is filled were the root.
+
+        Args:
+            parts: the way, of which the first part may be a link.
+            make: whether directories of it are made that are not there; those that a link names never are.
+
+        Raises:
+            NotADirectoryError: something on the way is neither a directory nor a link; its path is the file name.
+        """
+        pending = [(part, make) for part in reversed(parts)]
+        followed = 0
+        while pending:
+            part, make = pending.pop()
+            if part.startswith(WHITEOUT_PREFIX):
+                raise self._marked_directory(part)
+            if part == "..":
+                if len(self._frames) > 1:
+                    self._leave()
+                continue
+            try:
+                self._enter(part)
+            except FileNotFoundError:
+                if not make:
+                    raise
+                self._enter_new(part)
+            except NotADirectoryError:
+                if not stat.S_ISLNK(os.lstat(part, dir_fd=self._descent.fd).st_mode):
+                    raise NotADirectoryError(
+                        errno.ENOTDIR, os.strerror(errno.ENOTDIR), self._path(part)
+                    ) from None
+                target = os.readlink(part, dir_fd=self._descent.fd)
+                followed += 1 + target.count("/")
+                if followed > _MOST_FOLLOWED:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+                if target.startswith("/"):
+                    self._leave_to([])
+                pending += [(each, False) for each in reversed(target.split("/")) if each not in ("", ".")]
+
+    def _marked_directory(self, name: str) -> ArchiveError:
+        return ArchiveError(f"{brief(self._path(name))} is a directory, but its name stands for a deletion")
 
     def _leave_to(self, parts: list[str]) -> int:
         """Go up to what the position and a directory have in common; say how many directories that is from the top."""

@@ -10,7 +10,16 @@ import os
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.log import Repeated
-from archive_overlay.marks import FUSE_SECURITY, FUSE_USER, OPAQUE_MARKER, TRUSTED, USER, WHITEOUT_PREFIX
+from archive_overlay.marks import (
+    FORM_COMMENT,
+    FORMS,
+    FUSE_SECURITY,
+    FUSE_USER,
+    OPAQUE_MARKER,
+    TRUSTED,
+    USER,
+    WHITEOUT_PREFIX,
+)
 from archive_overlay.methods import Allowance
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
@@ -211,6 +220,8 @@ class TarWriter:
     def _add_directory(self, change: Change) -> None:
         name = _path(change) + (b"/" if change.name else b"")
         marks = {}
+        if not change.name:
+            marks[b"comment"] = f"{FORM_COMMENT}{FORMS[self._opaque_attribute]}".encode()
         if change.opaque and self._opaque_attribute:
             marks[_ATTRIBUTE + os.fsencode(self._opaque_attribute)] = b"y"
         self._add_header(change, type_flag=headers.DIRECTORY, name=name, records=marks)

@@ -69,7 +69,10 @@ _LINKABLE = {
     8: FIFO,
     16: CHARACTER_DEVICE,
     32: BLOCK_DEVICE,
+    64: WHITEOUT,
 }  # what a hard link may be besides a file
+_STRAY_MARKS = 128  # marks of layers are in it, and it has no entry before them
+_NOT_A_DIRECTORY = 256  # and it is something else, in which they mean nothing
 _LINKABLE_MARKS = {kind: mark for mark, kind in _LINKABLE.items()}
 
 LAYER = Form(whiteout_files=True, whiteout_devices=False, opaque_attributes=())
@@ -89,14 +92,24 @@ def read_marks(tar: TarReader, form: Form) -> Marks:
     marks = Marks()
     for entry in tar.entries():
         parts = split_path(entry.name)
-        if form.whiteout_files and parts and parts[-1] == OPAQUE_MARKER:
-            marks.add("/".join(parts[:-1]), _OPAQUE)
+        if form.whiteout_files and parts and parts[-1].startswith(WHITEOUT_PREFIX):
+            directory = "/".join(parts[:-1])
+            if parts[-1] == OPAQUE_MARKER:
+                marks.add(directory, _OPAQUE)
+            if directory and not marks.has(directory, _DIRECTORY_ENTRY):
+                marks.stray = True
+                marks.add(directory, _STRAY_MARKS)
+            # In a tar of anybody, a container may have made a file with that name.
+            if not form.whiteout_devices:
+                whiteout_of(parts[-1], entry.name)
         elif entry.type == headers.DIRECTORY:
-            if not (form.whiteout_files and parts and parts[-1].startswith(WHITEOUT_PREFIX)):
-                opaque = any(entry.attributes.get(attribute) == b"y" for attribute in form.opaque_attributes)
-                marks.add("/".join(parts), _DIRECTORY_ENTRY | (_OPAQUE if opaque else 0))
-        elif entry.type == headers.HARD_LINK:
-            split_path(entry.link)
+            opaque = any(entry.attributes.get(attribute) == b"y" for attribute in form.opaque_attributes)
+            marks.add("/".join(parts), _DIRECTORY_ENTRY | (_OPAQUE if opaque else 0))
+        else:
+            if entry.type == headers.HARD_LINK:
+                split_link(entry.link)
+            if marks.stray:
+                _note_what_is_no_directory(marks, entry, "/".join(parts))
     return marks
 
 
@@ -122,6 +135,8 @@ def read_changes(tar: TarReader, form: Form, marks: Marks) -> Iterator[Change]:
         name = parts.pop() if parts else ""
         directory = "/".join(parts)
         if form.whiteout_files and name.startswith(WHITEOUT_PREFIX):
+            if marks.has(directory, _NOT_A_DIRECTORY):
+                continue
             if name == OPAQUE_MARKER and not marks.has(directory, _DIRECTORY_ENTRY):
                 marks.add(directory, _DIRECTORY_ENTRY)
                 above, _, name = directory.rpartition("/")
@@ -132,38 +147,96 @@ def read_changes(tar: TarReader, form: Form, marks: Marks) -> Iterator[Change]:
             elif name != OPAQUE_MARKER:  # whatever it is: that is how readers of layers take it
                 yield _change(WHITEOUT, entry, directory, name[len(WHITEOUT_PREFIX) :])
             continue
-        if form.whiteout_devices and entry.type == headers.CHARACTER_DEVICE and not entry.device:
-            yield _change(WHITEOUT, entry, directory, name)
-            continue
+        if marks.stray and entry.type != headers.DIRECTORY:
+            _note_what_is_no_directory(marks, entry, f"{directory}/{name}" if directory else name)
         change = _change(_KINDS[entry.type], entry, directory, name)
+        if form.whiteout_devices and entry.type == headers.CHARACTER_DEVICE and not entry.device:
+            change.kind = WHITEOUT
+            marks.add(change.path, _LINKABLE_MARKS[WHITEOUT])
+            yield change
+            continue
         if change.kind is DIRECTORY:
             change.opaque = marks.has(change.path, _OPAQUE)
         elif entry.type == headers.HARD_LINK:
-            change.link_to = TreePath(TOP, "/".join(split_path(entry.link)))
+            link_to = "/".join(split_link(entry.link))
             change.kind = next(
-                (kind for mark, kind in _LINKABLE.items() if marks.has(change.link_to.name, mark)),
-                change.kind,
+                (kind for mark, kind in _LINKABLE.items() if marks.has(link_to, mark)), change.kind
             )
+            # Deletions of an upperdir are one file, and most programs that make tars have links for that.
+            if change.kind is WHITEOUT:
+                marks.add(change.path, _LINKABLE_MARKS[WHITEOUT])
+            else:
+                change.link_to = TreePath(TOP, link_to)
         elif change.kind is not FILE:
             change.target = entry.link if change.kind is SYMLINK else ""
             marks.add(change.path, _LINKABLE_MARKS[change.kind])
         yield change
 
 
+def whiteout_of(mark: str, path: str) -> str:
+    """Give the name that an entry deletes.
+
+    Args:
+        mark: the entry's name, which begins with `WHITEOUT_PREFIX`.
+        path: the entry's, for messages.
+
+    Raises:
+        ArchiveError: nothing can have that name.
+    """
+    name = mark[len(WHITEOUT_PREFIX) :]
+    if name in ("", ".", ".."):
+        raise ArchiveError(f"{brief(path)} deletes nothing that there can be")
+    return name
+
+
 def split_path(name: str) -> list[str]:
     """Split the path of an entry, which is relative to the top however it begins.
+
+    What is before a `..` need not exist, and may be a link: others that read layers do not look at it either.
 
     Raises:
         ArchiveError: it leads out of the top, or is no path.
     """
+    parts, leads_out = _split(name)
+    if leads_out:
+        raise ArchiveError(f"{brief(name)!r} leads out of the image's root directory")
+    return parts
+
+
+def split_link(target: str) -> list[str]:
+    """Split the path that a hard link has. In the top, `..` is the top: so it is in all programs that read tars.
+
+    Raises:
+        ArchiveError: it is no path.
+    """
+    return _split(target)[0]
+
+
+def _split(name: str) -> tuple[list[str], bool]:
+    """Split a path, and say whether it leads out of the top."""
     if "\0" in name:
         raise ArchiveError(f"{brief(name)!r} is not a path")
     if name.count("/") > _DEEPEST:
         raise ArchiveError(f"{brief(name)!r} has more than {_DEEPEST} directories, one in the other")
     parts = [part for part in name.split("/") if part and part != "."]
-    if ".." in parts:
-        raise ArchiveError(f"{brief(name)!r} leads out of the image's root directory")
-    return parts
+    if ".." not in parts:
+        return parts, False
+    kept: list[str] = []
+    leads_out = False
+    for part in parts:
+        if part != "..":
+            kept.append(part)
+        elif kept:
+            kept.pop()
+        else:
+            leads_out = True
+    return kept, leads_out
+
+
+def _note_what_is_no_directory(marks: Marks, entry: Entry, path: str) -> None:
+    """Note that something is no directory, nor leads to one, if layers' marks are in it. Of others nobody asks."""
+    if entry.type != headers.SYMLINK and marks.has(path, _STRAY_MARKS):
+        marks.add(path, _NOT_A_DIRECTORY)
 
 
 def _change(kind: str, entry: Entry, path: str, name: str) -> Change:
@@ -183,14 +256,18 @@ class Marks:
     """What a tar says of its entries in other places than their own: made by `read_marks`.
 
     A layer of a few megabytes can have millions of entries. So there is a number for each path here, and not the path,
-    in 27 bytes at most: a dictionary of texts needs 200. That two paths are taken for one is less likely than that
+    in 30 bytes at most: a dictionary of texts needs 200. That two paths are taken for one is less likely than that
     memory fails.
+
+    Attributes:
+        stray: whether a mark of a layer is in something that has no entry as a directory before it.
     """
 
     def __init__(self) -> None:
+        self.stray = False
         self._count = 0
         self._hashes = array("Q", bytes(8 * _FEWEST_SLOTS))  # 0: a slot that is free
-        self._bits = bytearray(_FEWEST_SLOTS)
+        self._bits = array("H", bytes(2 * _FEWEST_SLOTS))
 
     def add(self, path: str, mark: int) -> None:
         """Remember something of a path."""
@@ -217,7 +294,7 @@ class Marks:
     def _grow(self) -> None:
         old = self._hashes, self._bits
         self._hashes = array("Q", bytes(16 * len(old[0])))  # twice as many
-        self._bits = bytearray(len(self._hashes))
+        self._bits = array("H", bytes(2 * len(self._hashes)))
         for key, bits in zip(*old):
             if key:
                 slot = self._slot(key)

@@ -1,14 +1,17 @@
 """Numbers, as headers and extended headers of a tar have them.
 
+What is no such number is a ValueError, whose message comes after "NAME has".
+
 Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Extended Header Keywords"; GNU tar manual, "Basic Tar
 Format", for what octal digits cannot hold.
 """
 
 from __future__ import annotations
 
-from archive_overlay.errors import ArchiveError
-
 LARGEST_NUMBER = 2**63 - 1
+_ALL_OWNERS = 2**32
+# One more means "leave it as it is" to chown(2).
+_LARGEST_OWNER = _ALL_OWNERS - 2
 
 
 def number(field: bytes) -> int:
@@ -18,19 +21,30 @@ def number(field: bytes) -> int:
         found = int.from_bytes(field, "big", signed=first == 0xFF)
         found = found if first == 0xFF else found - (0x80 << (8 * (len(field) - 1)))
         if not -LARGEST_NUMBER <= found <= LARGEST_NUMBER:
-            raise ArchiveError("it is damaged: a header has a number that is too large")
+            raise ValueError("a number that is too large")
         return found
     try:
         return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
     except ValueError:
-        raise ArchiveError("it is damaged: a header has an invalid number") from None
+        raise ValueError("an invalid number") from None
 
 
 def natural(field: bytes) -> int:
     """Give a number of a header that must not be negative."""
     found = number(field)
     if found < 0:
-        raise ArchiveError("it is damaged: a header has a number that is negative")
+        raise ValueError("a negative number where there is none")
+    return found
+
+
+def owner(found: int) -> int:
+    """Give the user or group that a number stands for: what is negative counts from 2^32 down, as in chown(2).
+
+    -2 is nobody on some systems, whose tars have it so.
+    """
+    found += _ALL_OWNERS if -_ALL_OWNERS // 2 <= found < 0 else 0
+    if not 0 <= found <= _LARGEST_OWNER:
+        raise ValueError(f"an owner who cannot be, {found}")
     return found
 
 
@@ -39,8 +53,15 @@ def decimal(text: bytes | None, otherwise: int) -> int:
     if text is None:
         return otherwise
     if not (text.isdigit() and len(text) < 20 and int(text) <= LARGEST_NUMBER):
-        raise ArchiveError(f"it is damaged: {text[:40]!r} is not a size or number")
+        raise ValueError(f"{text[:40]!r} for a size or number")
     return int(text)
+
+
+def signed_decimal(text: bytes | None, otherwise: int) -> int:
+    """Give a number of a record, which is not too large."""
+    if text is not None and text.startswith(b"-"):
+        return -decimal(text[1:], 0)
+    return decimal(text, otherwise)
 
 
 def nanoseconds(text: bytes) -> int:
@@ -48,5 +69,5 @@ def nanoseconds(text: bytes) -> int:
     sign = -1 if text.startswith(b"-") else 1
     whole, _, fraction = text.lstrip(b"-").partition(b".")
     if not (whole.isdigit() and len(whole) < 19 and (fraction.isdigit() or not fraction)):
-        raise ArchiveError(f"it is damaged: {text[:40]!r} is not a time")
+        raise ValueError(f"{text[:40]!r} for a time")
     return sign * (int(whole) * 10**9 + int(fraction[:9].ljust(9, b"0")))

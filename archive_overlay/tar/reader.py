@@ -26,12 +26,22 @@ from array import array
 from zlib import adler32
 
 from archive_overlay.errors import ArchiveError, brief
+from archive_overlay.marks import FORM_COMMENT, FORMS
 from archive_overlay.tar import headers, sparse_map
-from archive_overlay.tar.numbers import LARGEST_NUMBER, decimal, nanoseconds, natural, number
+from archive_overlay.tar.numbers import (
+    LARGEST_NUMBER,
+    decimal,
+    nanoseconds,
+    natural,
+    number,
+    owner,
+    signed_decimal,
+)
+from archive_overlay.tar.records import ATTRIBUTE, COMMENT, in_force, read_global_records, read_records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from archive_overlay.tar.decompress import Reader
 
@@ -64,25 +74,14 @@ _KNOWN_TYPES = frozenset(
 _WITHOUT_DATA = _KNOWN_TYPES - {headers.REGULAR}
 _POSIX_MAGIC = b"ustar\0"
 _SPARSE = frozenset((b"GNU.sparse.major", b"GNU.sparse.size", b"GNU.sparse.realsize"))
-_ATTRIBUTE = b"SCHILY.xattr."
-# Records that say something of an entry, besides its attributes and where the data of a sparse file belong. All others
-# are comments, in the end.
-_MEANINGFUL = frozenset((b"path", b"linkpath", b"mtime", b"uid", b"gid", b"size"))
 # An extended header holds paths and attributes, of 64 KiB at most each.
 _LARGEST_HEADER = headers.LARGEST_EXTENDED
-_MOST_RECORDS = headers.MOST_RECORDS
 # Real global headers have a comment, or a few numbers.
 _LARGEST_GLOBAL = 64 * 1024
 # 8,000 directories with names of 255 bytes, one in the other: no system call takes such a path, but a container can make
 # it, and the hook archives it.
 _LONGEST_PATH = 2 * 1024 * 1024
-# A key longer than this says nothing: names of attributes have 255 bytes, of which each may be escaped by three.
-_LONGEST_KEY = 1024
-_SPARSE_KEYS = b"GNU.sparse."
-# Names of all attributes of an entry. listxattr(2) gives 64 KiB at most.
-_LONGEST_NAMES = 1024 * 1024
-# One more means "leave it as it is" to chown(2).
-_LARGEST_ID = 2**32 - 2
+_FIRST_UNUSUAL_OWNER = 2**31
 _LARGEST_DEVICE_NUMBER = 2**31 - 1  # major or minor, to makedev(3)
 _NO_ATTRIBUTES: dict[str, bytes] = {}
 
@@ -135,9 +134,14 @@ class TarReader:
 
     Args:
         source: its bytes.
+
+    Attributes:
+        marks: which marks are in it, one of the values of `marks.FORMS`, as the first entry of a tar of this program
+            says; "" for other tars, and before the first entry.
     """
 
     def __init__(self, source: Reader) -> None:
+        self.marks = ""
         self._source = source
         self._global: dict[bytes, bytes] = {}
         self._sparse: array[int] | None = None  # offset and length of each segment of the entry
@@ -147,6 +151,8 @@ class TarReader:
     def entries(self) -> Iterator[Entry]:
         """Give the entries; what was not taken of an entry's data is left out.
 
+        Not every program writes the two blocks of zeros that are the end of a tar. This one does.
+
         Raises:
             ArchiveError: it is not a tar, or is damaged.
             OSError: it cannot be read.
@@ -155,6 +161,7 @@ class TarReader:
         records = self._global
         segments: array[int] = array("q")  # what records say of them
         name = link = None  # of GNU's long names
+        first = True
         while True:
             if self._left or self._padding:
                 self._source.skip(self._left + self._padding)
@@ -164,12 +171,19 @@ class TarReader:
                 self._expect_end()
                 return
             if len(header) < _BLOCK:
-                raise ArchiveError("it is not a tar" if not header else "it ends too early")
+                unfinished = records is not self._global or name is not None or link is not None
+                if header or unfinished or self.marks:
+                    raise ArchiveError("it ends too early")
+                return
             _check(header)
             type_flag = header[156:157]
-            size = natural(header[124:136])
+            try:
+                size = natural(header[124:136])
+            except ValueError as error:
+                raise _damaged(header, records, name, error) from None
             if type_flag == _GLOBAL:
-                self._global = {**self._global, **_global_records(self._read_header(size, _LARGEST_GLOBAL))}
+                added = read_global_records(self._read_header(size, _LARGEST_GLOBAL))
+                self._global = in_force({**self._global, **added})
                 records = {**self._global, **records}
                 continue
             if type_flag in (_EXTENDED, _SOLARIS_EXTENDED):
@@ -177,8 +191,8 @@ class TarReader:
                     self._global,
                     array("q"),
                 )  # let go of an earlier one before this one is read
-                records, segments = _records(self._read_header(size))
-                records = {**self._global, **records}
+                records, segments = read_records(self._read_header(size))
+                records = in_force({**self._global, **records})
                 continue
             if type_flag in (_GNU_NAME, _GNU_LINK):
                 text = self._read_header(size, _LONGEST_PATH + 1).split(b"\0", 1)[0]
@@ -188,7 +202,13 @@ class TarReader:
                     link = text
                 continue
             if type_flag != _GNU_VOLUME_LABEL:
-                entry = self._entry(header, type_flag, size, records, segments, name, link)
+                try:
+                    entry = self._entry(header, type_flag, size, records, segments, name, link)
+                except ValueError as error:
+                    raise _damaged(header, records, name, error) from None
+                if first:
+                    first = False
+                    self.marks = _marks_of(entry, records)
                 records, segments, name, link = self._global, array("q"), None, None
                 yield entry
             else:
@@ -276,7 +296,7 @@ class TarReader:
         if posix and header[345] and long_name is None:
             name = header[345:500].split(b"\0", 1)[0] + b"/" + name
         link = header[157:257].split(b"\0", 1)[0] if long_link is None else long_link
-        uid, gid = natural(header[108:116]), natural(header[116:124])
+        uid, gid = number(header[108:116]), number(header[116:124])
         mtime_ns = number(header[136:148]) * 10**9
         attributes = _NO_ATTRIBUTES
         if records:
@@ -285,20 +305,18 @@ class TarReader:
             if b"mtime" in records:
                 mtime_ns = nanoseconds(records[b"mtime"])
             if len(records) > 1 or b"mtime" not in records:
-                uid = decimal(records.get(b"uid"), uid)
-                gid = decimal(records.get(b"gid"), gid)
+                uid = signed_decimal(records.get(b"uid"), uid)
+                gid = signed_decimal(records.get(b"gid"), gid)
                 size = decimal(records.get(b"size"), size)
                 attributes = {
-                    os.fsdecode(key[len(_ATTRIBUTE) :]): value
+                    os.fsdecode(key[len(ATTRIBUTE) :]): value
                     for key, value in records.items()
-                    if key.startswith(_ATTRIBUTE)
+                    if key.startswith(ATTRIBUTE)
                 }
         if max(len(name), len(link)) > _LONGEST_PATH:
             raise ArchiveError(
                 f"the path of an entry, or of what it links to, is longer than {_LONGEST_PATH} bytes"
             )
-        if max(uid, gid) > _LARGEST_ID:
-            raise ArchiveError(f"{_shown(name)} has an owner who cannot be: {uid}:{gid}")
         if type in (_OLD_FILE, _CONTIGUOUS_FILE, _GNU_SPARSE):
             kind = headers.DIRECTORY if type == _OLD_FILE and name.endswith(b"/") else headers.REGULAR
         elif type in _KNOWN_TYPES:
@@ -328,9 +346,9 @@ class TarReader:
             device = os.makedev(major, minor)
         entry = Entry(kind, os.fsdecode(name.rstrip(b"/") or name[:1]))
         entry.link = os.fsdecode(link)
-        entry.mode = natural(header[100:108]) & 0o7777
-        entry.uid = uid
-        entry.gid = gid
+        entry.mode = number(header[100:108]) & 0o7777
+        entry.uid = uid if 0 <= uid < _FIRST_UNUSUAL_OWNER else owner(uid)
+        entry.gid = gid if 0 <= gid < _FIRST_UNUSUAL_OWNER else owner(gid)
         entry.mtime_ns = mtime_ns
         entry.size = size
         entry.device = device
@@ -354,48 +372,20 @@ def _check(header: bytes) -> None:
         raise ArchiveError("it is not a tar, or is damaged")
 
 
-def _records(body: bytes) -> tuple[dict[bytes, bytes], array[int]]:
-    """Read those records of an extended header that say something.
-
-    Returns:
-        What they say by their keys; and of those about segments, of which keys are not unique, the numbers.
-    """
-    records: dict[bytes, bytes] = {}
-    segments: array[int] = array("q")
-    position = count = names = 0
-    size = len(body)
-    while position < size:
-        space = body.find(b" ", position, position + 20)
-        length = body[position:space] if space > 0 else b""
-        end = position + int(length) if length.isdigit() else 0
-        # What is not looked at is not copied either: a record may be as large as its header.
-        equals = body.find(b"=", space + 1, end - 1) if space < end <= size else -1
-        if equals < 0 or body[end - 1 : end] != b"\n":
-            if body.count(b"\0", position) == size - position:
-                break  # padding
-            raise ArchiveError("it is damaged: an extended header has an invalid record")
-        key = body[space + 1 : min(equals, space + 1 + _LONGEST_KEY)]
-        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes", b"GNU.sparse.map"):
-            sparse_map.add_numbers(segments, body, equals + 1, end - 1)
-        else:
-            count += 1
-            if key.startswith(_ATTRIBUTE):
-                names += equals - space
-            if count > _MOST_RECORDS or names > _LONGEST_NAMES or equals - space > _LONGEST_KEY:
-                raise ArchiveError("it is damaged: an extended header has too many records, or too long ones")
-            if key in _MEANINGFUL or key.startswith((_ATTRIBUTE, _SPARSE_KEYS)):
-                records[key] = body[equals + 1 : end - 1]
-        position = end
-    return records, segments
+def _marks_of(first: Entry, records: Mapping[bytes, bytes]) -> str:
+    """Give what the first entry of a tar of this program, the root directory, says of the marks in it."""
+    comment = records.get(COMMENT, b"").decode("latin-1")
+    marks = comment[len(FORM_COMMENT) :]
+    says = first.name == "." and first.type == headers.DIRECTORY and comment.startswith(FORM_COMMENT)
+    return marks if says and marks in FORMS.values() else ""
 
 
-def _global_records(body: bytes) -> dict[bytes, bytes]:
-    """Read those records of a global header that say something of each entry; ArchiveError: nobody writes such ones."""
-    records, segments = _records(body)
-    # Each would be given to each entry: a few bytes would become any number of them.
-    if segments or not records.keys() <= _MEANINGFUL:
-        raise ArchiveError("it is damaged: a global header has attributes, or is of sparse files")
-    return records
+def _damaged(
+    header: bytes, records: Mapping[bytes, bytes], long_name: bytes | None, error: ValueError
+) -> ArchiveError:
+    """Make the error that says what a header has, and of which entry it is."""
+    name = header[:100].split(b"\0", 1)[0] if long_name is None else long_name
+    return ArchiveError(f"it is damaged: {_shown(records.get(b'path', name))} has {error}")
 
 
 def _shown(name: bytes) -> str:

@@ -29,6 +29,7 @@ def of_old_header(header: bytes, source: Reader) -> array[int]:
 
     Raises:
         ArchiveError: it is damaged, or ends too early.
+        ValueError: it has something else than a number (see `numbers`).
         OSError: it cannot be read.
     """
     numbers: array[int] = array("q")
@@ -51,6 +52,7 @@ def of_data(blocks: Iterator[bytes]) -> array[int]:
 
     Raises:
         ArchiveError: it is damaged.
+        ValueError: it has something else than a number (see `numbers`).
         OSError: it cannot be read.
     """
     numbers: array[int] = array("q")

@@ -242,15 +242,74 @@ def test_a_mark_may_stand_anywhere_in_a_layer(scratch: Path) -> None:
 
 
 def test_what_a_layer_cannot_mean_is_shown_all_the_same(scratch: Path) -> None:
-    entries = [directory("d"), file("d/.wh."), file(".wh."), file("./")]
-    image_layouts.put(scratch / "layout", "main", layers=[layer(*entries)])
+    image_layouts.put(scratch / "layout", "main", layers=[layer(directory("d"), file("./"))])
 
-    assert lines_of(f"{scratch}/layout:main") == [
-        "A            - d/",
-        "A            0 .",
-        "D            - .",
-        "D            - d/",
+    assert lines_of(f"{scratch}/layout:main") == ["A            - d/", "A            0 ."]
+
+
+@pytest.mark.parametrize("method", ["tar", "tar.gz", "tar.zst"])
+@pytest.mark.parametrize("flavour", [overlays.NATIVE, overlays.NATIVE_ROOTLESS], ids=str)
+def test_a_tar_of_this_program_says_itself_which_marks_are_in_it(
+    new_overlay: Any, scratch: Path, method: str, flavour: overlays.Flavour
+) -> None:
+    overlay = new_overlay(flavour)
+    overlay.layer(below)
+
+    def leave(root: Path) -> None:
+        (root / "gone").unlink()
+        (root / ".wh.keep").touch()
+        (root / ".wh.").touch()
+        (root / "merged/.wh..wh..opq").touch()
+        # What a container can write beside the real thing.
+        os.setxattr(root / "merged", "user.comment", b"archive_overlay marks=oci")
+        os.setxattr(root, "user.comment", b"\n38 comment=archive_overlay marks=oci\n")
+
+    overlay.change(leave)
+    saver = Saver(overlay, method, scratch)
+    assert saver.run().status == 0
+
+    names = [
+        "A            - merged/",
+        "A            0 .wh.",
+        "A            0 .wh.keep",
+        "A            0 merged/.wh..wh..opq",
+        "D            - gone",
     ]
+    assert lines_of(saver.archive) == names
+    assert lines_of(saver.archive, "--marks", "user" if flavour.rootless else "trusted") == names
+    assert "deletes nothing" in history.complaint_of("diff", "--marks", "oci", saver.archive)
+
+
+def test_a_tar_in_the_form_of_layers_says_so(any_overlay: overlays.Overlay, scratch: Path) -> None:
+    any_overlay.layer(below)
+
+    def leave(root: Path) -> None:
+        (root / "gone").unlink()
+        (root / "merged/new").touch()
+
+    any_overlay.change(leave)
+    saver = Saver(any_overlay, "tar", scratch)
+    assert saver.run(whiteouts="oci").status == 0
+    with tarfile.open(saver.archive) as tar:
+        assert tar.getmembers()[0].pax_headers["comment"] == "archive_overlay marks=oci"
+
+    assert lines_of(saver.archive) == [
+        "A            - merged/",
+        "A            0 merged/new",
+        "D            - gone",
+    ]
+
+
+def test_a_tar_that_says_nothing_is_read_by_all_marks(scratch: Path) -> None:
+    opaque = {"SCHILY.xattr.user.overlay.opaque": "y"}
+    entries = [
+        file(".wh.gone"),
+        directory("d", pax_headers=opaque),
+        history.entry("other", tarfile.CHRTYPE, devmajor=0, devminor=0),
+    ]
+    (scratch / "a.tar").write_bytes(layer(*entries))
+
+    assert lines_of(scratch / "a.tar") == ["D            - gone", "D            - other", "O            - d/"]
 
 
 @pytest.mark.parametrize("method", ["copy", "tar.gz"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from archive_overlay.errors import ArchiveError
-from archive_overlay.overlay.change import DIRECTORY, FILE, SYMLINK, WHITEOUT
+from archive_overlay.overlay.change import CHARACTER_DEVICE, DIRECTORY, FILE, SYMLINK, WHITEOUT
 from archive_overlay.tar import headers
 from archive_overlay.tar.changes import LAYER, Form, Marks, read_changes, read_marks
 from archive_overlay.tar.decompress import Reader
@@ -164,13 +164,69 @@ def test_a_hard_link_is_of_the_kind_of_what_it_is_one_with() -> None:
     [
         entry(b"../a"),
         entry(b"a/../../b"),
-        entry(b"l", headers.HARD_LINK, link=b"../a"),
-        entry(b".wh...")[:300],
+        entry(b"../.wh.a"),
+        entry(b"d/.wh."),
+        entry(b"d/.wh.."),
+        entry(b"d/.wh..."),
+        entry(b".wh.a")[:300],
     ],
 )
-def test_what_leads_out_or_is_cut_off_is_refused(bad: bytes) -> None:
+def test_what_leads_out_or_says_nothing_or_is_cut_off_is_refused(bad: bytes) -> None:
     with pytest.raises(ArchiveError):
         changes_of(entry(b"first"), bad, form=LAYER)
+
+
+def test_parents_that_do_not_lead_out_are_taken_away() -> None:
+    first, second, link = changes_of(
+        entry(b"gone/../a"),
+        entry(b"./a/b/./../../c"),
+        entry(b"l", headers.HARD_LINK, link=b"../x/../a"),
+        form=LAYER,
+    )
+
+    assert [each.path for each in (first, second, link)] == ["a", "c", "l"]
+    assert link.link_to
+    assert link.link_to.text == "a"
+
+
+def test_a_link_of_a_deletion_is_one() -> None:
+    """GNU tar makes these of an upperdir: all deletions in it are one file."""
+    found = changes_of(
+        entry(b"a", headers.CHARACTER_DEVICE),
+        entry(b"d/", headers.DIRECTORY),
+        entry(b"d/b", headers.HARD_LINK, link=b"a"),
+        entry(b"c", headers.HARD_LINK, link=b"d/b"),
+        entry(b"e", headers.CHARACTER_DEVICE, device=os.makedev(1, 3)),
+        entry(b"f", headers.HARD_LINK, link=b"e"),
+        form=OVERLAY,
+    )
+
+    assert [(each.kind, each.path, each.link_to is None) for each in found] == [
+        (WHITEOUT, "a", True),
+        (DIRECTORY, "d", True),
+        (WHITEOUT, "d/b", True),
+        (WHITEOUT, "c", True),
+        (CHARACTER_DEVICE, "e", True),
+        (CHARACTER_DEVICE, "f", False),
+    ]
+
+
+@pytest.mark.parametrize("mark", [b"f/.wh.a", b"f/.wh..wh..opq"])
+@pytest.mark.parametrize("mark_first", [False, True])
+@pytest.mark.parametrize("type_flag", [headers.REGULAR, headers.BLOCK_DEVICE, headers.FIFO])
+def test_marks_below_what_is_no_directory_say_nothing(
+    mark: bytes, mark_first: bool, type_flag: bytes
+) -> None:
+    entries = [entry(b"f", type_flag), entry(mark)]
+    found = changes_of(*(entries[::-1] if mark_first else entries), entry(b"g/.wh.b"), form=LAYER)
+
+    assert [each.path for each in found] == ["f", "g/b"]
+
+
+def test_marks_below_a_symbolic_link_are_shown() -> None:
+    found = changes_of(entry(b"l", headers.SYMLINK, link=b"d"), entry(b"l/.wh.a"), form=LAYER)
+
+    assert shown(found) == [(SYMLINK, "l", False), (WHITEOUT, "l/a", False)]
 
 
 def test_a_mark_of_a_directory_that_has_no_entry_makes_one_only_once() -> None:

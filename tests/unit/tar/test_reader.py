@@ -210,6 +210,134 @@ def test_a_device_that_cannot_be_is_refused(numbers: tuple[int, int]) -> None:
         read(summed(bytes(header)))
 
 
+@pytest.mark.parametrize("offset", [108, 116])
+def test_an_owner_who_is_negative_counts_from_the_end(offset: int) -> None:
+    header = bytearray(FILE)
+    header[offset : offset + 8] = (-2).to_bytes(8, "big", signed=True)
+    ((found, _),) = read(summed(bytes(header)) + END)
+    assert (found.uid, found.gid) == ((2**32 - 2, 0) if offset == 108 else (0, 2**32 - 2))
+
+    ((found, _),) = read(extended(b"x", records(b"uid=-2", b"gid=-3")) + FILE + END)
+    assert (found.uid, found.gid) == (2**32 - 2, 2**32 - 3)
+
+
+@pytest.mark.parametrize("owner", [-1, 2**32 - 1, 2**32, -(2**31) - 1])
+def test_an_owner_who_cannot_be_is_refused_with_the_entry(owner: int) -> None:
+    for key in (b"uid", b"gid"):
+        with pytest.raises(ArchiveError, match=r"damaged: file has an owner who cannot be"):
+            read(extended(b"x", records(b"%b=%d" % (key, owner))) + FILE + END)
+
+
+def test_of_a_mode_only_permissions_count() -> None:
+    header = bytearray(FILE)
+    header[100:108] = (-1).to_bytes(8, "big", signed=True)
+    ((found, _),) = read(summed(bytes(header)) + END)
+    assert found.mode == 0o7777
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (old_gnu(FILE, {124: b"\xff" * 12}), "file"),
+        (extended(b"x", records(b"path=long", b"mtime=now")) + FILE, "long"),
+        (extended(b"L", b"longer\0") + old_gnu(FILE, {124: b"abc"}), "longer"),
+    ],
+    ids=["size", "time", "size of a long name"],
+)
+def test_a_number_that_is_none_is_refused_with_the_entry(data: bytes, name: str) -> None:
+    start = len(data) - len(FILE)
+    with pytest.raises(ArchiveError, match=f"it is damaged: {name} has "):
+        read(data[:start] + summed(data[start:]) + END)
+
+
+@pytest.mark.parametrize(
+    ("key", "there"), [(b"uid", 7), (b"gid", 8), (b"size", 4), (b"mtime", 9 * 10**9), (b"path", "file")]
+)
+def test_a_record_without_a_value_says_that_none_before_counts(key: bytes, there: object) -> None:
+    field = {b"path": "name", b"mtime": "mtime_ns"}.get(key, key.decode())
+    plain = headers.of_file(b"file", 0o644, 7, 8, 9 * 10**9, 4) + FILE[512:]
+    empty = extended(b"x", records(key + b"="))
+    some = records(key + b"=3")
+
+    for before in (b"", extended(b"g", some), extended(b"g", some) + extended(b"g", records(key + b"="))):
+        ((found, data),) = read(before + empty + plain + END)
+        assert (getattr(found, field), data) == (there, b"data")
+    ((found, _),) = read(extended(b"x", some + records(key + b"=")) + plain + END)
+    assert getattr(found, field) == there
+    # The next entry has the global one again.
+    (_, _), (found, _) = read(extended(b"g", some) + empty + plain + plain + END)
+    assert getattr(found, field) != there
+
+
+def test_an_attribute_may_be_empty() -> None:
+    ((found, _),) = read(extended(b"x", records(b"SCHILY.xattr.user.a=", b"uid=")) + FILE + END)
+    assert found.attributes == {"user.a": b""}
+
+
+@pytest.mark.parametrize(
+    "end", [b"", bytes(512), bytes(612), END], ids=["none", "one block", "a part of one more", "two blocks"]
+)
+def test_the_end_of_a_tar_may_be_missing(end: bytes) -> None:
+    assert [entry.name for entry, _ in read(FILE + end)] == ["file"]
+    assert read(end) == []
+
+
+@pytest.mark.parametrize(
+    "pending",
+    [extended(b"x", records(b"uid=1")), extended(b"L", b"name"), extended(b"K", b"name")],
+    ids=["x", "L", "K"],
+)
+def test_what_announces_an_entry_is_not_the_end(pending: bytes) -> None:
+    with pytest.raises(ArchiveError, match="ends too early"):
+        read(FILE + pending)
+
+
+def of_this_program(marks: bytes = b"trusted") -> bytes:
+    """Make the first entry of a tar of this program."""
+    said = extended(b"x", records(b"comment=archive_overlay marks=" + marks))
+    return said + named(b"./", headers.DIRECTORY)
+
+
+def test_a_tar_of_this_program_has_an_end() -> None:
+    assert [entry.name for entry, _ in read(of_this_program() + FILE + END)] == [".", "file"]
+    with pytest.raises(ArchiveError, match="ends too early"):
+        read(of_this_program() + FILE)
+
+
+SAYS = {
+    "user": (of_this_program(b"user"), "user"),
+    "oci": (of_this_program(b"oci"), "oci"),
+    "what there is not": (of_this_program(b"fuse"), ""),
+    "something more": (of_this_program(b"user\0"), ""),
+    "something long": (of_this_program(b"u" * 100), ""),
+    "on the second entry": (FILE + of_this_program(b"user"), ""),
+    "on a file": (of_this_program(b"user")[:1024] + FILE, ""),
+    "on a root that is no directory": (of_this_program(b"user")[:1024] + named(b"./", headers.SYMLINK), ""),
+    "of all entries": (
+        extended(b"g", records(b"comment=archive_overlay marks=user")) + named(b"./", headers.DIRECTORY),
+        "",
+    ),
+    "by an attribute": (
+        named(b"./", headers.DIRECTORY, more={b"SCHILY.xattr.comment": b"archive_overlay marks=user"}),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_only_the_first_entry_says_which_marks_are_in_a_tar(name: str) -> None:
+    data, marks = SAYS[name]
+    fd = os.memfd_create("tar")
+    os.write(fd, data + END)
+    os.lseek(fd, 0, os.SEEK_SET)
+    reader = Reader(fd)
+    tar = TarReader(reader)
+
+    assert list(tar.entries())
+    assert tar.marks == marks
+    reader.close()
+
+
 # What takes memory or time without an end
 
 ENDLESS = {
