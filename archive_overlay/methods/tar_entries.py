@@ -64,7 +64,9 @@ _LONGEST_PATH = 1024 * 1024
 _DEEP = (
     _LONGEST_PATH // 256
 )  # so many directories; above them no path is longer, as a name has 255 bytes at most
+_DEEP_IN_LAYER = headers.LONGEST_PATH_OF_LAYER // 256
 _MOST_ZEROS = 64 * 1024**3
+_WAY_OUT = "method copy can hold it, and so can tar without whiteouts=oci"
 _SET_USER_ID = 0o4000
 _SET_GROUP_ID = 0o2000
 
@@ -171,10 +173,13 @@ class TarWriter:
                 path=lambda: change.shown,
             )
             return
-        if not self._opaque_attribute and change.name.startswith(WHITEOUT_PREFIX):
-            raise ArchiveError(
-                f"{change.shown} cannot be stored: in an OCI layer its name means that something was deleted"
-            )
+        if not self._opaque_attribute:
+            if change.name.startswith(WHITEOUT_PREFIX):
+                raise ArchiveError(
+                    f"{change.shown} cannot be stored: in an OCI layer its name means that something was deleted"
+                )
+            if change.directory.depth >= _DEEP_IN_LAYER:
+                _judge_length(change)
         if kind is WHITEOUT:
             self._add_whiteout(change)
         elif kind is DIRECTORY:
@@ -366,7 +371,17 @@ class TarWriter:
     ) -> None:
         """Add a header with attributes that are too many to be held: they are read and written one by one."""
         size = sum(headers.record_size(key, attributes.sizes[name]) for key, name in keys)
-        if size + len(header) > headers.LARGEST_EXTENDED or len(keys) + _OWN_RECORDS > headers.MOST_RECORDS:
+        whole = size + headers.records_size(header)
+        if (
+            not self._opaque_attribute
+            and headers.LARGEST_EXTENDED_OF_LAYER < whole <= headers.LARGEST_EXTENDED
+        ):
+            raise ArchiveError(
+                f"{change.shown} cannot be stored in a layer: its {len(keys)} extended attributes take {size} bytes,"
+                f" and podman, umoci and others read no header with more than {headers.LARGEST_EXTENDED_OF_LAYER}",
+                hint=_WAY_OUT,
+            )
+        if whole > headers.LARGEST_EXTENDED or len(keys) + _OWN_RECORDS > headers.MOST_RECORDS:
             raise ArchiveError(
                 f"{change.shown} cannot be stored in a tar: its {len(keys)} extended attributes take {size} bytes, and"
                 f" no header with more than {headers.LARGEST_EXTENDED} bytes or {headers.MOST_RECORDS} records can"
@@ -405,7 +420,9 @@ class TarWriter:
     def _attribute_keys(self, change: Change) -> list[tuple[bytes, str]]:
         """Give the keys by which a tar has attributes, and the attributes' names."""
         keys = []
-        for name in change.attributes:
+        attributes = change.attributes
+        sizes = attributes.sizes if isinstance(attributes, LargeAttributes) else None
+        for name in attributes:
             key = os.fsencode(name)
             if not self._opaque_attribute:
                 if name.startswith(_OVERLAY_ATTRIBUTES) and not name.startswith(_ESCAPED_ATTRIBUTES):
@@ -415,6 +432,13 @@ class TarWriter:
                         path=lambda: change.shown,
                     )
                     continue
+                if not (attributes[name] if sizes is None else sizes[name]):
+                    self._warnings.warning(
+                        "attributes without a value",
+                        f": the attribute {name} has no value, and podman, umoci and others leave such an attribute"
+                        " out when they read the layer",
+                        path=lambda: change.shown,
+                    )
                 if b"=" in key:
                     raise ArchiveError(
                         f"the attribute {name} of {change.shown} cannot be stored: OCI layers have no form for ="
@@ -429,6 +453,17 @@ class TarWriter:
                 key = key.replace(b"%", b"%25").replace(b"=", b"%3D")
             keys.append((_ATTRIBUTE + key, name))
         return keys
+
+
+def _judge_length(change: Change) -> None:
+    """Refuse a path that is too long for readers of layers. Its parents' have been judged, so it is not endless."""
+    length = len(os.fsencode(change.path))
+    if length > headers.LONGEST_PATH_OF_LAYER:
+        raise ArchiveError(
+            f"{change.shown} cannot be stored in a layer: its path has {length} bytes, and podman, umoci and others"
+            f" take {headers.LONGEST_PATH_OF_LAYER} at most",
+            hint=_WAY_OUT,
+        )
 
 
 def _path(change: Change) -> bytes:

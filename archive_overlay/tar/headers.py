@@ -32,6 +32,11 @@ _EXTENDED = b"x"
 # What readers take of one extended header, ours among them: so much in it, and so many records.
 LARGEST_EXTENDED = 16 * 1024 * 1024
 MOST_RECORDS = 16 * 1024
+# Programs written in Go, which are nearly all that read layers of images, take so much (archive/tar, since 1.18.7 and
+# 1.19.2), and leave out attributes without a value.
+LARGEST_EXTENDED_OF_LAYER = 1024 * 1024
+# They make entries by path, so no path may be longer than the kernel takes, with a slash before it.
+LONGEST_PATH_OF_LAYER = 4096 - 2
 # And so many segments of a sparse file.
 MOST_SEGMENTS = 2 * 1024 * 1024
 
@@ -134,9 +139,14 @@ def with_room(entry: bytes, size: int) -> tuple[bytes, bytes]:
     Returns:
         What comes before the records, and what comes after them.
     """
-    own = entry[BLOCK : BLOCK + int(entry[_SIZE_FIELD], 8)] if len(entry) > BLOCK else b""
+    own = entry[BLOCK : BLOCK + records_size(entry)]
     size += len(own)
     return _extended_header(size) + own, bytes(-size % BLOCK) + entry[-BLOCK:]
+
+
+def records_size(entry: bytes) -> int:
+    """Give the bytes of all records that are in what `of_entry` gave."""
+    return int(entry[_SIZE_FIELD], 8) if len(entry) > BLOCK else 0
 
 
 def record_size(key: bytes, size: int) -> int:

@@ -24,7 +24,8 @@ MIB = 1024 * 1024
 LITTLE = 32  # MiB
 # Attributes of trusted. are those that tmpfs takes any number of.
 as_root = pytest.mark.parametrize("overlay", [overlays.NATIVE], indirect=True)
-every_method = pytest.mark.parametrize("method", ["copy", "tar", "oci"])
+in_any_form = pytest.mark.parametrize("method", ["copy", "tar"])
+in_a_layer = pytest.mark.parametrize("method", ["oci"])
 as_directory = pytest.mark.parametrize("method", ["copy"])
 
 
@@ -78,7 +79,7 @@ def tree(saver: Saver, of: Path) -> trees.View:
     return saver.overlay.inside(lambda: trees.view(of, bookkeeping=saver.overlay.flavour.bookkeeping))
 
 
-@every_method
+@in_any_form
 def test_no_depth_takes_memory(any_saver: Saver) -> None:
     any_saver.overlay.change(deep)
 
@@ -112,9 +113,21 @@ def test_no_depth_takes_memory_where_a_move_has_to_copy(any_saver: Saver) -> Non
     assert "copied, not moved" in result.stderr
 
 
-@every_method
-def test_no_file_with_several_names_takes_the_memory_of_its_path(any_saver: Saver) -> None:
-    any_saver.overlay.change(linked)
+@in_a_layer
+def test_a_depth_that_no_reader_of_layers_takes_fails_by_name(any_saver: Saver) -> None:
+    any_saver.overlay.change(deep)
+
+    result, peak = measured(any_saver)
+
+    assert result.status == 1
+    assert "d cannot be stored in a layer: its path has 4095 bytes" in result.only_error()
+    assert peak < LITTLE
+    assert not any_saver.success.exists()
+
+
+@pytest.mark.parametrize(("method", "levels"), [("copy", 200), ("tar", 200), ("oci", 15)])
+def test_no_file_with_several_names_takes_the_memory_of_its_path(any_saver: Saver, levels: int) -> None:
+    any_saver.overlay.change(lambda root: hostile.dig(root, levels, files=300))
 
     expect_little(any_saver)
 
@@ -178,7 +191,20 @@ def test_more_attributes_than_a_header_holds_fail_by_name(saver: Saver) -> None:
 
 
 @as_root
-@every_method
+@in_a_layer
+def test_more_attributes_than_readers_of_layers_take_fail_by_name(saver: Saver) -> None:
+    saver.overlay.change(much_decorated)
+
+    result, peak = measured(saver)
+
+    assert result.status == 1
+    assert "cannot be stored in a layer: its 60 extended attributes take 39" in result.only_error()
+    assert "method copy can hold it" in result.only_error()
+    assert peak < LITTLE
+
+
+@as_root
+@in_any_form
 def test_no_attributes_of_many_entries_are_held_together(saver: Saver) -> None:
     saver.overlay.change(much_decorated)
 

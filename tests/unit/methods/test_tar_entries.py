@@ -132,6 +132,114 @@ def test_a_header_that_nobody_can_read_is_not_written(
     assert not written.data
 
 
+@pytest.mark.parametrize("opaque_attribute", ["", "trusted.overlay.opaque"])
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_layer_takes_no_header_that_programs_in_go_do_not_read(
+    decorated: Change, over: int, opaque_attribute: str
+) -> None:
+    assert isinstance(decorated.attributes, LargeAttributes)
+    decorated.mtime_ns = 10**18
+    # Two records of the same size and one that fills up, which are never read.
+    key = b"SCHILY.xattr.user.a"
+    size = headers.LARGEST_EXTENDED_OF_LAYER + over
+    left = size - 2 * headers.record_size(key, 400_000)
+    last = next(value for value in range(left, 0, -1) if headers.record_size(key, value) == left)
+    decorated.attributes.sizes = {"user.a": 400_000, "user.b": 400_000, "user.c": last}
+    decorated.attributes.replaced = {name: bytes(value) for name, value in decorated.attributes.sizes.items()}
+    written = Written()
+    tar = tar_entries.TarWriter(written, opaque_attribute=opaque_attribute, owner=None, log=Log("panic", []))
+
+    if over and not opaque_attribute:
+        with pytest.raises(
+            ArchiveError, match=f"^file cannot be stored in a layer: its 3 extended attributes take {size} "
+        ) as error:
+            tar.add(decorated)
+        assert error.value.hint.startswith("method copy can hold it, and so can tar")
+        assert not written.data
+    else:
+        tar.add(decorated)
+        tar.finish()
+        assert b"%011o" % size == bytes(written.data[124:135])
+
+
+@pytest.mark.parametrize(("length", "fits"), [(4094, True), (4095, False)])
+def test_a_layer_takes_no_path_that_the_kernel_does_not_take(length: int, fits: bool) -> None:
+    written = Written()
+    tar = tar_entries.TarWriter(written, opaque_attribute="", owner=None, log=Log("panic", []))
+    directory = deep(15, "d" * 255)
+    change = Change(DIRECTORY, directory, "n" * (length - directory.length), DIRECTORY_STATUS, {})
+
+    if fits:
+        tar.add(change)
+        return
+    with pytest.raises(ArchiveError, match="cannot be stored in a layer: its path has 4095 bytes") as error:
+        tar.add(change)
+    assert "copy" in error.value.hint
+
+
+def test_bytes_of_a_path_count_and_not_characters() -> None:
+    tar = tar_entries.TarWriter(Written(), opaque_attribute="", owner=None, log=Log("panic", []))
+
+    with pytest.raises(ArchiveError, match="its path has 4096 bytes"):
+        tar.add(Change(DIRECTORY, deep(16, "\u00e9" * 127), "e" * 16, DIRECTORY_STATUS, {}))
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_attribute_that_readers_of_layers_lose_is_named(decorated: Change, large: bool) -> None:
+    log = Said()
+    change = decorated
+    if large:
+        assert isinstance(change.attributes, LargeAttributes)
+        change.attributes.sizes["user.b"] = 0
+        change.attributes.replaced["user.b"] = b""
+    else:
+        change.attributes = {"user.a": b"a", "user.b": b""}
+    for opaque_attribute in ("", "trusted.overlay.opaque"):
+        tar = tar_entries.TarWriter(
+            Written(), opaque_attribute=opaque_attribute, owner=None, log=Log("info", [log])
+        )
+        tar.add(change)
+
+    assert [line for line in log.lines if "user.a" in line] == []
+    (line,) = log.lines
+    assert line.startswith("file: the attribute user.b has no value, and podman, umoci and others leave")
+
+
+class Said:
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def write(self, level: str, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.mark.parametrize(
+    ("opaque_attribute", "marks"),
+    [("trusted.overlay.opaque", "trusted"), ("user.overlay.opaque", "user"), ("", "oci")],
+)
+def test_a_tar_says_which_marks_are_in_it(tmp_path: Path, opaque_attribute: str, marks: str) -> None:
+    written = Written()
+    tar = tar_entries.TarWriter(written, opaque_attribute=opaque_attribute, owner=None, log=Log("panic", []))
+    # What a container can do: names and values that look like the record.
+    forged = b"\n39 comment=archive_overlay marks=other\n"
+    forging: dict[str, bytes] = {"user.comment": forged, f"user.{forged.decode().replace('=', '')}": forged}
+    tar.add(Change(DIRECTORY, TOP, "", DIRECTORY_STATUS, forging))
+    tar.add(Change(DIRECTORY, TOP, "comment", DIRECTORY_STATUS, forging))
+    tar.finish()
+
+    (tmp_path / "tar").write_bytes(written.data)
+    reader = Reader(os.open(tmp_path / "tar", os.O_RDONLY))
+    opened = TarReader(reader)
+    assert [(entry.name, opened.marks) for entry in opened.entries()] == [
+        (".", marks),
+        ("./comment", marks),
+    ]
+    reader.close()
+    assert written.data.count(f"comment=archive_overlay marks={marks}\n".encode()) == 1
+
+
 def test_a_file_with_more_segments_than_anybody_reads_is_stored_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
