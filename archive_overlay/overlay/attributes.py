@@ -9,7 +9,7 @@ import os
 
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.marks import TRUSTED_STAGING, USER_STAGING
-from archive_overlay.overlay.dialect import BOOKKEEPING, ENGINE_OWNER_ATTRIBUTE, IGNORED, REFUSED
+from archive_overlay.overlay.dialect import BOOKKEEPING, ENGINE_OWNER_ATTRIBUTE, FOLLOWED, IGNORED, REFUSED
 from archive_overlay.system.metadata import SELINUX_LABEL
 
 TYPE_CHECKING = False
@@ -32,16 +32,18 @@ class Marks:
         redirect: where in the lower layers its contents are; "" for the same place.
         metacopy: the file's data are in a lower layer.
         other_names: names of the file that are not in the upperdir show its contents too.
+        origin: which entry of a lower layer it was copied up from, in the kernel's own form; b"" if it does not say.
         owner: user id, group id and mode that are the true ones; None: those of the entry itself.
     """
 
-    __slots__ = ("metacopy", "opaque", "other_names", "owner", "redirect")
+    __slots__ = ("metacopy", "opaque", "origin", "other_names", "owner", "redirect")
 
     def __init__(self) -> None:
         self.opaque = False
         self.redirect = ""
         self.metacopy = False
         self.other_names = False
+        self.origin = b""
         self.owner: tuple[int, int, int] | None = None
 
 
@@ -118,6 +120,8 @@ def read_attributes(
                 raise ArchiveError(f"the redirect '' of {shown()} is not one that the kernel follows")
             marks.metacopy = marks.metacopy or key == "metacopy"
             marks.redirect = os.fsdecode(value) if key == "redirect" else marks.redirect
+        elif key == "origin" and dialect.redirects is FOLLOWED:
+            marks.origin = value
         elif key == "nlink":
             marks.other_names = _names_elsewhere(value)
         elif key == "protattr":

@@ -59,10 +59,19 @@ def find_overlay(
             f"the container has no mount at {mount_point}",
             hint=f"mount-point must be the destination of a mount; there are: {known}",
         )
+    if _is_of_a_process(overlay.upper):
+        raise ArchiveError(
+            f"the upperdir of {mount_point} is {overlay.upper}, and means another directory in each process"
+        )
     if not overlay.upper.startswith("/"):
         raise ArchiveError(
             f"the upperdir {overlay.upper} of {mount_point} is a relative path, and nobody knows of what"
         )
+    for lower in (*overlay.lowers, *overlay.data_lowers):
+        if _is_of_a_process(lower):
+            reason = f"{lower} means another directory in each process"
+            overlay = overlay.replace(lowers=(), data_lowers=(), lowers_unknown=reason)
+            break
     try:
         is_directory = stat.S_ISDIR(os.stat(overlay.upper).st_mode)
     except FileNotFoundError:
@@ -77,6 +86,11 @@ def find_overlay(
 def mount_at(mounts: Sequence[Mount], mount_point: str) -> Mount | None:
     """Give the mount that the container saw at a mount point, the last one there; None: the spec has none."""
     return next((mount for mount in reversed(mounts) if mount.destination == mount_point), None)
+
+
+def _is_of_a_process(path: str) -> bool:
+    """Say whether a path leads through what a process has open, by its text."""
+    return f"/{os.path.normpath(path).lstrip('/')}".startswith(("/proc/", "/dev/fd/"))
 
 
 def environment_file(mounts: Sequence[Mount]) -> str:
@@ -311,6 +325,7 @@ def _left_in(layer: str, root: str) -> OverlayMount | None:
         lowers=tuple(lowers),
         dialect=dialect.NATIVE if trusted else dialect.NATIVE_USERXATTR,
         lower_owners=owners,
+        lowers_are_listed=True,
     )
 
 

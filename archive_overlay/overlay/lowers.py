@@ -149,7 +149,7 @@ class Lowers:
             step = step.parent
         for step in reversed(unknown):
             if step.parent is None:
-                step.places = self._all_roots()
+                step.places = self.roots()
             else:
                 step.places = self._find(
                     step.parent, step.name, redirect=step.redirect, is_directory=True, metacopy=False
@@ -165,20 +165,41 @@ class Lowers:
         """
         return self._find(directory, name, redirect="", is_directory=False, metacopy=False)
 
-    def data_of_metacopy(self, directory: Directory, name: str, redirect: str) -> Place:
-        """Find the data of a file of which the upperdir has only the metadata.
+    def find_metacopy(self, directory: Directory, name: str, redirect: str) -> tuple[list[Place], Place]:
+        """Find what lies below a file of which the upperdir has only the metadata.
 
         Args:
             directory: that it is in.
             name: its name there.
             redirect: what its redirect says; "" without one.
 
+        Returns:
+            The place where it is, in a list, which is empty if only a layer of data has it; and where its data are.
+
         Raises:
             ArchiveError: see `below`; or its data are in no layer.
         """
-        data = self._find(directory, name, redirect=redirect, is_directory=False, metacopy=True).data
-        assert data is not None
-        return data
+        found = self._find(directory, name, redirect=redirect, is_directory=False, metacopy=True)
+        assert found.data is not None
+        return found.places, found.data
+
+    def roots(self) -> list[Place]:
+        """Give the tops of the layers that are merged, topmost first.
+
+        Raises:
+            ArchiveError: see `below`.
+        """
+        if self._unknown:
+            raise ArchiveError(
+                f"the upperdir refers to what is in the lower layers, which are not to be found: {self._unknown}"
+            )
+        if self._roots is None:
+            self._roots = []
+            for layer in range(self._merged):
+                root = self._look(layer, TOP)
+                assert root is not None  # or it would have failed
+                self._roots.append(root)
+        return self._roots
 
     def names(self, places: list[Place]) -> set[str]:
         """List what is in the lower layers of a directory; what turns out to be deleted is in it too.
@@ -230,23 +251,10 @@ class Lowers:
         """Give the path of something in a lower layer, for messages."""
         return os.path.join(self._layers[layer], path.shown) if path.parent else self._layers[layer]
 
-    def _all_roots(self) -> list[Place]:
-        if self._unknown:
-            raise ArchiveError(
-                f"the upperdir refers to what is in the lower layers, which are not to be found: {self._unknown}"
-            )
-        if self._roots is None:
-            self._roots = []
-            for layer in range(self._merged):
-                root = self._look(layer, TOP)
-                assert root is not None  # or it would have failed
-                self._roots.append(root)
-        return self._roots
-
     def _find(
         self, directory: Directory, name: str, *, redirect: str, is_directory: bool, metacopy: bool
     ) -> Found:
-        roots = self._all_roots()
+        roots = self.roots()
         search = _Search(redirect or name, is_directory=is_directory, metacopy=metacopy)
         if redirect:
             self._check_redirect(redirect, name)

@@ -59,6 +59,7 @@ class OverlayMount(Record):
         lower_owners: whose it is what lies in the lowerdirs; None: whose it is on disk.
         program_owners: which owners the program that serves it shows for those on disk; None: the same.
         container_owners: whose files are, as the container counts; None: nobody asked, or it counts as the hook does.
+        lowers_are_listed: whether the lowerdirs are those that the engine's store lists, and not mounts.
         may_lack: why the upperdir may lack something that the container wrote; "" if nothing is known.
     """
 
@@ -71,16 +72,23 @@ class OverlayMount(Record):
     lower_owners: OwnerMap | None = None
     program_owners: OwnerMap | None = None
     container_owners: ContainerOwners | None = None
+    lowers_are_listed: bool = False
     may_lack: str = ""
 
     def with_lowers(
         self, lowers: Sequence[str], *, unknown: str = "", owners: OwnerMap | None = None
     ) -> OverlayMount:
-        """Give the same overlay with other lowerdirs, none of them for data alone.
+        """Give the same overlay with the lowerdirs that the engine's store lists, none of them for data alone.
 
         Args:
             lowers: see `lowers`.
             unknown: see `lowers_unknown`.
             owners: see `lower_owners`.
         """
-        return self.replace(lowers=tuple(lowers), data_lowers=(), lowers_unknown=unknown, lower_owners=owners)
+        return self.replace(
+            lowers=tuple(lowers),
+            data_lowers=(),
+            lowers_unknown=unknown,
+            lower_owners=owners,
+            lowers_are_listed=True,
+        )

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.dialect import Dialect
     from archive_overlay.overlay.lowers import Place
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.overlay.origins import Origins
 
 _KINDS = {
     stat.S_IFDIR: DIRECTORY,
@@ -143,6 +144,8 @@ class UpperReader:
         self._max_entries = max_entries
         self._listed = 0
         self._lowers = Lowers(overlay)
+        self._lowers_are_listed = overlay.lowers_are_listed
+        self._origins: Origins | None = None
         self._lower_owners = overlay.lower_owners
         # Of files with several names: a number, and the first one.
         self._first_names: dict[tuple[int, int], tuple[int, TreePath]] = {}
@@ -267,10 +270,8 @@ class UpperReader:
         if moved or (parent is not None and parent.complete):
             level.complete = True
             below = self._lowers.below(node)
-            if moved and not below:
-                raise ArchiveError(
-                    f"{self._shown(parent, name)} has its contents from {marks.redirect}, which is in no lower layer"
-                )
+            if not marks.opaque:
+                self._check_below(below, marks, self._shown(parent, name))
             lower = self._lowers.names(below)
             lower.difference_update(level.names)
             self._count(len(lower))
@@ -284,6 +285,26 @@ class UpperReader:
             DIRECTORY, parent.path if parent else TOP, name, status, attributes, opaque=level.opaque or moved
         )
         return self._with_true_owner(change, marks)
+
+    def _check_below(self, below: list[Place], marks: Marks, shown: str) -> None:
+        """Make sure that what a directory has in the lower layers is there."""
+        if not below and marks.redirect:
+            raise ArchiveError(f"{shown} has its contents from {marks.redirect}, which is in no lower layer")
+        if not below and marks.origin:
+            raise ArchiveError(
+                f"{shown} has contents in the lower layers, and there is no such directory in them"
+            )
+        self._check_origin(marks, below, shown)
+
+    def _check_origin(self, marks: Marks, places: list[Place], shown: str) -> None:
+        """Make sure that an entry of the upperdir was copied up from the first of some places, topmost first."""
+        if not (marks.origin and places and places[0].layer) or self._lowers_are_listed:
+            return
+        if self._origins is None:
+            from archive_overlay.overlay.origins import Origins
+
+            self._origins = Origins(self._lowers)
+        self._origins.check(marks.origin, places[0], shown)
 
     def _count(self, names: int) -> None:
         """Count names that are held. Some of them come to nothing in the archive: an overlay's own marks."""
@@ -334,9 +355,11 @@ class UpperReader:
         if marks is NO_MARKS and not self._dialect.owner_attribute:
             return Change(FILE, level.path, name, status, attributes, shared=shared, fd=fd)
         if marks.metacopy:
-            data = self._lowers.data_of_metacopy(level.node, name, marks.redirect)
+            shown = self._shown(level, name)
+            places, data = self._lowers.find_metacopy(level.node, name, marks.redirect)
+            self._check_origin(marks, places, shown)
             self._close_file()
-            fd = self._file = self._lowers.open_to_read(data)
+            fd = self._file = self._open_data(data, status, shown)
         change = Change(FILE, level.path, name, status, attributes, shared=shared, fd=fd)
         return self._with_true_owner(change, marks)
 
@@ -406,10 +429,28 @@ class UpperReader:
                         FILE, level.path, name, status, NO_ATTRIBUTES, shared=shared, link_to=link_to
                     )
             attributes, _ = self._attributes(f"/proc/self/fd/{fd}", fd, level, name)
-            self._file = self._lowers.open_to_read(found.data)
+            self._file = self._open_data(found.data, status, self._lowers.shown(place.layer, place.path))
             return Change(FILE, level.path, name, status, attributes, shared=shared, fd=self._file)
         finally:
             os.close(fd)
+
+    def _open_data(self, data: Place, status: os.stat_result, shown: str) -> int:
+        """Open the data of a file, which another layer may have.
+
+        Args:
+            data: where they are.
+            status: of the file.
+            shown: its path, for messages.
+        """
+        fd = self._lowers.open_to_read(data)
+        size = os.fstat(fd).st_size
+        if size != status.st_size:
+            os.close(fd)
+            raise ArchiveError(
+                f"{shown} has {status.st_size} bytes, and {self._lowers.shown(data.layer, data.path)}, which should have"
+                f" its data, {size}"
+            )
+        return fd
 
     def _lower_directory(self, parent: _Level, name: str, places: list[Place], fd: int) -> Change:
         attributes, _ = self._attributes(f"/proc/self/fd/{fd}", fd, parent, name)

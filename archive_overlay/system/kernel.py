@@ -18,6 +18,7 @@ from archive_overlay.system import signals
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _SET_PARENT_DEATH_SIGNAL = 1
+_EMPTY_PATH = 0x1000
 # EXDEV comes from an overlay that cannot exchange; where a name is given it is another file system's.
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
 
@@ -81,6 +82,21 @@ def identity(name: str, directory: int) -> str:
     if _libc.name_to_handle_at(directory, os.fsencode(name), ctypes.byref(handle), ctypes.byref(mount), 0):
         return f"{inode}."
     return f"{inode}.{zlib.crc32(bytes(handle)[8 : 8 + handle[0]]):08x}"
+
+
+def file_handle(fd: int) -> tuple[int, bytes] | None:
+    """Give what a file system knows an open file by: a type and a value; None: this one has nothing of the kind.
+
+    Args:
+        fd: file descriptor; O_PATH is enough.
+
+    Source: name_to_handle_at(2).
+    """
+    handle = _Handle(_LONGEST_HANDLE)
+    mount = ctypes.c_int()
+    if _libc.name_to_handle_at(fd, b"", ctypes.byref(handle), ctypes.byref(mount), _EMPTY_PATH):
+        return None
+    return handle[1], bytes(handle)[8 : 8 + handle[0]]
 
 
 def sync_file_system(fd: int) -> None:

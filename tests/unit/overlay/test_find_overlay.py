@@ -105,6 +105,27 @@ def test_an_upperdir_has_to_be_a_directory(there: str, error: str) -> None:
         find(overlay_mount(there, source=""))
 
 
+@pytest.mark.parametrize("path", ["/proc/self/fd/{fd}", "/dev/fd/{fd}", "//proc/thread-self/fd/{fd}"])
+def test_a_path_to_what_a_process_has_open_is_not_that_of_this_process(
+    upper: Path, mounted: Mounted, path: str
+) -> None:
+    fd = os.open(upper, os.O_RDONLY)
+    try:
+        place = path.format(fd=fd)
+        mounted("/m", f"lowerdir=/l:{place}", f"upperdir={upper}")
+        mounted("/n", "lowerdir=/l", f"upperdir={place}")
+
+        found = find(bind_mount("/m"))
+        assert (found.lowers, found.lowers_unknown) == (
+            (),
+            f"{place} means another directory in each process",
+        )
+        with pytest.raises(ArchiveError, match=f"is {place}, and means another directory in each process"):
+            find(bind_mount("/n"))
+    finally:
+        os.close(fd)
+
+
 def test_relative_layers_are_of_the_store_that_the_mount_point_is_in(store: Store) -> None:
     options = ("lowerdir=l/A:/B::l/D", "upperdir=own/diff")
 
