@@ -135,6 +135,11 @@ class Lowers:
         while self._open_directories:
             os.close(self._open_directories.popitem()[1][1])
 
+    @property
+    def are_several(self) -> bool:
+        """Whether more than one is merged."""
+        return self._merged > 1
+
     def below(self, directory: Directory) -> list[Place]:
         """Give the places that are merged into a directory, topmost first.
 

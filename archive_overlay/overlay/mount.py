@@ -78,7 +78,7 @@ class OverlayMount(Record):
     def with_lowers(
         self, lowers: Sequence[str], *, unknown: str = "", owners: OwnerMap | None = None
     ) -> OverlayMount:
-        """Give the same overlay with the lowerdirs that the engine's store lists, none of them for data alone.
+        """Give the same overlay with the lowerdirs that the engine's store lists, none of them for data alone, or with none.
 
         Args:
             lowers: see `lowers`.

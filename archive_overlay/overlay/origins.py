@@ -18,6 +18,8 @@ from archive_overlay.system.open_flags import LOOK, READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Callable
+
     from archive_overlay.overlay.lowers import Lowers, Place
 
 # Of the note: version and magic number, and where its parts are. After the flags come the handle's type, the file system's
@@ -40,15 +42,24 @@ class Origins:
 
     def __init__(self, lowers: Lowers) -> None:
         self._lowers = lowers
+        self._told = False
         self._empty = [root for root in lowers.roots() if self._is_empty(root)]
 
-    def check(self, origin: bytes, place: Place, shown: str) -> None:
+    def empty_below(self, place: Place) -> str:
+        """Give a layer below that of a place which is empty, the first time that it is asked for one; or else ""."""
+        below = [root for root in self._empty if root.layer > place.layer]
+        if not below or self._told:
+            return ""
+        self._told = True
+        return self._lowers.shown(below[0].layer, below[0].path)
+
+    def check(self, origin: bytes, place: Place, shown: Callable[[], str]) -> None:
         """Make sure that an entry of the upperdir was copied up from a place.
 
         Args:
-            origin: the kernel's note of where it came from.
+            origin: the kernel's note of where it came from; b"" without one.
             place: where the look-up leads now.
-            shown: the entry's path, for messages.
+            shown: gives the entry's path, for messages.
 
         Raises:
             ArchiveError: it was copied up from elsewhere, and a layer above the place may be gone.
@@ -70,7 +81,7 @@ class Origins:
         if handle is not None and handle != (origin[_TYPE_AT], origin[_HANDLE_AT:]):
             gone = self._lowers.shown(above.layer, above.path)
             raise ArchiveError(
-                f"{shown} is not a copy of {found}, but of what was in a layer above: perhaps in {gone}, which is empty now",
+                f"{shown()} is not a copy of {found}, but of what was in a layer above: perhaps in {gone}, which is empty now",
                 hint="keep lower layers mounted until the hook has run",
             )
 

@@ -42,6 +42,7 @@ from archive_overlay.system.user_namespace import sees_trusted_attributes
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from typing import Callable
 
     from archive_overlay.log import Log
     from archive_overlay.overlay.change import Attributes
@@ -271,7 +272,7 @@ class UpperReader:
             level.complete = True
             below = self._lowers.below(node)
             if not marks.opaque:
-                self._check_below(below, marks, self._shown(parent, name))
+                self._check_below(below, marks, lambda: self._shown(parent, name))
             lower = self._lowers.names(below)
             lower.difference_update(level.names)
             self._count(len(lower))
@@ -286,19 +287,33 @@ class UpperReader:
         )
         return self._with_true_owner(change, marks)
 
-    def _check_below(self, below: list[Place], marks: Marks, shown: str) -> None:
-        """Make sure that what a directory has in the lower layers is there."""
+    def _check_below(self, below: list[Place], marks: Marks, shown: Callable[[], str]) -> None:
+        """Make sure that what a directory has in the lower layers is there.
+
+        Args:
+            below: where it is in them, topmost first.
+            marks: the overlay's, of the directory.
+            shown: gives its path.
+        """
         if not below and marks.redirect:
-            raise ArchiveError(f"{shown} has its contents from {marks.redirect}, which is in no lower layer")
+            raise ArchiveError(
+                f"{shown()} has its contents from {marks.redirect}, which is in no lower layer"
+            )
         if not below and marks.origin:
             raise ArchiveError(
-                f"{shown} has contents in the lower layers, and there is no such directory in them"
+                f"{shown()} has contents in the lower layers, and there is no such directory in them"
             )
-        self._check_origin(marks, below, shown)
+        self._check_origin(below, marks, shown)
+        if self._origins and below and (gone := self._origins.empty_below(below[0])):
+            self._warnings.warning(
+                "a lower layer that is empty",
+                f": if a mount that is gone was at the lower layer {gone}, which is empty, its contents are missing here",
+                path=shown,
+            )
 
-    def _check_origin(self, marks: Marks, places: list[Place], shown: str) -> None:
-        """Make sure that an entry of the upperdir was copied up from the first of some places, topmost first."""
-        if not (marks.origin and places and places[0].layer) or self._lowers_are_listed:
+    def _check_origin(self, places: list[Place], marks: Marks, shown: Callable[[], str]) -> None:
+        """Make sure that an entry of the upperdir was copied up from the first of some places; see `_check_below`."""
+        if not places or self._lowers_are_listed or not self._lowers.are_several:
             return
         if self._origins is None:
             from archive_overlay.overlay.origins import Origins
@@ -355,11 +370,10 @@ class UpperReader:
         if marks is NO_MARKS and not self._dialect.owner_attribute:
             return Change(FILE, level.path, name, status, attributes, shared=shared, fd=fd)
         if marks.metacopy:
-            shown = self._shown(level, name)
             places, data = self._lowers.find_metacopy(level.node, name, marks.redirect)
-            self._check_origin(marks, places, shown)
+            self._check_origin(places, marks, lambda: self._shown(level, name))
             self._close_file()
-            fd = self._file = self._open_data(data, status, shown)
+            fd = self._file = self._open_data(data, status, lambda: self._shown(level, name))
         change = Change(FILE, level.path, name, status, attributes, shared=shared, fd=fd)
         return self._with_true_owner(change, marks)
 
@@ -429,25 +443,27 @@ class UpperReader:
                         FILE, level.path, name, status, NO_ATTRIBUTES, shared=shared, link_to=link_to
                     )
             attributes, _ = self._attributes(f"/proc/self/fd/{fd}", fd, level, name)
-            self._file = self._open_data(found.data, status, self._lowers.shown(place.layer, place.path))
+            self._file = self._open_data(
+                found.data, status, lambda: self._lowers.shown(place.layer, place.path)
+            )
             return Change(FILE, level.path, name, status, attributes, shared=shared, fd=self._file)
         finally:
             os.close(fd)
 
-    def _open_data(self, data: Place, status: os.stat_result, shown: str) -> int:
+    def _open_data(self, data: Place, status: os.stat_result, shown: Callable[[], str]) -> int:
         """Open the data of a file, which another layer may have.
 
         Args:
             data: where they are.
             status: of the file.
-            shown: its path, for messages.
+            shown: gives its path.
         """
         fd = self._lowers.open_to_read(data)
         size = os.fstat(fd).st_size
         if size != status.st_size:
             os.close(fd)
             raise ArchiveError(
-                f"{shown} has {status.st_size} bytes, and {self._lowers.shown(data.layer, data.path)}, which should have"
+                f"{shown()} has {status.st_size} bytes, and {self._lowers.shown(data.layer, data.path)}, which should have"
                 f" its data, {size}"
             )
         return fd

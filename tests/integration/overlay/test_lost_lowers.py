@@ -114,12 +114,7 @@ class Stack:
 
     def read(self, lowers: list[Path] | None = None, *, listed: bool = False) -> dict[str, bytes]:
         """Give the paths of what an archive has, with the contents of files."""
-        overlay = OverlayMount(
-            upper=str(self.upper),
-            lowers=tuple(map(str, lowers or self.lowers)),
-            dialect=NATIVE,
-            lowers_are_listed=listed,
-        )
+        overlay = self.overlay(lowers, listed=listed)
 
         def read() -> dict[str, bytes]:
             return {
@@ -128,6 +123,15 @@ class Stack:
             }
 
         return self.inside(read)
+
+    def overlay(self, lowers: list[Path] | None = None, *, listed: bool = False) -> OverlayMount:
+        """Give it as it is found."""
+        return OverlayMount(
+            upper=str(self.upper),
+            lowers=tuple(map(str, lowers or self.lowers)),
+            dialect=NATIVE,
+            lowers_are_listed=listed,
+        )
 
     def refusal(self) -> str:
         """Give the reason why it is not read."""
@@ -191,6 +195,30 @@ def test_a_copy_of_all_layers_is_as_good(stack: Stack, change: Change, scratch: 
     assert stack.read(copies) == whole
     (scratch / "empty").mkdir()
     assert stack.read([scratch / "empty", *copies], listed=True) == whole
+
+
+def test_a_layer_below_that_is_empty_is_said_once(stack: Stack) -> None:
+    def rename_both(root: Path) -> None:
+        (root / "directory/inner").rename(root / "directory/renamed")
+        rename(root)
+
+    stack.change(rename_both)
+    stack.detach(stack.lowers[1])
+    warnings: list[str] = []
+
+    class Kept:
+        def write(self, _: str, message: str) -> None:
+            warnings.append(message)
+
+    def read() -> None:
+        for _ in read_changes(stack.overlay(), Log("warning", [Kept()])):
+            pass
+
+    stack.inside(read)
+
+    (warning,) = warnings
+    assert f"at the lower layer {stack.lowers[1]}, which is empty" in warning
+    assert str(stack.upper / "renamed") in warning
 
 
 def test_data_of_another_size_are_another_file_s(stack: Stack) -> None:
