@@ -12,6 +12,7 @@ import pytest
 from archive_overlay.errors import ArchiveError
 from archive_overlay.overlay.locate import find_overlay
 from archive_overlay.overlay.mount import Mount
+from archive_overlay.overlay.options import from_spec
 from tests.support import overlays, tools
 
 if TYPE_CHECKING:
@@ -45,15 +46,16 @@ class Layers:
 
     def by_mount(self) -> None:
         """Mount them by mount(2)."""
-        overlays.mount_overlay(
-            self.merged,
-            [
-                f"lowerdir={overlays.escape_lower(self.lower)}::{overlays.escape_lower(self.data)}",
-                f"upperdir={overlays.escape(self.upper)}",
-                f"workdir={overlays.escape(self.work)}",
-                "metacopy=on",
-            ],
-        )
+        overlays.mount_overlay(self.merged, self.options())
+
+    def options(self) -> list[str]:
+        """Give the options for mount(2)."""
+        return [
+            f"lowerdir={overlays.escape_lower(self.lower)}::{overlays.escape_lower(self.data)}",
+            f"upperdir={overlays.escape(self.upper)}",
+            f"workdir={overlays.escape(self.work)}",
+            "metacopy=on",
+        ]
 
     def by_strings(self) -> None:
         """Mount them by fsconfig(2) with paths."""
@@ -127,6 +129,37 @@ def test_directories_are_those_that_the_kernel_took(
     found = namespace(False).inside(find)
 
     assert os.path.samefile(found.upper, made.upper)
+    assert os.listdir(found.upper) == ["changed"]
+    assert found.lowers == (str(made.lower),)
+    assert found.data_lowers == (str(made.data),)
+
+
+# A lowerdir+ has no escapes, so the kernel takes no comma in it but after a backslash.
+@pytest.mark.parametrize(
+    ("name", "appended"),
+    [(name, False) for name in NAMES] + [(name, True) for name in NAMES if name != "a,b"],
+    ids=ascii,
+)
+def test_the_spec_means_what_the_kernel_takes(
+    layers: Callable[[str], Layers],
+    namespace: Callable[[bool], overlays.Namespace],
+    name: str,
+    appended: bool,
+) -> None:
+    made = layers(name)
+    options = made.options()
+    if appended:
+        options[:1] = [f"lowerdir+={made.lower}", f"datadir+={made.data}"]
+    (made.lower / "below").touch()
+
+    def mount_and_look() -> list[str]:
+        overlays.mount_overlay(made.merged, options)
+        (made.merged / "changed").touch()
+        return sorted(os.listdir(made.merged))
+
+    assert namespace(False).inside(mount_and_look) == ["below", "changed"]
+    # podman splits at all commas.
+    found = from_spec(",".join(options).split(","), "the mount")
     assert os.listdir(found.upper) == ["changed"]
     assert found.lowers == (str(made.lower),)
     assert found.data_lowers == (str(made.data),)
