@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     paths = Paths()
     directory = paths.resolve(os.path.abspath(options.directory), "the directory")
     _judge(directory)
-    flush: Flush = ToDisk() if options.fsync else Never()
+    flush: Flush = ToDisk(log.warning) if options.fsync else Never()
     parent, name = os.path.split(directory)
     image, last = open_revision(options.revision)
     with image, Staging(parent, name, paths=paths, flush=flush, log=log) as staging:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from archive_overlay.system.flush import Flush
 
 _TAKEN_HINT = "if-exists says to fail then"
+_GONE_FOR_A_MOMENT = "its file system cannot exchange two names, so for a moment nothing was there; the old archive had a backup name then"
 # How often the destination may turn out to be something else than a moment ago.
 _ATTEMPTS = 100
 
@@ -145,7 +146,7 @@ def _place_once(staging: Staging, destination: Destination, opaque: str) -> None
     if found is not None and stat.S_ISDIR(found.st_mode) and _remove_if_empty(staging):
         found = None
     if found is None:
-        kernel.rename_new(ARCHIVE, staging.directory, staging.name, staging.parent)
+        kernel.rename_new(ARCHIVE, staging.directory, staging.name, staging.parent, staging.less_safe)
     elif stat.S_ISDIR(found.st_mode) != (destination.makes == "directory"):
         raise ArchiveError(
             f"archive-to {destination.path} has become something that is no {destination.makes}"
@@ -202,10 +203,10 @@ def _copy_name(staging: Staging, backup: str) -> None:
             follow_symlinks=False,
         )
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+        if error.errno not in kernel.NO_LINKS:
             raise
-        # No hard links here: for a moment nothing is at the destination.
-        kernel.rename_new(staging.name, staging.parent, backup, staging.parent)
+        kernel.rename_new(staging.name, staging.parent, backup, staging.parent, staging.less_safe)
+        staging.less_safe(_GONE_FOR_A_MOMENT)
 
 
 def _exchange(staging: Staging) -> None:
@@ -221,12 +222,15 @@ def _set_aside_and_place(staging: Staging) -> str:
     # For a moment nothing is at the destination, but the old archive has a name that nobody takes for
     # debris.
     aside = staging.take_backup_name(
-        lambda backup: kernel.rename_new(staging.name, staging.parent, backup, staging.parent)
+        lambda backup: kernel.rename_new(
+            staging.name, staging.parent, backup, staging.parent, staging.less_safe
+        )
     )
+    staging.less_safe(_GONE_FOR_A_MOMENT)
     try:
-        kernel.rename_new(ARCHIVE, staging.directory, staging.name, staging.parent)
+        kernel.rename_new(ARCHIVE, staging.directory, staging.name, staging.parent, staging.less_safe)
     except OSError:
-        kernel.rename_new(aside, staging.parent, staging.name, staging.parent)
+        kernel.rename_new(aside, staging.parent, staging.name, staging.parent, staging.less_safe)
         raise
     return aside
 

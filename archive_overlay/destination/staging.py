@@ -93,6 +93,7 @@ class Staging:
         self.mark = ""
         self._own_name = ""
         self._unmarked: list[str] = []
+        self._said: set[str] = set()
         self._passing: tuple[str, int] | None = None
         self._file_mode = file_mode
         self._times: tuple[int, int] | None = None
@@ -124,6 +125,12 @@ class Staging:
     ) -> None:
         with signals.HeldOff():
             self._leave()
+
+    def less_safe(self, why: str) -> None:
+        """Warn, once, that the file system or a filter of system calls leaves no way that is as safe as usual."""
+        if why not in self._said:
+            self._said.add(why)
+            self._log.warning(f"{self.path}: {why}")
 
     def keep_times(self) -> None:
         """Let the directory that staging is in have the times that it has now, when staging is gone."""
@@ -220,7 +227,7 @@ class Staging:
             os.mkdir(note, dir_fd=self.directory)
             self._passing = backup, inode
             try:
-                kernel.rename_new(ARCHIVE, self.directory, backup, self.parent)
+                kernel.rename_new(ARCHIVE, self.directory, backup, self.parent, self.less_safe)
             except FileExistsError:
                 self.passed()
                 raise
@@ -262,9 +269,13 @@ class Staging:
             if _inode(ARCHIVE, self.directory) != inode:
                 return
             if _inode(name, directory) is None:  # it has no twin there yet
-                kernel.rename_new(ARCHIVE, self.directory, name, directory)
-            else:
+                kernel.rename_new(ARCHIVE, self.directory, name, directory, self.less_safe)
+                return
+            try:
                 kernel.exchange(ARCHIVE, self.directory, name, directory)
+            except kernel.CannotExchangeError:
+                # Takes the place of the twin, and of nothing that is not empty.
+                os.rename(ARCHIVE, name, src_dir_fd=self.directory, dst_dir_fd=directory)
         finally:
             os.close(directory)
 
@@ -339,7 +350,9 @@ class Staging:
     def _remove(self, name: str, fd: int) -> None:
         for entry in os.listdir(fd):
             if entry.startswith(_KEEP) and entry == f"{_KEEP}{_inode(ARCHIVE, fd)}":
-                self.take_backup_name(lambda backup: kernel.rename_new(ARCHIVE, fd, backup, self.parent))
+                self.take_backup_name(
+                    lambda backup: kernel.rename_new(ARCHIVE, fd, backup, self.parent, self.less_safe)
+                )
         # Whoever may write to the parent may have given the name to something else meanwhile.
         tree.empty(fd)
         try:

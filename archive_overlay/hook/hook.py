@@ -141,7 +141,7 @@ def run(settings: Settings, log: Log) -> int:
             paths=Paths(settings.allowed),
             policy=_policy(settings),
             patience=Patience(),
-            flush=ToDisk() if settings.fsync else Never(),
+            flush=ToDisk(log.warning) if settings.fsync else Never(),
             ledger=ledger,
             log=log,
         )

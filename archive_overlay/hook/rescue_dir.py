@@ -73,6 +73,7 @@ class RescueDirectory:
         self._paths = Paths()
         self._container = _file_name(container or "unknown")
         self._log = log
+        self._flush = ToDisk(log.warning)
         self._limits = limits
         self._max_bytes = max_bytes
 
@@ -104,7 +105,7 @@ class RescueDirectory:
         """
         place = self._paths.resolve(self.path, "--rescue-dir")
         try:
-            above = self._paths.make(place, ToDisk())
+            above = self._paths.make(place, self._flush)
             try:
                 container, parent = _own_directory(self._container, above)
             finally:
@@ -121,7 +122,7 @@ class RescueDirectory:
             kept = os.path.join(directory, name)
             try:
                 self._describe(f"{name}.json", parent, overlay, archive, asked, reason)
-                os.fsync(parent)
+                self._flush.file(parent)
             except (OSError, RecursionError) as error:
                 why = error.strerror if isinstance(error, OSError) else "an annotation is nested too deeply"
                 self._log.warning(f"cannot write {kept}.json, which is to say why there is {kept}: {why}")
@@ -140,7 +141,7 @@ class RescueDirectory:
         source = os.open(directory, READ_TOP_DIRECTORY)
         try:
             kept = take_free_name(
-                name, parent, lambda new: _rename_new(upper, source, new, parent), described_by=".json"
+                name, parent, lambda new: self._rename_new(upper, source, new, parent), described_by=".json"
             )
             try:
                 # The engine deletes what it made, and expects to find it.
@@ -164,7 +165,7 @@ class RescueDirectory:
                 " directories that hide what lies below look like any other"
             )
         raw = OverlayMount(upper=overlay.upper, lowers=(), dialect=dialect.RAW)
-        with Staging(directory, name, paths=self._paths, flush=ToDisk(), log=self._log) as staging:
+        with Staging(directory, name, paths=self._paths, flush=self._flush, log=self._log) as staging:
             if not os.path.samestat(os.fstat(staging.parent), os.fstat(parent)):
                 raise OSError(errno.EAGAIN, "the directory has just been replaced")
             stream = read_changes(raw, self._log)
@@ -181,13 +182,24 @@ class RescueDirectory:
                 ) from error
             finally:
                 stream.close()
-            kernel.sync_file_system(staging.directory)
+            self._flush.file_system(staging.directory)
             return take_free_name(
                 name,
                 staging.parent,
-                lambda new: _rename_new(ARCHIVE, staging.directory, new, staging.parent),
+                lambda new: self._rename_new(ARCHIVE, staging.directory, new, staging.parent),
                 described_by=".json",
             )
+
+    def _rename_new(self, name: str, directory: int, new: str, new_directory: int) -> None:
+        """Rename to a name that is not taken, neither for the upperdir nor for its description."""
+        try:
+            os.lstat(f"{new}.json", dir_fd=new_directory)
+        except FileNotFoundError:
+            kernel.rename_new(
+                name, directory, new, new_directory, lambda why: self._log.warning(f"{self.path}: {why}")
+            )
+            return
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), f"{new}.json")
 
     def _describe(
         self,
@@ -214,7 +226,7 @@ class RescueDirectory:
         with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text + "\n")
             file.flush()
-            os.fsync(fd)
+            self._flush.file(fd)
 
 
 def _is_free(overlay: OverlayMount) -> bool:
@@ -223,16 +235,6 @@ def _is_free(overlay: OverlayMount) -> bool:
         return can_ask() and not is_mounted(overlay)
     except OSError:
         return False
-
-
-def _rename_new(name: str, directory: int, new: str, new_directory: int) -> None:
-    """Rename to a name that is not taken, neither for the upperdir nor for its description."""
-    try:
-        os.lstat(f"{new}.json", dir_fd=new_directory)
-    except FileNotFoundError:
-        kernel.rename_new(name, directory, new, new_directory)
-        return
-    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), f"{new}.json")
 
 
 def _own_directory(name: str, directory: int) -> tuple[str, int]:

@@ -363,14 +363,29 @@ def _copy_in_kernel(source: int, target: int, most: int) -> int:
         most: at most so many bytes are copied; fewer only if the source ends.
     """
     copied = 0
-    try:
-        while count := os.copy_file_range(source, target, min(most - copied, _PIECE)):
-            copied += count
-    except OSError:
-        # Not between these file systems; what was copied up to here stays.
-        while count := os.sendfile(target, source, None, min(most - copied, _PIECE)):
-            copied += count
+    # The first does not work between all file systems, and a filter of system calls may refuse each but the last. What was
+    # copied up to then stays.
+    for step in (os.copy_file_range, _send, _read_and_write):
+        try:
+            while count := step(source, target, min(most - copied, _PIECE)):
+                copied += count
+            break
+        except OSError:
+            if step is _read_and_write:
+                raise
     return copied
+
+
+def _send(source: int, target: int, most: int) -> int:
+    return os.sendfile(target, source, None, most)
+
+
+def _read_and_write(source: int, target: int, most: int) -> int:
+    data = os.read(source, min(most, _AT_ONCE))
+    count = len(data)
+    while data:
+        data = data[os.write(target, data) :]
+    return count
 
 
 def _give_attributes(change: Change, directory: int) -> None:

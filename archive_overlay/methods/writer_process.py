@@ -224,10 +224,16 @@ class _Writer:
         self._under_way = 0
 
     def start(self, write: Write) -> bool:
-        """Start it, and say whether that could be done: the number of processes may be limited."""
+        """Start it, and say whether that could be done.
+
+        The number of processes may be limited, and a filter of system calls may refuse what the two need. A filter is the
+        same for both: nothing that works here fails there.
+        """
         try:
             with signals.HeldOff():  # until it is known what to end
                 self._socket, other = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+                if not (kernel.can_end_with_parent() and _can_talk(self._socket, other)):
+                    return False
                 reader = os.getpid()
                 self._pid = os.fork()
                 if not self._pid:
@@ -299,6 +305,18 @@ class _Writer:
         if answer == _FAILED:
             raise ArchiveError(said[0], hint=said[1])
         return (said,)
+
+
+def _can_talk(reader: _socket.socket, writer: _socket.socket) -> bool:
+    """Say whether the calls by which the two talk are allowed, by making each of them."""
+    try:
+        reader.sendmsg([_WRITTEN])
+        writer.recvmsg(len(_WRITTEN))
+        writer.sendall(_WRITTEN)
+        reader.recv(len(_WRITTEN))
+    except OSError:
+        return False
+    return True
 
 
 def _be_the_writer(reader: _socket.socket, write: Write, reader_pid: int) -> NoReturn:

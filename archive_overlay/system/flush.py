@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Callable, Protocol
 
     class Flush(Protocol):
         """When something counts as written."""
@@ -18,21 +19,48 @@ if TYPE_CHECKING:
             """Flush one file or directory."""
 
 
-class ToDisk:
-    """Something counts as written when it is on disk. Each method raises OSError where that fails."""
+# What file systems and filters of system calls say where there is no such call: CIFS and others have EINVAL for
+# directories. What could not be written is another error.
+_NO_SUCH_CALL = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM)
 
-    def __init__(self) -> None:
+
+class ToDisk:
+    """Something counts as written when it is on disk. Each method raises OSError where that fails.
+
+    Args:
+        warn: is told once if the kernel does not say whether something is on disk.
+    """
+
+    def __init__(self, warn: Callable[[str], object]) -> None:
         from archive_overlay.system import kernel
 
         self._sync_file_system = kernel.sync_file_system
+        self._warn = warn
+        self._warned = False
 
     def file_system(self, fd: int) -> None:
         """Flush all that was written to a file's file system: once for a tree, not for each file."""
-        self._sync_file_system(fd)
+        try:
+            self._sync_file_system(fd)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_CALL:
+                raise
+            os.sync()
+            if not self._warned:
+                self._warned = True
+                self._warn(
+                    f"nobody says whether all was written to the disk: syncfs failed ({error.strerror}), and sync, which"
+                    " was called instead, reports no errors"
+                )
 
     def file(self, fd: int) -> None:
         """Flush one file or directory."""
-        os.fsync(fd)
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_CALL:
+                raise
+            self.file_system(fd)
 
 
 class Never:

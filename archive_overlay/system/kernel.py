@@ -15,12 +15,23 @@ import zlib
 
 from archive_overlay.system import signals
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
+    Warn = Callable[[str], object]
+
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
-_SET_PARENT_DEATH_SIGNAL = 1
 _EMPTY_PATH = 0x1000
-# EXDEV comes from an overlay that cannot exchange; where a name is given it is another file system's.
-_NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
+_SET_PARENT_DEATH_SIGNAL, _GET_PARENT_DEATH_SIGNAL = 1, 2
+# EXDEV comes from an overlay that cannot exchange; where a name is given it is another file system's. EPERM comes from a
+# filter of system calls, or means what it says: then what is done instead fails in the same way.
+_NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV)
+# What a file system without hard links says.
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
+# What one says that renames no directory to the name of an empty one.
+_NOT_ONTO_EMPTY = (errno.EEXIST, errno.ENOTEMPTY, errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP)
 
 # What a file system knows an inode by: the length of the data in bytes, their type, the data. It is an array, because a
 # ctypes.Structure imports three modules more on Python 3.14.
@@ -49,8 +60,21 @@ def exchange(name: str, directory: int, other_name: str, other_directory: int) -
         raise
 
 
-def rename_new(name: str, directory: int, new_name: str, new_directory: int) -> None:
+def rename_new(
+    name: str, directory: int, new_name: str, new_directory: int, warn: Warn | None = None
+) -> None:
     """Rename an entry to a name that is not taken.
+
+    Where renameat2(2) does not do that, there is link(2) for files, and an empty directory that is made first for
+    directories. Where neither is possible (a mount of rclone), the name is looked at and then given: somebody who takes it
+    in between loses what is there.
+
+    Args:
+        name: the entry.
+        directory: file descriptor of the directory it is in.
+        new_name: its new name.
+        new_directory: file descriptor of the directory of that.
+        warn: is told if the last way was taken; None: it is not.
 
     Raises:
         FileExistsError: the name is taken.
@@ -61,7 +85,7 @@ def rename_new(name: str, directory: int, new_name: str, new_directory: int) -> 
     except OSError as error:
         if error.errno not in _NOT_SUPPORTED or error.errno == errno.EXDEV:
             raise
-        _rename_new_without_the_kernel(name, directory, new_name, new_directory)
+        _rename_new_without_the_kernel(name, directory, new_name, new_directory, warn)
 
 
 def identity(name: str, directory: int) -> str:
@@ -119,6 +143,14 @@ def end_with_parent() -> None:
         _raise()
 
 
+def can_end_with_parent() -> bool:
+    """Say whether `end_with_parent` can be called, by asking for what this process has already."""
+    now = ctypes.c_int()
+    if _libc.prctl(_GET_PARENT_DEATH_SIGNAL, ctypes.byref(now), 0, 0, 0):
+        return False
+    return not _libc.prctl(_SET_PARENT_DEATH_SIGNAL, now.value, 0, 0, 0)
+
+
 def may_mount_overlays() -> bool:
     """Say whether the kernel listens when an overlay is asked for, whatever capabilities this process has.
 
@@ -161,18 +193,43 @@ def is_written_by_overlay(fd: int) -> bool:
     return False
 
 
-def _rename_new_without_the_kernel(name: str, directory: int, new_name: str, new_directory: int) -> None:
+def _rename_new_without_the_kernel(
+    name: str, directory: int, new_name: str, new_directory: int, warn: Warn | None
+) -> None:
     if not stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode):
-        os.link(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory, follow_symlinks=False)
-        os.unlink(name, dir_fd=directory)
+        try:
+            os.link(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in NO_LINKS or warn is None:
+                raise
+            _rename_to_absent(name, directory, new_name, new_directory, warn, error)
+        else:
+            os.unlink(name, dir_fd=directory)
         return
     # A directory takes the place of nothing but an empty directory. One made just for this is ours.
     os.mkdir(new_name, stat.S_IRWXU, dir_fd=new_directory)
     try:
         os.rename(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory)
-    except OSError:
+    except OSError as error:
         os.rmdir(new_name, dir_fd=new_directory)
-        raise
+        if error.errno not in _NOT_ONTO_EMPTY or warn is None:
+            raise
+        _rename_to_absent(name, directory, new_name, new_directory, warn, error)
+
+
+def _rename_to_absent(
+    name: str, directory: int, new_name: str, new_directory: int, warn: Warn, refused: OSError
+) -> None:
+    try:
+        os.lstat(new_name, dir_fd=new_directory)
+    except FileNotFoundError:
+        os.rename(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory)
+        warn(
+            f"its file system has no way to give a name only if it is free ({refused.strerror}): what another program"
+            " puts there at the same moment is lost"
+        )
+        return
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
 
 
 def _renameat2(name: str, directory: int, other_name: str, other_directory: int, flags: int) -> None:

@@ -11,7 +11,10 @@ import os
 
 def processors() -> int:
     """Give the number of processors, at least 1: those it may run on, but no more than its quota pays for."""
-    allowed = len(os.sched_getaffinity(0))
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except OSError:  # a filter of system calls
+        allowed = os.cpu_count() or 1
     quotas = [quota for quota in _quotas() if quota > 0]
     return max(1, min([allowed, *(round(quota) for quota in quotas)]))
 

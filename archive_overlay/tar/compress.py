@@ -193,8 +193,8 @@ class ZstdProgram:
             env={},
             bufsize=0,
             # What it has not compressed yet could keep it busy, and the file open, long after this process was
-            # killed.
-            preexec_fn=kernel.end_with_parent,
+            # killed. Nothing else comes of it where that cannot be asked for.
+            preexec_fn=kernel.end_with_parent if kernel.can_end_with_parent() else None,
             # A write beyond RLIMIT_FSIZE then fails there too, and is reported, instead of killing it (SIGXFSZ).
             restore_signals=False,
         )

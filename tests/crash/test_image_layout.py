@@ -265,3 +265,49 @@ def test_whichever_of_two_processes_comes_to_grief_the_old_revision_stays(
         complaints += [f"{what!r} at {call} {number}: {each}" for each in (*wrong, *place.run_again())]
 
     assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize(
+    ("calls", "directories"),
+    [
+        ({"fsync": "EINVAL"}, True),  # as CIFS has it
+        ({"fsync": "EPERM"}, False),
+        ({"fsync": "ENOSYS", "syncfs": "ENOSYS"}, False),
+    ],
+    ids=["directories", "files", "neither"],
+)
+def test_where_nothing_can_be_flushed_on_its_own_a_revision_is_added(
+    place: Place, calls: dict[str, str], directories: bool
+) -> None:
+    place.lay_out()
+
+    outcome, made = faults.refuse(place.hook, calls, directories=calls if directories else ())
+
+    assert outcome.status == 0, outcome.stderr
+    assert made == calls.keys()
+    assert not list(place.judge_complete())
+    said = [line.message for line in hooks.parse_log(outcome.stderr) if line.level == "warning"]
+    assert ["nobody says whether all was written" in line for line in said] == [True] * ("syncfs" in calls)
+
+
+def test_without_locks_no_revision_is_added(place: Place) -> None:
+    place.lay_out()
+
+    outcome, made = faults.refuse(place.hook, {"flock": "ENOSYS"})
+
+    assert (outcome.status, made) == (1, {"flock"})
+    assert "Function not implemented" in outcome.stderr
+    assert place.layers() == place.old
+    assert not list(place.judge())
+
+
+@pytest.mark.parametrize("call", ["prctl", "sendmsg", "recvmsg"])
+def test_one_process_adds_a_revision_where_two_may_not(place: Place, call: str) -> None:
+    place.lay_out()
+
+    outcome, made = faults.refuse(place.hook_of_two, {call: "EPERM"})
+
+    assert outcome.status == 0, outcome.stderr
+    assert made == {call}
+    assert not list(place.judge_complete())
+    assert "level=warning" not in outcome.stderr

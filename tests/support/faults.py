@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from tests.support import hooks, notify, warm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import Callable
 
@@ -337,7 +337,9 @@ def fail(hook: Hook, call: Call) -> Outcome:
     return outcome
 
 
-def strike(hook: Hook, name: str, number: int, what: signal.Signals | str) -> Outcome:
+def strike(
+    hook: Hook, name: str, number: int, what: signal.Signals | str, *, spare_first: bool = False
+) -> Outcome:
     """Run the hook, and do something to a call that only one of its processes makes.
 
     Args:
@@ -345,13 +347,19 @@ def strike(hook: Hook, name: str, number: int, what: signal.Signals | str) -> Ou
         name: of the system call.
         number: the first, second, ... one of a process.
         what: a signal, or the name of an error.
+        spare_first: do nothing to the process that makes the first such call of all.
 
     Raises:
         DidNotStrikeError: there was no such call.
     """
     counts: dict[int, int] = {}
+    spared = 0
 
     def answer(notification: notify.Notification) -> None:
+        nonlocal spared
+        if spare_first and notification.thread == (spared := spared or notification.thread):
+            notification.go_on()
+            return
         counts[notification.thread] = counts.get(notification.thread, 0) + 1
         if counts[notification.thread] != number:
             notification.go_on()
@@ -366,6 +374,34 @@ def strike(hook: Hook, name: str, number: int, what: signal.Signals | str) -> Ou
         raise DidNotStrikeError(f"{said} did not come at {name} number {number}")
     tried[said] = tried.get(said, 0) + 1
     return outcome
+
+
+def refuse(
+    hook: Hook, calls: Mapping[str, str], *, directories: Collection[str] = ()
+) -> tuple[Outcome, set[str]]:
+    """Run the hook where some system calls fail whenever they are made, in all its processes.
+
+    Args:
+        hook: what is run.
+        calls: names of calls, and of the errors that they fail with.
+        directories: those of the calls that fail only for a file descriptor of a directory.
+
+    Returns:
+        How it ended, and which of the calls were made.
+    """
+    made: set[str] = set()
+
+    def answer(notification: notify.Notification) -> None:
+        name = notification.name
+        if name in directories and not os.path.isdir(
+            f"/proc/{notification.thread}/fd/{notification.arguments[0]}"
+        ):
+            notification.go_on()
+            return
+        made.add(name)
+        notification.fail(getattr(errno, calls[name]))
+
+    return _run(hook, notify.filter_of(calls), answer), made
 
 
 def count(hook: Hook, name: str) -> int:

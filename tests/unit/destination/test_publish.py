@@ -403,10 +403,10 @@ def test_an_old_archive_that_was_set_aside_in_vain_comes_back(
     put(stop.archive, "directory", "old")
     rename_new = kernel.rename_new
 
-    def fail_at_the_destination(name: str, directory: int, new_name: str, new_directory: int) -> None:
+    def fail_at_the_destination(name: str, directory: int, new_name: str, *more: Any) -> None:
         if (name, new_name) == ("archive", "archive"):
             failing(errno.EIO)()
-        rename_new(name, directory, new_name, new_directory)
+        rename_new(name, directory, new_name, *more)
 
     monkeypatch.setattr(kernel, "rename_new", fail_at_the_destination)
 

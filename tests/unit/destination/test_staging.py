@@ -497,6 +497,16 @@ def test_an_upperdir_goes_back_to_where_its_twin_is(upper: Upper) -> None:
     assert upper.is_back()
 
 
+def test_it_does_so_where_names_cannot_be_exchanged(upper: Upper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_renameat2", failing(errno.EPERM))
+    with staged(upper.out, "a") as staging:
+        upper.take(staging)
+        upper.path.mkdir()
+    os.close(upper.fd)
+
+    assert upper.is_back()
+
+
 def test_an_upperdir_goes_back_from_a_backup_name_too(upper: Upper) -> None:
     with staged(upper.out, "a") as staging:
         upper.take(staging)

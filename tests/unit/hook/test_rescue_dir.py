@@ -323,10 +323,10 @@ def failing(number: int) -> Callable[..., None]:
 def test_another_file_system_takes_a_copy(rescued: Rescued, monkeypatch: pytest.MonkeyPatch) -> None:
     rename_new = kernel.rename_new
 
-    def rename_within(name: str, directory: int, new_name: str, new_directory: int) -> None:
+    def rename_within(name: str, *more: Any) -> None:
         if name == "upper":
             failing(errno.EXDEV)()
-        rename_new(name, directory, new_name, new_directory)
+        rename_new(name, *more)
 
     monkeypatch.setattr(kernel, "rename_new", rename_within)
 
@@ -361,8 +361,11 @@ def test_an_upperdir_is_kept_though_it_has_no_twin(rescued: Rescued, monkeypatch
 def test_an_upperdir_is_kept_though_its_note_cannot_be_written(
     rescued: Rescued, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
-    monkeypatch.setattr("archive_overlay.system.flush.ToDisk.file", lambda *_: None)
+    def fail_for_files(fd: int) -> None:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            failing(errno.ENOSPC)()
+
+    monkeypatch.setattr(os, "fsync", fail_for_files)
     kept = rescued.keep()
 
     rescued.expect_kept(kept)

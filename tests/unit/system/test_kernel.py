@@ -142,7 +142,73 @@ def test_two_names_take_each_other_s_place(tmp_path: Path, directory: int, makes
     assert [(tmp_path / name).lstat().st_ino for name in "ab"] == [b, a]
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV])
+@pytest.fixture(params=["EPERM", "ENOTSUP", "ENOSYS"])
+def no_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have neither names that are only given if they are free, nor hard links, nor renaming onto directories."""
+    refused = getattr(errno, request.param)
+    rename = os.rename
+
+    def rename_to_absent(name: str, new_name: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        try:
+            os.lstat(new_name, dir_fd=dst_dir_fd)
+        except FileNotFoundError:
+            rename(name, new_name, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+            return
+        failing(errno.ENOTEMPTY)()
+
+    monkeypatch.setattr(kernel, "_renameat2", failing(errno.EINVAL))
+    monkeypatch.setattr(os, "link", failing(refused))
+    monkeypatch.setattr(os, "rename", rename_to_absent)
+
+
+@each_kind
+@pytest.mark.usefixtures("no_way")
+def test_where_there_is_no_other_way_a_name_that_is_free_is_given(
+    tmp_path: Path, directory: int, makes: str
+) -> None:
+    put(tmp_path / "a", makes)
+    inode = (tmp_path / "a").lstat().st_ino
+    said: list[str] = []
+
+    kernel.rename_new("a", directory, "b", directory, said.append)
+
+    assert os.listdir(tmp_path) == ["b"]
+    assert (tmp_path / "b").lstat().st_ino == inode
+    (warning,) = said
+    assert warning.endswith("what another program puts there at the same moment is lost")
+
+
+@each_kind
+@pytest.mark.parametrize("taken", ["directory", "file", "link"])
+@pytest.mark.usefixtures("no_way")
+def test_there_too_a_name_that_is_taken_stays_what_it_is(
+    tmp_path: Path, directory: int, makes: str, taken: str
+) -> None:
+    put(tmp_path / "a", makes)
+    put(tmp_path / "b", taken)
+    inode = (tmp_path / "b").lstat().st_ino
+    said: list[str] = []
+
+    with pytest.raises(FileExistsError):
+        kernel.rename_new("a", directory, "b", directory, said.append)
+
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    assert (tmp_path / "b").lstat().st_ino == inode
+    assert said == []
+
+
+@each_kind
+@pytest.mark.usefixtures("no_way")
+def test_who_cannot_be_warned_gets_an_error(tmp_path: Path, directory: int, makes: str) -> None:
+    put(tmp_path / "a", makes)
+
+    with pytest.raises(OSError):  # noqa: PT011, it is the system's
+        kernel.rename_new("a", directory, "b", directory)
+
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV])
 def test_where_names_cannot_be_exchanged_that_is_said(
     directory: int, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:

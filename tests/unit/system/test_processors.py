@@ -27,6 +27,16 @@ V1 = "12:memory:/hook\n5:cpu,cpuacct:/user.slice/hook\n1:name=systemd:/\n0::/\n"
 V1_ALONE = "5:cpu:/user.slice/hook\n"
 
 
+def test_where_nobody_says_on_which_it_may_run_all_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: int) -> set[int]:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_getaffinity", refused)
+    monkeypatch.setattr("archive_overlay.system.processors._groups", list)
+
+    assert processors() == os.cpu_count()
+
+
 @pytest.fixture
 def namespace() -> Iterator[overlays.Namespace]:
     """Give a mount namespace for one test."""
