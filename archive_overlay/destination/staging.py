@@ -130,7 +130,7 @@ class Staging:
         """Warn, once, that the file system or a filter of system calls leaves no way that is as safe as usual."""
         if why not in self._said:
             self._said.add(why)
-            self._log.warning(f"{self.path}: {why}")
+            self.log.warning(f"{self.path}: {why}")
 
     def keep_times(self) -> None:
         """Let the directory that staging is in have the times that it has now, when staging is gone."""
