@@ -25,6 +25,7 @@ ENGINE_OWNER = "user.containers.override_stat"
 TRUSTED_OPAQUE = f"{TRUSTED}opaque"
 USER_OPAQUE = f"{USER}opaque"
 FUSE_OPAQUE = f"{FUSE_USER}opaque"
+FUSE_ORIGIN = f"{FUSE_USER}origin"
 
 # A tar of this program says which marks are in it, by a comment in the extended header of its first entry, the root
 # directory: this, and the marks by the name that `--marks` has for them. A container chooses names, contents and

@@ -33,10 +33,11 @@ class Marks:
         metacopy: the file's data are in a lower layer.
         other_names: names of the file that are not in the upperdir show its contents too.
         origin: which entry of a lower layer it was copied up from, in the kernel's own form; b"" if it does not say.
+        lower_path: where in the lower layers fuse-overlayfs had the file from, a relative path; "" where nothing says so.
         owner: user id, group id and mode that are the true ones; None: those of the entry itself.
     """
 
-    __slots__ = ("metacopy", "opaque", "origin", "other_names", "owner", "redirect")
+    __slots__ = ("lower_path", "metacopy", "opaque", "origin", "other_names", "owner", "redirect")
 
     def __init__(self) -> None:
         self.opaque = False
@@ -44,6 +45,7 @@ class Marks:
         self.metacopy = False
         self.other_names = False
         self.origin = b""
+        self.lower_path = ""
         self.owner: tuple[int, int, int] | None = None
 
 
@@ -124,6 +126,8 @@ def read_attributes(
             marks.origin = value
         elif key == "nlink":
             marks.other_names = _names_elsewhere(value)
+        elif name == dialect.origin_attribute:
+            marks.lower_path = os.fsdecode(value.partition(b"\0")[0])
         elif key == "protattr":
             warnings.warning(
                 "flags of chattr left out",

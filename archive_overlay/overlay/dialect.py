@@ -8,6 +8,7 @@ from __future__ import annotations
 from archive_overlay.marks import (
     ENGINE_OWNER,
     FUSE_OPAQUE,
+    FUSE_ORIGIN,
     FUSE_SECURITY,
     FUSE_USER,
     OPAQUE_MARKER,
@@ -36,6 +37,7 @@ class Dialect(Record):
         escapes: whether it escapes the attributes of an overlay within the overlay by a second "overlay.".
         owner_attribute: the one that has the true owner and mode of files and directories, which are then no
             ordinary attributes of theirs; "" where there is none.
+        origin_attribute: the one that has the path that a file had in a lower layer; "" where there is none that says so.
         redirects: what it does where a file's data or a directory's contents are said to be in a lower
             layer: FOLLOWED, REFUSED or IGNORED.
         refused: attributes that the overlay may or may not act on, nobody knows: nothing that has one is read.
@@ -50,6 +52,7 @@ class Dialect(Record):
     redirects: str
     owner_attribute: str = ""
     refused: tuple[str, ...] = ()
+    origin_attribute: str = ""
 
 
 NATIVE = Dialect(
@@ -87,6 +90,7 @@ def _fuse_overlayfs(owner_attribute: str) -> Dialect:
         escapes=False,
         whiteout_files=True,
         owner_attribute=owner_attribute,
+        origin_attribute=FUSE_ORIGIN,
     )
 
 

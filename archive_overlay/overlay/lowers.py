@@ -225,6 +225,24 @@ class Lowers:
                 fail(f"cannot read {self.shown(place.layer, place.path)}", error)
         return names
 
+    def has_other_names(self, path: TreePath) -> bool:
+        """Say whether the topmost file at a path of the lower layers has other names; where nobody knows, it has none.
+
+        Args:
+            path: from the root of the layers; nothing on its way is a redirect.
+        """
+        for layer in range(0 if self._unknown else self._merged):
+            try:
+                fd = self._open(layer, path, LOOK)
+            except OSError:
+                continue
+            try:
+                status = os.fstat(fd)
+            finally:
+                os.close(fd)
+            return stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+        return False
+
     def open(self, place: Place, flags: int) -> int:
         """Open something in a lower layer, component by component, and check that it is still the same.
 

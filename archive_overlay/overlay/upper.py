@@ -374,8 +374,26 @@ class UpperReader:
             self._check_origin(places, marks, lambda: self._shown(level, name))
             self._close_file()
             fd = self._file = self._open_data(data, status, lambda: self._shown(level, name))
+        if marks.lower_path and self._has_other_names(level, name, marks.lower_path):
+            self._warnings.warning(
+                "files with several names in a lower layer",
+                ": the file has several names in a lower layer, and fuse-overlayfs keeps what was written to any of"
+                " them under this name alone: see whether it is the one that was meant",
+                path=lambda: self._shown(level, name),
+            )
         change = Change(FILE, level.path, name, status, attributes, shared=shared, fd=fd)
         return self._with_true_owner(change, marks)
+
+    def _has_other_names(self, level: _Level, name: str, lower_path: str) -> bool:
+        """Say whether the file that another one was copied from has names besides that one."""
+        if lower_path == f"{level.path.prefix}{name}":  # nearly always; then the layer's directory is still open
+            return self._lowers.has_other_names(TreePath(level.path, name))
+        path = TOP
+        for part in lower_path.split("/"):
+            if part in ("", ".", ".."):
+                return False  # never seen
+            path = TreePath(path, part)
+        return self._lowers.has_other_names(path)
 
     def _with_true_owner(self, change: Change, marks: Marks) -> Change:
         if self._dialect.owner_attribute:

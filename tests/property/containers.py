@@ -39,15 +39,12 @@ _PAGE = 4096
 LONGEST = 30
 
 
-def run(
-    root: os.PathLike[str], operations: Iterable[Operation], *, left_alone: frozenset[int] = frozenset()
-) -> None:
+def run(root: os.PathLike[str], operations: Iterable[Operation]) -> None:
     """Do the operations in a process whose root directory is `root`, as a container's processes do.
 
     Args:
         root: the directory.
         operations: what is done, in order.
-        left_alone: inode numbers of files that are not changed; their names may be.
 
     Raises:
         AssertionError: the process ended in an unexpected way.
@@ -60,8 +57,6 @@ def run(
             os.chroot(root)
             os.chdir("/")
             for name, *arguments in operations:
-                if name in _CHANGING_FILES and _inodes(arguments[0]) & left_alone:
-                    continue
                 try:
                     OPERATIONS[name](*arguments)
                 except OSError:
@@ -71,17 +66,6 @@ def run(
             os._exit(status)
     status = os.waitpid(pid, 0)[1]
     assert status == 0, f"the container's process ended with wait status {status}"
-
-
-def _inodes(path: str) -> set[int]:
-    """Give the inode numbers of a name, and of what it leads to if it is a symbolic link."""
-    found = set()
-    for status in (os.lstat, os.stat):
-        try:
-            found.add(status(path).st_ino)
-        except OSError:
-            pass
-    return found
 
 
 def _open(path: str, flags: int) -> int:
@@ -246,14 +230,6 @@ OPERATIONS: dict[str, Callable[..., object]] = {
     "furnish": _furnish,
     "remount": lambda: None,  # the caller's affair
 }
-
-# What changes a file that is there already, by its name, the first argument.
-_CHANGING_FILES = frozenset(
-    (
-        *("write", "append", "truncate", "scatter", "punch", "allocate"),
-        *("chmod", "chown", "utime", "setxattr", "removexattr", "acl", "chattr"),
-    )
-)
 
 # Few names, so that operations meet.
 _COMMON = ("a", "b", "c", "d", "s")

@@ -20,6 +20,8 @@ from tests.support import overlays, tools, trees
 if TYPE_CHECKING:
     from typing import Callable
 
+    from tests.support import hooks
+
 both = pytest.mark.parametrize("overlay", [overlays.FUSE, overlays.FUSE_ROOTLESS], indirect=True)
 rootful = pytest.mark.parametrize("overlay", [overlays.FUSE], indirect=True)
 
@@ -174,6 +176,121 @@ def test_attributes_that_the_program_would_believe_in_another_mount_are_left_out
     assert "security.fuseoverlayfs.override_stat" not in os.listxattr(saver.extracted / "file")
     (warning,) = result.messages("warning")
     assert "security.fuseoverlayfs.override_stat" in warning
+
+
+# Files of lower layers with several names: which of them a change gets is the program's choice.
+
+SEVERAL = ": the file has several names in a lower layer"
+one_method = pytest.mark.parametrize("method", ["copy"])
+
+
+def several_names(root: Path) -> None:
+    (root / "d" / "inner").mkdir(parents=True)
+    (root / "single").write_text("below")
+    for name in ("file", "twin", "moved", "unchanged"):
+        (root / "d" / "inner" / name).write_text("below")
+        os.link(root / "d" / "inner" / name, root / f"other {name}")
+
+
+def names_of(result: hooks.Result) -> list[str]:
+    """Give the names that warnings are about, of files with several names."""
+    return [
+        os.path.basename(message.partition(": ")[0])
+        for message in result.messages("warning")
+        if SEVERAL in message
+    ]
+
+
+@both
+@one_method
+def test_a_change_to_a_file_with_several_names_is_said_by_name(saver: Saver) -> None:
+    saver.overlay.layer(several_names)
+
+    def change(root: Path) -> None:
+        (root / "d" / "inner" / "file").write_text("above")
+        os.utime(root / "d" / "inner" / "twin", (0, 0))
+        (root / "d" / "inner" / "moved").rename(root / "d" / "new name")
+        (root / "single").write_text("above")
+        (root / "new").write_text("above")
+        os.link(root / "new", root / "new too")
+
+    saver.overlay.change(change)
+
+    result = saver.run()
+
+    assert result.status == 0, result.stderr
+    found = {name.removeprefix("other ") for name in names_of(result)}
+    assert found == {"file", "twin", "new name"}
+    assert len(result.messages("warning")) == 3
+
+
+@both
+@one_method
+def test_of_many_such_files_ten_are_named(saver: Saver) -> None:
+    names = [f"{number}" for number in range(15)]
+
+    def below(root: Path) -> None:
+        for name in names:
+            (root / name).touch()
+            os.link(root / name, root / f"other {name}")
+
+    saver.overlay.layer(below)
+    saver.overlay.change(lambda root: [(root / name).write_text("above") for name in names])
+
+    result = saver.run()
+
+    assert result.status == 0, result.stderr
+    assert len(names_of(result)) == 10
+    assert (
+        "files with several names in a lower layer: 5 more, not named here" in result.messages("warning")[-1]
+    )
+
+
+@both
+@one_method
+def test_an_origin_that_leads_nowhere_says_nothing(saver: Saver) -> None:
+    origins = [b"..", b"../lower0/f", b"/f", b"a//f", b"l/f", b"gone", b"", b"f/f", b"x" * 5000]
+
+    def below(root: Path) -> None:
+        (root / "d").mkdir()
+        (root / "f").touch()
+        os.link(root / "f", root / "d" / "f")
+        (root / "l").symlink_to("d")
+
+    def forge(upper: Path) -> None:
+        for number, origin in enumerate([*origins, b"d/f"]):
+            (upper / f"{number}").touch()
+            os.setxattr(upper / f"{number}", "user.fuseoverlayfs.origin", origin + b"\0")
+
+    saver.overlay.layer(below)
+    saver.overlay.change(lambda root: None)
+    saver.overlay.inside(lambda: forge(saver.overlay.upper))
+
+    result = saver.run()
+
+    assert result.status == 0, result.stderr
+    assert names_of(result) == [f"{len(origins)}"], "one does lead somewhere"
+    assert len(result.messages("warning")) == 1
+
+
+@both
+@one_method
+def test_a_layer_above_counts(saver: Saver) -> None:
+    saver.overlay.layer(several_names)
+    saver.overlay.layer(lambda root: (root / "other file").unlink())
+    saver.overlay.layer(lambda root: (root / "single").write_text("another"))
+    saver.overlay.change(lambda root: (root / "single").write_text("above"))
+
+    saver.expect_the_same()
+
+
+@both
+@one_method
+def test_lower_files_with_several_names_that_nobody_changes_are_nothing_to_talk_of(saver: Saver) -> None:
+    saver.overlay.layer(several_names)
+    saver.overlay.change(lambda root: (root / "new").write_text("new"))
+
+    assert saver.expect_the_same().messages("warning") == []
 
 
 # xattr_permissions: owners and modes are in attributes, as "uid:gid:mode". In the mode, which is octal, the type may

@@ -81,7 +81,7 @@ def test_an_error_about_the_top_directory_names_it(any_saver: Saver) -> None:
     assert "the attribute user.a=b of . cannot be stored" in result.only_error()
 
 
-# Not in the domain of the random containers: see `stacks._with_several_names`.
+# Not in the domain of the random containers: see `stacks._leave_one_name`.
 @fuse
 def test_of_a_lower_file_with_two_names_fuse_overlayfs_writes_one_and_that_one_is_saved(saver: Saver) -> None:
     names = ["one", "other"]
@@ -104,6 +104,8 @@ def test_of_a_lower_file_with_two_names_fuse_overlayfs_writes_one_and_that_one_i
     (saved,) = os.listdir(saver.extracted)
     assert saved in names
     assert (saver.extracted / saved).read_text() == "above"
+    (warning,) = result.messages("warning")
+    assert warning.startswith(f"{saver.overlay.upper / saved}: the file has several names in a lower layer")
     # Another mount of the same layers shows either file for both names: the changes may be gone from sight.
     saver.overlay.unmount()
     saver.overlay.mount()
