@@ -120,6 +120,26 @@ def _recreate(path: str) -> None:
     os.mkdir(path)
 
 
+def _become(path: str, kind: str) -> None:
+    """Put something else where something is, or where nothing is."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+    if kind == "directory":
+        os.mkdir(path)
+    elif kind == "file":
+        _write(path, 9)
+    elif kind == "symlink":
+        os.symlink("a", path)
+
+
+def _fill(path: str, name: str) -> None:
+    """Make a file in a directory, and the directories that are missing."""
+    os.makedirs(path, exist_ok=True)
+    _write(f"{path}/{name}", 7)
+
+
 def _exchange(one: str, other: str) -> None:
     _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
 
@@ -213,6 +233,8 @@ OPERATIONS: dict[str, Callable[..., object]] = {
     "rmtree": _rmtree,
     "mkdir": os.mkdir,
     "recreate": _recreate,
+    "become": _become,
+    "fill": _fill,
     "rename": os.rename,
     "exchange": _exchange,
     "link": _link,
@@ -322,10 +344,10 @@ def _is_a_mark(operation: Operation) -> bool:
 
 
 # The lowest layer is an ordinary directory, in which an overlay's attribute would be a true one.
-base = strategies.tuples(
-    strategies.sampled_from(([_FURNISH], [_FURNISH], [])),
-    _several(_one.filter(lambda operation: not _is_a_mark(operation))),
-).map(lambda parts: [*parts[0], *parts[1]])
+plain = _one.filter(lambda operation: not _is_a_mark(operation))
+base = strategies.tuples(strategies.sampled_from(([_FURNISH], [_FURNISH], [])), _several(plain)).map(
+    lambda parts: [*parts[0], *parts[1]]
+)
 # What is done to a mount; the root itself is changed now and then.
 changes = _several(
     strategies.one_of(
@@ -341,4 +363,26 @@ changes = _several(
             _operation("utime", strategies.just("."), strategies.just(-5)),
         ),
     )
+)
+
+
+# What matters where one container's changes are put on another's: each of them ends one thing and begins another.
+_directory_modes = strategies.sampled_from((0o755, 0o0, 0o500, 0o2711, 0o1777))
+_kinds = strategies.sampled_from(("directory", "file", "symlink", "nothing"))
+_turn = strategies.one_of(
+    _operation("become", _paths, _kinds),
+    _operation("fill", _paths, _names),
+    _operation("recreate", _paths),
+    _operation("rmtree", _paths),
+    _operation("unlink", _paths),
+    _operation("rename", _paths, _paths),
+    _operation("exchange", _paths, _paths),
+    _operation("link", _paths, _paths),
+    _operation("fill", _paths, _names),
+    _operation("chmod", _paths, _directory_modes),
+    _one,
+)
+turns = strategies.one_of(
+    strategies.lists(strategies.one_of(*[_turn] * 9, strategies.just(REMOUNT)), min_size=1, max_size=6),
+    strategies.lists(strategies.one_of(*[_turn] * 9, strategies.just(REMOUNT)), min_size=6, max_size=20),
 )

@@ -116,7 +116,7 @@ class Example:
         return (*_OTHERS, _TARS[self.tar % len(_TARS)])
 
 
-class _Here(overlays.Namespace):
+class Here(overlays.Namespace):
     """The namespace that this process is in."""
 
     def __init__(self, *, rootless: bool) -> None:
@@ -151,15 +151,15 @@ def faults_of(example: Example, namespace: overlays.Namespace, directory: Path) 
 def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
     stack = STACKS[example.stack]
     (directory / "overlay").mkdir()
-    overlay = overlays.Overlay(stack.flavour, directory / "overlay", _Here(rootless=rootless))
+    overlay = overlays.Overlay(stack.flavour, directory / "overlay", Here(rootless=rootless))
     overlay.layer(partial(containers.run, operations=example.base))
     makers = [stack.lowers[number % len(stack.lowers)] for number, _ in example.lowers]
     for maker, (_, operations) in zip(makers, example.lowers):
         overlay.layer(partial(containers.run, operations=operations), maker)
     if stack.flavour.program:
         for layer in overlay.lowers:
-            _leave_one_name(layer)
-    for operations in _sessions(example.changes):
+            leave_one_name(layer)
+    for operations in sessions(example.changes):
         if overlay.is_served:
             overlay.unmount()
         overlay.change(partial(containers.run, operations=operations))
@@ -189,7 +189,7 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
         yield from _faults_of_archive("move", overlay, left, readers)
 
 
-def _leave_one_name(layer: Path) -> None:
+def leave_one_name(layer: Path) -> None:
     """Take all names but one from each file of a layer.
 
     When fuse-overlayfs changes a file that has several in a lower layer, nobody can say what is right: see
@@ -265,7 +265,7 @@ def _less(seen: trees.View, gone: tuple[bytes, ...], attributes: tuple[str, ...]
     return trees.View(entries, seen.links)
 
 
-def _sessions(operations: Sequence[Operation]) -> list[list[Operation]]:
+def sessions(operations: Sequence[Operation]) -> list[list[Operation]]:
     """Split what a container does where it is remounted."""
     sessions: list[list[Operation]] = [[]]
     for operation in operations:
