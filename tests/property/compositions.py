@@ -25,8 +25,8 @@ from tests.support import hooks, overlays, trees
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from contextlib import ExitStack
     from pathlib import Path
+    from typing import Callable
 
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.compose import Source
@@ -135,6 +135,25 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
 
 def _otherwise(how: str, expected: trees.View, archive: Path) -> Iterator[str]:
     yield from (f"{how}: {fault}" for fault in trees.differences(expected, _essential(archive)))
+
+
+def shrunk(example: Example, fails: Callable[[Example], bool]) -> Example:
+    """Give an example that fails as well and has no operation that it could do without.
+
+    Args:
+        example: one that fails.
+        fails: tries one.
+    """
+    parts = [[*example.base], *([*each.changes] for each in example.containers)]
+    positions = [(part, index) for part, operations in enumerate(parts) for index in range(len(operations))]
+    for part, index in reversed(positions):
+        less = [[*operations] for operations in parts]
+        del less[part][index]
+        made = [replace(each, changes=less[number + 1]) for number, each in enumerate(example.containers)]
+        smaller = replace(example, base=less[0], containers=made)
+        if fails(smaller):
+            example, parts = smaller, less
+    return example
 
 
 class _Overlay(overlays.Overlay):

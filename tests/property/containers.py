@@ -20,6 +20,7 @@ from hypothesis import strategies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from random import Random
     from typing import Any, Callable
 
     from hypothesis.strategies import SearchStrategy
@@ -344,10 +345,10 @@ def _is_a_mark(operation: Operation) -> bool:
 
 
 # The lowest layer is an ordinary directory, in which an overlay's attribute would be a true one.
-plain = _one.filter(lambda operation: not _is_a_mark(operation))
-base = strategies.tuples(strategies.sampled_from(([_FURNISH], [_FURNISH], [])), _several(plain)).map(
-    lambda parts: [*parts[0], *parts[1]]
-)
+base = strategies.tuples(
+    strategies.sampled_from(([_FURNISH], [_FURNISH], [])),
+    _several(_one.filter(lambda operation: not _is_a_mark(operation))),
+).map(lambda parts: [*parts[0], *parts[1]])
 # What is done to a mount; the root itself is changed now and then.
 changes = _several(
     strategies.one_of(
@@ -366,23 +367,35 @@ changes = _several(
 )
 
 
-# What matters where one container's changes are put on another's: each of them ends one thing and begins another.
-_directory_modes = strategies.sampled_from((0o755, 0o0, 0o500, 0o2711, 0o1777))
-_kinds = strategies.sampled_from(("directory", "file", "symlink", "nothing"))
-_turn = strategies.one_of(
-    _operation("become", _paths, _kinds),
-    _operation("fill", _paths, _names),
-    _operation("recreate", _paths),
-    _operation("rmtree", _paths),
-    _operation("unlink", _paths),
-    _operation("rename", _paths, _paths),
-    _operation("exchange", _paths, _paths),
-    _operation("link", _paths, _paths),
-    _operation("fill", _paths, _names),
-    _operation("chmod", _paths, _directory_modes),
-    _one,
+# What matters where one container's changes are put on another's: each operation ends one thing and begins another, at
+# the places that a furnished tree has.
+_PLACES = ("a", "a", "b", "b", "a/a", "a/a", "a/b", "b/a", "a/c", "a/d", "b/c", "b/d", "a/a/a", "a/a/c", "a/b/c", "c")
+_DIRECTORIES = ("a", "a", "b", "a/a", "a/a", "a/b", "b/a", "a/a/a")
+_TURNS: tuple[tuple[Any, ...], ...] = (
+    *[("become", _PLACES, ("nothing", "nothing", "directory", "file", "symlink"))] * 4,
+    *[("fill", _DIRECTORIES, ("a", "b", "c", "e", "s"))] * 4,
+    *[("recreate", _DIRECTORIES)] * 3,
+    ("write", _PLACES, (0, 600)),
+    ("rename", _PLACES, _PLACES),
+    ("exchange", _PLACES, _PLACES),
+    ("link", _PLACES, _PLACES),
+    ("chmod", _PLACES, (0o755, 0o0, 0o500, 0o2711, 0o1777)),
+    ("chown", _PLACES, (0, 1000), (0, 65534)),
+    ("utime", (*_DIRECTORIES, "."), (1, 10**18 + 1)),
+    ("setxattr", (*_PLACES, "."), ("user.a", "trusted.a", "trusted.overlay.opaque"), (b"y", b"")),
+    ("removexattr", _PLACES, ("user.a", "trusted.a")),
+    ("acl", _DIRECTORIES, ("access", "default"), (1000,), (7, 0)),
+    ("mknod", _PLACES, ("FIFO",), (0,), (0,)),
+    REMOUNT,
 )
-turns = strategies.one_of(
-    strategies.lists(strategies.one_of(*[_turn] * 9, strategies.just(REMOUNT)), min_size=1, max_size=6),
-    strategies.lists(strategies.one_of(*[_turn] * 9, strategies.just(REMOUNT)), min_size=6, max_size=20),
-)
+
+
+def turns(chance: Random) -> list[Operation]:
+    """Give what a container does, at random."""
+    chosen = [chance.choice(_TURNS) for _ in range(chance.choice((1, 2, 3, 4, 6, 9, 14)))]
+    return [(name, *map(chance.choice, arguments)) for name, *arguments in chosen]
+
+
+def furnished(chance: Random) -> list[Operation]:
+    """Give what makes a lowest layer, at random."""
+    return [_FURNISH, *(each for each in turns(chance) if each != REMOUNT and not _is_a_mark(each))]
