@@ -216,9 +216,7 @@ class _Composer:
             return self._write(f"alone{number}", reader)
 
     def _write(self, name: str, source: Source) -> Path:
-        with Staging(
-            str(self._directory), name, paths=Paths(), flush=Never(), log=self._log
-        ) as staging:
+        with Staging(str(self._directory), name, paths=Paths(), flush=Never(), log=self._log) as staging:
             target = Target(staging=staging, overlay=self._mounts[0], flush=Never())
             copy.write(_changes(source), target, self._log)
             os.rename(ARCHIVE, name, src_dir_fd=staging.directory, dst_dir_fd=staging.parent)

@@ -369,7 +369,24 @@ changes = _several(
 
 # What matters where one container's changes are put on another's: each operation ends one thing and begins another, at
 # the places that a furnished tree has.
-_PLACES = ("a", "a", "b", "b", "a/a", "a/a", "a/b", "b/a", "a/c", "a/d", "b/c", "b/d", "a/a/a", "a/a/c", "a/b/c", "c")
+_PLACES = (
+    "a",
+    "a",
+    "b",
+    "b",
+    "a/a",
+    "a/a",
+    "a/b",
+    "b/a",
+    "a/c",
+    "a/d",
+    "b/c",
+    "b/d",
+    "a/a/a",
+    "a/a/c",
+    "a/b/c",
+    "c",
+)
 _DIRECTORIES = ("a", "a", "b", "a/a", "a/a", "a/b", "b/a", "a/a/a")
 _TURNS: tuple[tuple[Any, ...], ...] = (
     *[("become", _PLACES, ("nothing", "nothing", "directory", "file", "symlink"))] * 4,

@@ -35,7 +35,9 @@ def test_composing_is_stacking(
 
         if faults_of(example, where, scratch):
             least = shrunk(example, lambda example: bool(faults_of(example, where, scratch)))
-            pytest.fail("\n".join([repr(least), *faults_of(least, where, scratch), f"seed {SEED}"]), pytrace=False)
+            pytest.fail(
+                "\n".join([repr(least), *faults_of(least, where, scratch), f"seed {SEED}"]), pytrace=False
+            )
 
 
 def some_example(mount: str, chance: random.Random) -> Example:
