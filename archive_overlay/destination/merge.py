@@ -15,7 +15,7 @@ import stat
 
 from archive_overlay.marks import TRUSTED_OPAQUE, USER_OPAQUE
 from archive_overlay.overlay import compose
-from archive_overlay.system import kernel, metadata
+from archive_overlay.system import kernel, metadata, signals
 from archive_overlay.system.open_flags import READ_DIRECTORY
 from archive_overlay.system.record import Record
 from archive_overlay.system.tree import Descent, remove
@@ -136,12 +136,16 @@ class _Merge:
         self._staging = staging
         self._marks = marks
         self._in_one_step = True
+        # The newer one hides all that the older one has. The top cannot be exchanged, so its entries are.
+        self._hides = bool(marks.opaque(".", source.fd))
 
     def run(self) -> bool:
         """Do it. See `merge`."""
         source, target = self._source, self._target
-        top_opaque = self._marks.opaque(".", target.fd)
-        levels = [_Level(source.fd, top_opaque, covered=False)]
+        if self._hides:
+            self._marks.make_opaque(".", target.fd)
+        levels = [_Level(source.fd, self._marks.opaque(".", target.fd), covered=False)]
+        names = {*levels[0].names}
         while True:
             level = levels[-1]
             if level.names:
@@ -154,6 +158,8 @@ class _Merge:
                 continue
             levels.pop()
             if not levels:
+                if self._hides:
+                    self._remove_but(names)
                 metadata.replace(target.fd, source.fd, level.status, keep=level.kept)
                 return self._in_one_step
             emptied = source.leave()
@@ -166,6 +172,15 @@ class _Merge:
             finally:
                 os.close(emptied)
 
+    def _remove_but(self, names: set[str]) -> None:
+        """Remove all entries at the top of the older one but some."""
+        target = self._target.fd
+        staging = os.fstat(self._staging)  # in a mount point it is one of them
+        for name in os.listdir(target):
+            if name not in names and not os.path.samestat(os.lstat(name, dir_fd=target), staging):
+                remove(_ASIDE, self._staging)
+                os.rename(name, _ASIDE, src_dir_fd=target, dst_dir_fd=self._staging)
+
     def _place(self, name: str, *, covered: bool) -> bool:
         """Put an entry in its place, and say whether it is a directory that must be merged instead."""
         source, target = self._source.fd, self._target.fd
@@ -174,7 +189,7 @@ class _Merge:
             found = os.lstat(name, dir_fd=target)
         except FileNotFoundError:
             found = None
-        older = compose.NOTHING if found is None else _kind(found)
+        older = compose.NOTHING if found is None or self._hides else _kind(found)
         newer = self._kind(name, status)
         result = compose.at_one_name(older, newer, covered=covered)
         if result is compose.MERGED:
@@ -209,8 +224,14 @@ class _Merge:
         except kernel.CannotExchangeError:
             self._in_one_step = False
             remove(_ASIDE, self._staging)
-            os.rename(name, _ASIDE, src_dir_fd=self._target.fd, dst_dir_fd=self._staging)
-            os.rename(name, name, src_dir_fd=self._source.fd, dst_dir_fd=self._target.fd)
+            with signals.HeldOff():
+                os.rename(name, _ASIDE, src_dir_fd=self._target.fd, dst_dir_fd=self._staging)
+                try:
+                    os.rename(name, name, src_dir_fd=self._source.fd, dst_dir_fd=self._target.fd)
+                except OSError:
+                    # Without it nobody would know that it hid what lies below.
+                    os.rename(_ASIDE, name, src_dir_fd=self._staging, dst_dir_fd=self._target.fd)
+                    raise
 
     def _remove_whiteouts(self, name: str) -> None:
         """Remove the whiteouts below a directory that is going to hide what lies below: listings would show them."""

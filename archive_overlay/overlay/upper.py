@@ -202,7 +202,9 @@ class UpperReader:
 
     def skip(self) -> None:
         """See `compose.Source`."""
-        self._levels[-1].names.pop()
+        if self._begun:
+            self._levels[-1].names.pop()
+        self._begun = True
 
     def take(self) -> Change | None:
         """See `compose.Source`."""

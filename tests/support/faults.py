@@ -172,6 +172,7 @@ class Hook:
         home: the directory that everything is in which belongs to this hook; the same hook elsewhere
             makes the same calls.
         scratch: a directory in it for what is needed on the way.
+        refused: a system call that this file system cannot do: it fails with EINVAL, always. "" is none.
     """
 
     executable: Path
@@ -179,6 +180,7 @@ class Hook:
     home: Path
     scratch: Path
     arguments: tuple[str, ...] = ()
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -297,7 +299,7 @@ def send(hook: Hook, calls: Sequence[Call], index: int, number: signal.Signals) 
                 if len(went) == index + 1 and call.text == calls[index].text:
                     notification.signal(number)
                     return
-        notification.go_on()
+        _let(hook, notification)
 
     outcome = _run(hook, notify.filter_of({call.name for call in calls}, flags=_CREATING), answer)
     if [call.text for call in went] != [call.text for call in calls[: index + 1]]:
@@ -323,14 +325,15 @@ def fail(hook: Hook, call: Call) -> Outcome:
     def answer(notification: notify.Notification) -> None:
         nonlocal made, process
         process = process or notification.thread
-        made += notification.thread == process
-        if notification.thread == process and made == call.number:
+        counts = notification.thread == process and notification.name == call.name
+        made += counts
+        if counts and made == call.number:
             struck.append(_asked(hook, notification, made))
             notification.fail(getattr(errno, str(call.error)))
         else:
-            notification.go_on()
+            _let(hook, notification)
 
-    outcome = _run(hook, notify.filter_of([call.name]), answer)
+    outcome = _run(hook, notify.filter_of({call.name, *filter(None, [hook.refused])}), answer)
     if [each.text for each in struck] != [call.text]:
         raise DidNotStrikeError(f"{call.error} did not come at {call}, but at {_last(struck)}")
     tried[str(call.error)] = tried.get(str(call.error), 0) + 1
@@ -433,7 +436,7 @@ def _recorded(hook: Hook) -> tuple[Outcome, list[Call], list[Call]]:
             made[thread, name] = made.get((thread, name), 0) + 1
             found = calls if thread == process else others
             found.append(_asked(hook, notification, made[thread, name]))
-        notification.go_on()
+        _let(hook, notification)
 
     return _run(hook, notify.filter_but(_PRIVATE - {"exit_group"}), answer), calls, others
 
@@ -456,6 +459,13 @@ def _run(hook: Hook, filter: warm.Filter, answer: Callable[[notify.Notification]
         return Outcome(status, _decoded(run.stderr))
     finally:
         run.close()
+
+
+def _let(hook: Hook, notification: notify.Notification) -> None:
+    if notification.name == hook.refused:
+        notification.fail(errno.EINVAL)
+    else:
+        notification.go_on()
 
 
 def _server(hook: Hook) -> warm.Server:

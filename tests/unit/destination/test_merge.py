@@ -297,3 +297,45 @@ def test_where_names_cannot_be_exchanged_two_steps_do_the_same(
     assert not stacks.merge()
 
     assert stacks.result() == ["opaque a", "a/file", "opaque b", "b/file", "deleted c"]
+
+
+def test_a_top_that_hides_what_lies_below_hides_the_older_one(stacks: Stacks) -> None:
+    stacks.opaque(stacks.newer)
+    stacks.file(stacks.newer / "both" / "b")
+    stacks.file(stacks.newer / "file")
+    stacks.whiteout(stacks.newer / "gone")
+    for name in ("both/a", "file/a", "gone/a", "other/a"):
+        stacks.file(stacks.older / name)
+
+    assert stacks.merge()
+
+    assert stacks.result() == ["plain both", "both/b", "file"]
+    assert MARKS.attribute in os.listxattr(stacks.older)
+
+
+@pytest.mark.parametrize("directory", ["older", "newer"])
+def test_what_cannot_be_placed_where_names_cannot_be_exchanged_is_put_back(
+    stacks: Stacks, monkeypatch: pytest.MonkeyPatch, directory: str
+) -> None:
+    """Nobody else would know that something was hidden there."""
+
+    def refuse(*_: object) -> None:
+        raise kernel.CannotExchangeError
+
+    rename = os.rename
+
+    def fail(name: str, new: str, **more: int) -> None:
+        if os.path.samestat(os.fstat(more["src_dir_fd"]), stacks.newer.stat()):
+            raise OSError(errno.EIO, "in the middle")
+        rename(name, new, **more)
+
+    stacks.whiteout(stacks.older / "d") if directory == "newer" else stacks.file(stacks.older / "d" / "a")
+    stacks.file(stacks.newer / "d" / "b") if directory == "newer" else stacks.whiteout(stacks.newer / "d")
+    before = stacks.result()
+    monkeypatch.setattr("archive_overlay.system.kernel.exchange", refuse)
+    monkeypatch.setattr(os, "rename", fail)
+
+    with pytest.raises(OSError, match="in the middle"):
+        stacks.merge()
+
+    assert stacks.result() == before

@@ -376,6 +376,24 @@ def test_a_directory_that_is_passed_over_is_never_opened(tmp_path: Path) -> None
     ]
 
 
+def test_a_change_set_that_is_hidden_as_a_whole_is_passed_over(tmp_path: Path) -> None:
+    for name in ("older/directory", "newer/other"):
+        (tmp_path / name).mkdir(parents=True)
+    os.setxattr(tmp_path / "newer", "user.overlay.opaque", b"y")
+    readers = [
+        UpperReader(
+            OverlayMount(upper=str(tmp_path / name), lowers=(), dialect=NATIVE_USERXATTR), Log("panic", [])
+        )
+        for name in ("older", "newer")
+    ]
+
+    try:
+        assert read(compose(readers)) == {**HERE, "other": {}}
+    finally:
+        for reader in readers:
+            reader.close()
+
+
 # A model
 
 
