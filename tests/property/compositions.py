@@ -95,15 +95,21 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
     base = directory / "base"
     base.mkdir()
     containers.run(base, example.base)
+    if flavour.program:
+        stacks.leave_one_name(base)
     mounts: list[OverlayMount] = []
     for number, container in enumerate(example.containers):
         before = [mount.upper for mount in reversed(mounts)] if container.on_top else []
         overlay = _Overlay(flavour, directory / f"container{number}", here, [*map(type(base), before), base])
-        left_alone = stacks.with_several_names(overlay.lowers) if flavour.program else frozenset()
         for operations in stacks.sessions(container.changes):
             if overlay.is_served:
                 overlay.unmount()
-            overlay.change(partial(containers.run, operations=operations, left_alone=left_alone))
+            overlay.change(partial(containers.run, operations=operations))
+        if overlay.is_served:
+            # The next container may have this one below it.
+            overlay.unmount()
+            stacks.leave_one_name(overlay.upper)
+            overlay.change(os.listdir)
         mounts.append(_mount(overlay))
         _merge(overlay, directory)
         if overlay.is_served:
