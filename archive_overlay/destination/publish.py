@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 
@@ -11,7 +12,7 @@ from archive_overlay.destination.apart import keep_apart
 from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.system import kernel, mountinfo
-from archive_overlay.system.open_flags import READ
+from archive_overlay.system.open_flags import READ, READ_DIRECTORY
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from archive_overlay.destination.paths import Paths
     from archive_overlay.log import Log
     from archive_overlay.system.flush import Flush
+    from archive_overlay.system.patience import Patience
 
 _TAKEN_HINT = "if-exists says to fail then"
 _GONE_FOR_A_MOMENT = "its file system cannot exchange two names, so for a moment nothing was there; the old archive had a backup name then"
@@ -35,6 +37,7 @@ class Destination(Record):
         if_exists: one of `methods.IF_EXISTS`.
         mount_point: the path is one, so it cannot be renamed: its contents are merged into it.
         paths: how to get there.
+        patience: how long a merge may wait for others into the same directory; None: not at all.
     """
 
     path: str
@@ -42,6 +45,7 @@ class Destination(Record):
     if_exists: str
     mount_point: bool
     paths: Paths
+    patience: Patience | None = None
 
     def stage(self, flush: Flush, log: Log, file_mode: int | None = None) -> Staging:
         """Give the place beside it (or inside it, if it is a mount point) to make the archive in."""
@@ -76,7 +80,13 @@ class Destination(Record):
 
 
 def judge_destination(
-    archive_to: str, *, makes: str, if_exists: str, upper: str, paths: Paths
+    archive_to: str,
+    *,
+    makes: str,
+    if_exists: str,
+    upper: str,
+    paths: Paths,
+    patience: Patience | None = None,
 ) -> Destination:
     """Refuse all that can be refused before anything is written.
 
@@ -86,6 +96,7 @@ def judge_destination(
         if_exists: one of `methods.IF_EXISTS`.
         upper: the upperdir that is archived.
         paths: where it may be.
+        patience: see `Destination`.
 
     Raises:
         ArchiveError: the destination is of the wrong type, is taken, overlaps with the upperdir, or is not
@@ -97,7 +108,9 @@ def judge_destination(
     keep_apart("archive-to", path, upper)
     found = _status(path)
     if found is None:
-        return Destination(path=path, makes=makes, if_exists=if_exists, mount_point=False, paths=paths)
+        return Destination(
+            path=path, makes=makes, if_exists=if_exists, mount_point=False, paths=paths, patience=patience
+        )
     is_directory = stat.S_ISDIR(found.st_mode)
     empty = is_directory and not os.listdir(path)
     if makes == "directory" and not is_directory:
@@ -112,7 +125,9 @@ def judge_destination(
         raise ArchiveError(
             f"archive-to {path} is a mount point, which cannot be replaced", hint="name something inside it"
         )
-    return Destination(path=path, makes=makes, if_exists=if_exists, mount_point=mount_point, paths=paths)
+    return Destination(
+        path=path, makes=makes, if_exists=if_exists, mount_point=mount_point, paths=paths, patience=patience
+    )
 
 
 def _flush_archive(staging: Staging, destination: Destination, flush: Flush) -> None:
@@ -164,13 +179,43 @@ def _place_once(staging: Staging, destination: Destination, opaque: str) -> None
 
 
 def _merge(staging: Staging, onto: str, destination: Destination, opaque: str) -> None:
-    if not merge.merge(
-        ARCHIVE, staging.directory, onto, staging.parent, merge.OverlayMarks(attribute=opaque)
-    ):
+    lock = os.open(onto, READ_DIRECTORY, dir_fd=staging.parent)
+    try:
+        _wait_for_others(lock, destination, staging.log)
+        in_one_step = merge.merge(
+            ARCHIVE, staging.directory, onto, staging.parent, merge.OverlayMarks(attribute=opaque)
+        )
+    finally:
+        os.close(lock)
+    if not in_one_step:
         staging.log.warning(
             f"archive-to {destination.path}: what changed its type was replaced in two steps, because names cannot be"
             " exchanged on this file system"
         )
+
+
+def _wait_for_others(directory: int, destination: Destination, log: Log) -> None:
+    """Take turns with other runs: what two merges at once come to is not what one after the other comes to.
+
+    Anybody who may read the directory can lock it. So this run goes on when it has waited long enough.
+    """
+    waiting = False
+    while True:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            pass
+        except OSError:
+            return  # this file system has no locks, or none for directories
+        if not waiting:
+            log.info(f"archive-to {destination.path} is locked by another program: waiting for it")
+            waiting = True
+        if destination.patience is None or not destination.patience.nap():
+            log.warning(
+                f"archive-to {destination.path} is still locked by another program; merging into it all the same"
+            )
+            return
 
 
 def _back_up_and_place(staging: Staging, old: os.stat_result) -> None:

@@ -69,7 +69,12 @@ def judge(overlay: OverlayMount, *, keep_in_place: str) -> None:
 def destination(request: Request, *, upper: str, paths: Paths, patience: Patience, log: Log) -> Destination:
     """A directory. See `methods.Writer`."""
     return judge_destination(
-        request.archive_to, makes="directory", if_exists=request.if_exists, upper=upper, paths=paths
+        request.archive_to,
+        makes="directory",
+        if_exists=request.if_exists,
+        upper=upper,
+        paths=paths,
+        patience=patience,
     )
 
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from archive_overlay.methods import METHODS
-from tests.support import faults, hooks, overlays, tools, trees
+from tests.support import faults, hooks, overlays, stacking, tools, trees
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import Callable, TypeVar, Union
+    from typing import Any, Callable, TypeVar, Union
 
     from archive_overlay.methods import Method
 
@@ -127,12 +127,17 @@ class Place:
         namespace: overlays.Namespace,
         change: Callable[[Path], object] = change,
         jobs: int = 1,
+        below: Callable[[Path], object] = below,
+        put_old: Callable[[Path, Method], object] = put_old_archive,
+        refused: str = "",
     ) -> None:
         # Runs of two processes do not go the same way each time; test_two_processes.py is about them.
         self._jobs = ("--jobs", str(jobs))
         self.overlay = overlays.Overlay(overlays.NATIVE, directory, namespace)
         self.overlay.layer(below)
         self.overlay.change(change)
+        self._put_old = put_old
+        self._refused = refused
         self.out = directory / "out"
         self.archive = self.out / "archive"
         self.success = directory / "success"
@@ -166,7 +171,9 @@ class Place:
         )
         bundle = hooks.Bundle(self.overlay.directory, mounts=[self.overlay.spec_mount()], annotations=asked)
         arguments = (*self._jobs, *arguments)
-        return faults.Hook(self._executable, bundle, self.overlay.directory, self.scratch, arguments)
+        return faults.Hook(
+            self._executable, bundle, self.overlay.directory, self.scratch, arguments, self._refused
+        )
 
     def run(self, hook: faults.Hook, *arguments: str) -> hooks.Result:
         """Run the hook with nothing in its way."""
@@ -177,7 +184,7 @@ class Place:
         self.restart_container()
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir()
-        put_old_archive(self.archive, case.method)
+        self._put_old(self.archive, case.method)
         self.success.write_bytes(OLD_MARKER)
 
     def restart_container(self) -> None:
@@ -213,6 +220,7 @@ class Place:
         if case.if_exists == "merge":
             if archive == "neither":
                 wrong += self._half_merged(case)
+            wrong += [f"{path!r} was deleted, and shows" for path in sorted(self.resurrected(case))]
         elif archive not in ("old", "new"):
             wrong.append(f"what is at the destination is {archive}")
         if marker == "new" and archive != "new":
@@ -266,6 +274,22 @@ class Place:
         if self.staging() or archive not in ("old", "new"):
             return None
         return archive, self.marker(), tuple(self.backups(case))
+
+    def names(self, case: Case, which: str) -> set[bytes]:
+        """Give the paths in the "old" or the "new" archive of a case."""
+        view = self._prints[case, which]
+        assert isinstance(view, trees.View)
+        return {*view.entries}
+
+    def resurrected(self, case: Case) -> set[bytes]:
+        """Give the paths that show over what lay below the container, and neither with the old archive nor the new one."""
+        lower = trees.view(self.overlay.lowers[0])
+        old, new = (self._prints[case, which] for which in ("old", "new"))
+        views = [old, new, fingerprint(self.archive)]
+        before, after, now = (
+            stacking.shown([view, lower]) if isinstance(view, trees.View) else set() for view in views
+        )
+        return now - before - after
 
     def staging(self) -> list[str]:
         """Give the names of staging directories."""
@@ -401,9 +425,7 @@ def places(executable: Path) -> Iterator[Places]:
     yield from make_places(executable)
 
 
-def make_places(
-    executable: Path, change: Callable[[Path], object] = change, jobs: int = 1
-) -> Iterator[Places]:
+def make_places(executable: Path, **what: Any) -> Iterator[Places]:
     """Make places, and remove them afterwards. See `Place`."""
     tools.need_root()
     tools.need("setfacl", "unshare")
@@ -416,7 +438,7 @@ def make_places(
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     for _ in range(max(1, (os.cpu_count() or 1) // workers)):
         directory = overlays.new_directory("archive_overlay-crash-", usable[0])
-        made.append(Place(executable, directory, namespace, change, jobs))
+        made.append(Place(executable, directory, namespace, **what))
     places = Places(made)
     yield places
     places.close()

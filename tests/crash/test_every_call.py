@@ -36,6 +36,15 @@ def test_only_the_first_thread_changes_anything(place: Place, case: Case) -> Non
 
 @each_case
 def test_a_kill_at_any_call_loses_nothing(places: Places, case: Case) -> None:
+    kill_at_each(places, case)
+
+
+def kill_at_each(places: Places, case: Case, *, since: str = "") -> None:
+    """Kill a run at each call that changes something.
+
+    Args:
+        since: the name of the call with which it begins; "": from the first one on.
+    """
     calls = recorded(places, case, faults.changing_calls)
     settled = Settled(case)
 
@@ -45,11 +54,16 @@ def test_a_kill_at_any_call_loses_nothing(places: Places, case: Case) -> None:
         wrong = place.judge(case) if outcome.status == -signal.SIGKILL else [f"it ended with {outcome}"]
         return [f"killed at {calls[index]}: {each}" for each in [*wrong, *settled.run_again(place)]]
 
-    expect_nothing_wrong(places.each(kill, range(len(calls))), len(calls))
+    expect_nothing_wrong(places.each(kill, range(first(calls, since), len(calls))), len(calls))
 
 
 @each_case
 def test_a_failure_of_any_call_loses_nothing(places: Places, case: Case) -> None:
+    fail_each(places, case)
+
+
+def fail_each(places: Places, case: Case, *, since: str = "") -> None:
+    """Let each call of a run fail. See `kill_at_each`."""
     calls = recorded(places, case, faults.failing_calls)
     settled = Settled(case)
 
@@ -75,11 +89,16 @@ def test_a_failure_of_any_call_loses_nothing(places: Places, case: Case) -> None
         wrong += outcome.strange_lines()
         return [f"{call.error} at {call}: {each}" for each in [*wrong, *settled.run_again(place)]]
 
-    expect_nothing_wrong(places.each(fail, calls), len(calls))
+    expect_nothing_wrong(places.each(fail, calls[first(calls, since) :]), len(calls))
 
 
 @each_case
 def test_a_signal_at_any_call_leaves_no_debris(places: Places, case: Case) -> None:
+    interrupt_at_each(places, case)
+
+
+def interrupt_at_each(places: Places, case: Case, *, since: str = "") -> None:
+    """Have a run asked to end at each call that changes something. See `kill_at_each`."""
     calls = recorded(places, case, faults.changing_calls)[:-1]
     settled = Settled(case)
 
@@ -97,7 +116,12 @@ def test_a_signal_at_any_call_leaves_no_debris(places: Places, case: Case) -> No
         wrong += outcome.strange_lines()
         return [f"{number.name} at {calls[index]}: {each}" for each in [*wrong, *settled.run_again(place)]]
 
-    expect_nothing_wrong(places.each(interrupt, range(len(calls))), len(calls))
+    expect_nothing_wrong(places.each(interrupt, range(first(calls, since), len(calls))), len(calls))
+
+
+def first(calls: list[faults.Call], name: str) -> int:
+    """Give the index of the first call of a name; 0 for ""."""
+    return next(index for index, call in enumerate(calls) if call.name == name) if name else 0
 
 
 def recorded(

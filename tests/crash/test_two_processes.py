@@ -33,7 +33,7 @@ def change_much(root: Path) -> None:
 @pytest.fixture(scope="module")
 def large(executable: Path) -> Iterator[Places]:
     """Give places with a change set that two processes save."""
-    yield from make_places(executable, change_much, jobs=2)
+    yield from make_places(executable, change=change_much, jobs=2)
 
 
 def survivors(place: Place, case: Case, outcome: faults.Outcome, status: int) -> list[str]:

@@ -21,7 +21,7 @@ from archive_overlay.overlay.mount import OverlayMount
 from archive_overlay.overlay.upper import UpperReader
 from archive_overlay.system.flush import Never
 from tests.property import containers, stacks
-from tests.support import hooks, overlays, trees
+from tests.support import hooks, overlays, stacking, trees
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -129,6 +129,9 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
     stacked = views.of([*layers, str(base)], reader).linked_among(names)
     shown = views.of([str(together), str(base)], flavour.standing_alone).linked_among(names)
     yield from (f"composed: {fault}" for fault in trees.differences(stacked, shown))
+
+    if shown.entries.keys() != stacking.shown([trees.view(together), trees.view(base)]):
+        yield "the model of tests/support/stacking.py shows something else"
 
     expected = _essential(together)
     yield from _otherwise("merged in place", expected, directory / "merged")
@@ -239,24 +242,21 @@ def _changes(source: Source) -> Iterator[Change]:
 def _essential(archive: Path) -> trees.View:
     """Give an archive without marks that mean nothing, because a directory further up hides all that lies below."""
     seen = trees.view(archive)
-    opaque = {path for path, entry in seen.entries.items() if _opaque(entry)}
+    opaque = {path for path, entry in seen.entries.items() if stacking.is_opaque(entry)}
     entries = {
-        path: _without_mark(entry) if _opaque(entry) and not opaque.isdisjoint(_above(path)) else entry
+        path: _without_mark(entry)
+        if stacking.is_opaque(entry) and not opaque.isdisjoint(_above(path))
+        else entry
         for path, entry in seen.entries.items()
     }
     return trees.View(entries, seen.links)
 
 
-def _opaque(entry: trees.Entry) -> bool:
-    return any(_is_mark(pair) for pair in entry.attributes)
-
-
-def _is_mark(pair: tuple[str, bytes]) -> bool:
-    return pair[0] in ("trusted.overlay.opaque", "user.overlay.opaque") and pair[1] == b"y"
-
-
 def _without_mark(entry: trees.Entry) -> trees.Entry:
-    return replace(entry, attributes=tuple(pair for pair in entry.attributes if not _is_mark(pair)))
+    return replace(
+        entry,
+        attributes=tuple(pair for pair in entry.attributes if pair[0] not in stacking.OPAQUE_ATTRIBUTES),
+    )
 
 
 def _above(path: bytes) -> list[bytes]:

@@ -6,31 +6,25 @@ seed to see it again. `make soak` tries on.
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, core, given, seed, settings, strategies
+from hypothesis import HealthCheck, given, seed, settings, strategies
 
 from tests.property import containers
-from tests.property.conftest import SOAKING
+from tests.property.conftest import SEED
 from tests.property.stacks import STACKS, Example, faults_of
 from tests.support import overlays
 
 if TYPE_CHECKING:
     from typing import Callable
 
-# Everybody's examples are the same, so that a change is judged and not its luck. `make soak` finds what nobody has
-# seen: it takes others each time, and a failure names the seed for --hypothesis-seed.
-_seed = core.global_force_seed
-if _seed is None:
-    _seed = random.randrange(2**32) if SOAKING else 3000
 _lowers = strategies.lists(strategies.tuples(strategies.integers(0, 2), containers.changes), max_size=3)
 
 
 @pytest.mark.parametrize("name", STACKS)
-@seed(_seed)
+@seed(SEED)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(base=containers.base, lowers=_lowers, changes=containers.changes, tar=strategies.integers(0, 2))
 def test_archives_stack_again_to_what_the_container_left(
@@ -47,4 +41,4 @@ def test_archives_stack_again_to_what_the_container_left(
 
     faults = faults_of(Example(name, base, lowers, changes, tar), namespace(flavour.rootless), scratch)
 
-    assert not faults, "\n".join([*faults, f"again: pytest --hypothesis-seed={_seed}"])
+    assert not faults, "\n".join([*faults, f"again: pytest --hypothesis-seed={SEED}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -15,6 +16,7 @@ from archive_overlay.destination.publish import judge_destination
 from archive_overlay.errors import ArchiveError
 from archive_overlay.log import Log
 from archive_overlay.system import kernel
+from archive_overlay.system.patience import Patience
 from tests.support.flushing import Flushed, open_files
 
 if TYPE_CHECKING:
@@ -434,3 +436,74 @@ def test_an_archive_is_private_until_it_is_published(stop: Stop) -> None:
     destination = stop.judge("directory", "replace")
     with destination.stage(stop.flushed, Log("info", [])) as staging:
         assert stat.S_IMODE(os.fstat(staging.directory).st_mode) == 0o700
+
+
+# Merging at once
+
+
+class Turns(Patience):
+    """Somebody else's lock, and how long this run waits for it.
+
+    Args:
+        directory: what is locked.
+        after: the lock goes after so many naps.
+        naps: how many there are.
+    """
+
+    def __init__(self, directory: Path, *, after: int, naps: int) -> None:
+        self.left_over = naps
+        self._after = after
+        self._lock = os.open(directory, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def nap(self) -> bool:
+        self._after -= 1
+        self.left_over -= 1
+        if self._after == 0:
+            os.close(self._lock)
+        return self.left_over >= 0
+
+
+class Kept:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def write(self, level: str, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.mark.parametrize(
+    ("naps", "left_over", "said"),
+    [(9, 6, ["waiting for it"]), (2, -1, ["waiting for it", "merging into it all the same"])],
+    ids=["it-goes", "it-stays"],
+)
+def test_a_merge_waits_for_another_one_but_not_for_ever(
+    stop: Stop, naps: int, left_over: int, said: list[str]
+) -> None:
+    put(stop.archive, "directory", "old")
+    patience = Turns(stop.archive, after=3, naps=naps)
+    sink = Kept()
+    destination = stop.judge("directory", "merge").replace(patience=patience)
+
+    with destination.stage(stop.flushed, Log("info", [sink])) as staging:
+        put(Path(f"/proc/self/fd/{staging.directory}/archive"), "directory", "new")
+        destination.publish(staging, "user.overlay.opaque")
+
+    assert stop.found() == {"archive": "new old"}
+    assert patience.left_over == left_over
+    assert [line.rpartition(": ")[2].rpartition("; ")[2] for line in sink.lines] == said
+
+
+def test_a_merge_does_without_locks_where_there_are_none(stop: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, "not for directories")
+
+    put(stop.archive, "directory", "old")
+    destination = stop.judge("directory", "merge")
+    with destination.stage(stop.flushed, Log("info", [])) as staging:
+        put(Path(f"/proc/self/fd/{staging.directory}/archive"), "directory", "new")
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        destination.publish(staging, "user.overlay.opaque")
+        monkeypatch.undo()
+
+    assert stop.found() == {"archive": "new old"}

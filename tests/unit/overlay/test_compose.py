@@ -285,7 +285,7 @@ def test_files_of_several_sources_have_numbers_of_their_own() -> None:
             numbers.setdefault(change.shared, set()).add(change.name)
 
     assert sorted(map(sorted, numbers.values())) == sorted(
-        [f"{one}{layer}", f"{other}{layer}"] for layer in range(5) for one, other in ("ab", "cd")
+        [f"{one}{layer}", f"{other}{layer}"] for layer in range(5) for one, other in (("a", "b"), ("c", "d"))
     )
 
 
@@ -411,7 +411,7 @@ def some_tree(chance: random.Random, *, depth: int = 0) -> Tree:
 
 def shown(*layers: Tree | int | None) -> Any:
     """Give what layers show, the topmost first: files by their number, nothing as None."""
-    visible = []
+    visible: list[Tree] = []
     for layer in layers:
         if not isinstance(layer, dict):
             return layer if not visible else _merged(visible)
