@@ -6,7 +6,7 @@ that are its own, and what it says of the options itself is believed:
     BUNDLE/overlay/NUMBER/{merge,upper,work}    podman's image mounts and volumes; the mount point is `merge`
     STORE/overlay/LAYER/{merged,diff,work}      a container's root file system; see `overlay/store`
 
-Source: containers/common, pkg/overlay; podman 4.3 and 5.4; fuse-overlayfs 1.10 and 1.14, as measured.
+Source: containers/common, pkg/overlay; podman 4.3 and 5.4; fuse-overlayfs 1.10, as measured.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""The mount options of an overlay, by each of the sources that has them, each with its own escapes.
 
 A backslash, where it escapes anything, stands for the byte after it. In an overlay's options it does so in some values
-and not in others. Tried with Linux 6.18 and fuse-overlayfs 1.10 and 1.14, name by name:
+and not in others. Tried with Linux 6.18 and fuse-overlayfs 1.10 and 1.13-dev, name by name:
 
 source                        options are separated by   upperdir   lowerdir             lowerdir+, datadir+
 ----------------------------  -------------------------  ---------  -------------------  -------------------
