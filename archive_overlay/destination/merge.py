@@ -10,6 +10,7 @@ a killed run has left, composing the newer one with that comes to the same as be
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
     class Marks(Protocol):
         """How a tree says what is deleted, and which directories hide what lies below."""
 
-        def is_whiteout(self, status: os.stat_result) -> bool:
-            """Say whether an entry deletes its name.
+        def is_whiteout(self, name: str, directory: int, status: os.stat_result) -> bool:
+            """Say whether an entry deletes its name. It is never a regular file.
 
             Args:
+                name: of the entry.
+                directory: file descriptor of the directory that it is in.
                 status: of the entry itself.
             """
 
@@ -62,7 +65,7 @@ class OverlayMarks(Record):
 
     attribute: str
 
-    def is_whiteout(self, status: os.stat_result) -> bool:
+    def is_whiteout(self, name: str, directory: int, status: os.stat_result) -> bool:
         """See `Marks`."""
         return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
@@ -81,7 +84,9 @@ class OverlayMarks(Record):
         os.setxattr(f"/proc/self/fd/{directory}/{name}", self.attribute, b"y", follow_symlinks=False)
 
 
-def merge(name: str, directory: int, onto: str, onto_directory: int, marks: Marks) -> bool:
+def merge(
+    name: str, directory: int, onto: str, onto_directory: int, marks: Marks, *, covered: bool = False
+) -> bool:
     """Stack the contents of one directory on another, and give that the first one's metadata.
 
     Args:
@@ -90,10 +95,11 @@ def merge(name: str, directory: int, onto: str, onto_directory: int, marks: Mark
         onto: the older one, on the same file system.
         onto_directory: file descriptor of the directory that one is in.
         marks: what both have.
+        covered: nothing lies below the older one, so whiteouts are carried out, and no mark is left.
 
     Returns:
-        Whether each name was replaced in one step. If not, names could not be exchanged here, and for a moment nothing
-        was at one of them.
+        Whether each name was replaced in one step. If not, names could not be exchanged or directories not renamed here,
+        and for a moment nothing was at one of them, or a part of it.
 
     Raises:
         OSError: an entry could not be placed; it and those that come later are as they were.
@@ -102,7 +108,7 @@ def merge(name: str, directory: int, onto: str, onto_directory: int, marks: Mark
     try:
         target = Descent(os.open(onto, READ_DIRECTORY, dir_fd=onto_directory))
         try:
-            return _Merge(source, target, directory, marks).run()
+            return _Merge(source, target, directory, marks).run(covered=covered)
         finally:
             target.close()
     finally:
@@ -121,10 +127,10 @@ class _Level:
 
     __slots__ = ("covered", "kept", "names", "status")
 
-    def __init__(self, source: int, kept: tuple[str, ...], *, covered: bool) -> None:
+    def __init__(self, source: int, status: os.stat_result, kept: tuple[str, ...], *, covered: bool) -> None:
         self.names = os.listdir(source)
         self.names.sort(reverse=True)
-        self.status = os.fstat(source)
+        self.status = status
         self.kept = kept
         self.covered = covered or bool(kept)
 
@@ -139,12 +145,13 @@ class _Merge:
         # The newer one hides all that the older one has. The top cannot be exchanged, so its entries are.
         self._hides = bool(marks.opaque(".", source.fd))
 
-    def run(self) -> bool:
+    def run(self, *, covered: bool) -> bool:
         """Do it. See `merge`."""
         source, target = self._source, self._target
-        if self._hides:
+        if self._hides and not covered:
             self._marks.make_opaque(".", target.fd)
-        levels = [_Level(source.fd, self._marks.opaque(".", target.fd), covered=False)]
+        top_opaque = self._marks.opaque(".", target.fd)
+        levels = [_Level(source.fd, os.fstat(source.fd), top_opaque, covered=covered)]
         names = {*levels[0].names}
         while True:
             level = levels[-1]
@@ -152,9 +159,11 @@ class _Merge:
                 name = level.names.pop()
                 if self._place(name, covered=level.covered):
                     kept = self._marks.opaque(name, target.fd)
-                    source.enter(name)
-                    target.enter(name)
-                    levels.append(_Level(source.fd, kept, covered=level.covered))
+                    status = os.lstat(name, dir_fd=source.fd)
+                    for directory in (source, target):
+                        _open_up(name, directory.fd)
+                        directory.enter(name)
+                    levels.append(_Level(source.fd, status, kept, covered=level.covered))
                 continue
             levels.pop()
             if not levels:
@@ -179,7 +188,7 @@ class _Merge:
         for name in os.listdir(target):
             if name not in names and not os.path.samestat(os.lstat(name, dir_fd=target), staging):
                 remove(_ASIDE, self._staging)
-                os.rename(name, _ASIDE, src_dir_fd=target, dst_dir_fd=self._staging)
+                self._take_away(name, _ASIDE, self._staging)
 
     def _place(self, name: str, *, covered: bool) -> bool:
         """Put an entry in its place, and say whether it is a directory that must be merged instead."""
@@ -197,21 +206,24 @@ class _Merge:
         if result is compose.NOTHING:
             os.unlink(name, dir_fd=source)
             if found is not None:
-                os.rename(name, name, src_dir_fd=target, dst_dir_fd=source)
+                self._take_away(name, name, source)
             return False
         if result is compose.NEWER_OPAQUE:
             self._marks.make_opaque(name, source)
-        if newer is compose.PLAIN and (covered or result is compose.NEWER_OPAQUE):
+        if stat.S_ISDIR(status.st_mode) and (covered or result is compose.NEWER_OPAQUE):
             self._remove_whiteouts(name)
+        closed = _open_up(name, source) if stat.S_ISDIR(status.st_mode) else None
         # rename(2) replaces what is no directory, and nothing but that.
         if found is None or not (stat.S_ISDIR(found.st_mode) or stat.S_ISDIR(status.st_mode)):
             os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
         else:
             self._exchange(name)
+        if closed is not None:
+            os.chmod(name, closed, dir_fd=target)
         return False
 
     def _kind(self, name: str, status: os.stat_result) -> str:
-        if self._marks.is_whiteout(status):
+        if self._marks.is_whiteout(name, self._source.fd, status):
             return compose.DELETED
         kind = _kind(status)
         if kind is compose.PLAIN and self._marks.opaque(name, self._source.fd):
@@ -219,31 +231,53 @@ class _Merge:
         return kind
 
     def _exchange(self, name: str) -> None:
+        _open_up(name, self._target.fd)
         try:
             kernel.exchange(name, self._source.fd, name, self._target.fd)
         except kernel.CannotExchangeError:
             self._in_one_step = False
             remove(_ASIDE, self._staging)
             with signals.HeldOff():
-                os.rename(name, _ASIDE, src_dir_fd=self._target.fd, dst_dir_fd=self._staging)
+                taken = self._take_away(name, _ASIDE, self._staging)
                 try:
                     os.rename(name, name, src_dir_fd=self._source.fd, dst_dir_fd=self._target.fd)
                 except OSError:
-                    # Without it nobody would know that it hid what lies below.
-                    os.rename(_ASIDE, name, src_dir_fd=self._staging, dst_dir_fd=self._target.fd)
+                    if taken:
+                        # Without it nobody would know that it hid what lies below.
+                        os.rename(_ASIDE, name, src_dir_fd=self._staging, dst_dir_fd=self._target.fd)
                     raise
+
+    def _take_away(self, name: str, new_name: str, directory: int) -> bool:
+        """Move what the older one has at a name into staging; False: it had to be removed instead."""
+        _open_up(name, self._target.fd)
+        try:
+            os.rename(name, new_name, src_dir_fd=self._target.fd, dst_dir_fd=directory)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # An overlay does not rename a directory that a lower layer of it has.
+            self._in_one_step = False
+            remove(name, self._target.fd)
+            return False
+        return True
 
     def _remove_whiteouts(self, name: str) -> None:
         """Remove the whiteouts below a directory that is going to hide what lies below: listings would show them."""
+        modes = [_open_up(name, self._source.fd)]
         descent = Descent(os.open(name, READ_DIRECTORY, dir_fd=self._source.fd))
         try:
             pending = [self._remove_whiteouts_here(descent.fd)]
             while pending:
                 if pending[-1]:
-                    descent.enter(pending[-1].pop())
+                    inner = pending[-1].pop()
+                    modes.append(_open_up(inner, descent.fd))
+                    descent.enter(inner)
                     pending.append(self._remove_whiteouts_here(descent.fd))
                     continue
                 pending.pop()
+                mode = modes.pop()
+                if mode is not None:
+                    os.chmod(descent.fd, mode)
                 if pending:
                     os.close(descent.leave())
         finally:
@@ -259,13 +293,28 @@ class _Merge:
                 if entry.is_dir(follow_symlinks=False):
                     directories.append(entry.name)
                 elif not entry.is_file(follow_symlinks=False) and self._marks.is_whiteout(
-                    entry.stat(follow_symlinks=False)
+                    entry.name, directory, entry.stat(follow_symlinks=False)
                 ):
                     os.unlink(entry.name, dir_fd=directory)
                     removed = True
         if removed:
             os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
         return directories
+
+
+def _open_up(name: str, directory: int) -> int | None:
+    """Let this user change what is in a directory, and its place: root may anyway.
+
+    Returns:
+        The mode that it had; None: it is what it was.
+    """
+    if os.geteuid() == 0:
+        return None
+    mode = os.lstat(name, dir_fd=directory).st_mode
+    if not stat.S_ISDIR(mode) or mode & stat.S_IRWXU == stat.S_IRWXU:
+        return None
+    os.chmod(name, stat.S_IMODE(mode) | stat.S_IRWXU, dir_fd=directory)
+    return stat.S_IMODE(mode)
 
 
 def _kind(status: os.stat_result) -> str:

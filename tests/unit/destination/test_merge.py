@@ -196,7 +196,7 @@ class Stacks:
         for path in sorted(self.older.rglob("*")):
             name = str(path.relative_to(self.older))
             status = path.lstat()
-            if MARKS.is_whiteout(status):
+            if MARKS.is_whiteout(path.name, -1, status):
                 name = f"deleted {name}"
             elif stat.S_ISDIR(status.st_mode):
                 opaque = MARKS.attribute in os.listxattr(path)
