@@ -38,18 +38,31 @@ def run(options: argparse.Namespace, log: Log) -> None:
     Raises:
         ArchiveError: there is no such change set, or it cannot be read.
     """
-    output = Output()
     with open_archive(options.what, log, kind=options.kind, marks=options.marks) as archive:
-        found = archive.changes()
-        # The top is in every change set, as a directory.
-        shown = (change for change in found if change.name or change.opaque or change.kind is not DIRECTORY)
-        if options.stat:
-            _write_totals(shown, output, options)
-        elif options.json:
-            _write_json(shown, output)
-        else:
-            for change in shown:
-                output.line(_text(change, terminal=output.terminal, human=options.human))
+        show(archive.changes(), options)
+
+
+def show(changes: Iterable[Change], options: argparse.Namespace) -> None:
+    """Write changes to standard output.
+
+    Args:
+        changes: in any order.
+        options: `stat`, `json`, `human`.
+
+    Raises:
+        ArchiveError: they cannot be read or written.
+        BrokenPipeError: nobody reads the output any more.
+    """
+    output = Output()
+    # The top is in every change set, as a directory.
+    shown = (change for change in changes if change.name or change.opaque or change.kind is not DIRECTORY)
+    if options.stat:
+        _write_totals(shown, output, options)
+    elif options.json:
+        _write_json(shown, output)
+    else:
+        for change in shown:
+            output.line(_text(change, terminal=output.terminal, human=options.human))
     output.flush()
 
 

@@ -132,9 +132,9 @@ class Staging:
             self._said.add(why)
             self.log.warning(f"{self.path}: {why}")
 
-    def keep_times(self) -> None:
-        """Let the directory that staging is in have the times that it has now, when staging is gone."""
-        status = os.fstat(self.parent)
+    def keep_times(self, status: os.stat_result | None = None) -> None:
+        """Let the directory that staging is in have these times when staging is gone; None: those that it has now."""
+        status = status or os.fstat(self.parent)
         self._times = status.st_atime_ns, status.st_mtime_ns
 
     @property

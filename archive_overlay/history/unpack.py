@@ -35,7 +35,17 @@ from archive_overlay.tar.changes import split_link, split_path, whiteout_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from archive_overlay.tar.reader import Entry, TarReader
+    from collections.abc import Iterator
+    from typing import Protocol
+
+    from archive_overlay.tar.reader import Entry
+
+    class Entries(Protocol):
+        """What `TarReader` has: entries that are read once, and the data of the present one."""
+
+        def entries(self) -> Iterator[Entry]: ...
+        def whole_data(self) -> bytes | None: ...
+        def data(self) -> Iterator[tuple[int, bytes]]: ...
 
 
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
@@ -47,14 +57,17 @@ _AT_ONCE = 128 * 1024
 _MOST_FOLLOWED = 256
 _ZERO_BLOCK = 64 * 1024
 _ZEROS = bytes(_ZERO_BLOCK)
+# The type of a socket: tars have none, but a change set that is a directory has.
+SOCKET = b"socket"
 _TYPES = {
     headers.FIFO: stat.S_IFIFO,
     headers.CHARACTER_DEVICE: stat.S_IFCHR,
     headers.BLOCK_DEVICE: stat.S_IFBLK,
+    SOCKET: stat.S_IFSOCK,
 }
 # Somebody may use the directory as a layer of an overlay, which would act on these. Escaped ones, of an overlay within an
 # overlay, are among them: they mean something as soon as there is such another one.
-_OVERLAY_ATTRIBUTES = (TRUSTED, USER, FUSE_USER, FUSE_SECURITY, ENGINE_OWNER)
+OVERLAY_ATTRIBUTES = (TRUSTED, USER, FUSE_USER, FUSE_SECURITY, ENGINE_OWNER)
 # In a directory, what is made in it inherits these.
 _DEFAULT_ACL = "system.posix_acl_default"
 # Both kinds may come in the way of making something in the directory, so it gets them when it is left.
@@ -70,13 +83,15 @@ class Unpacker:
 
     Args:
         top: file descriptor of the directory, which is empty and nobody else's. The caller keeps it.
+        whiteout_names: whether names that begin with .wh. stand for deletions, as in layers.
 
     Attributes:
         missing: what could not be given to entries.
     """
 
-    def __init__(self, top: int) -> None:
+    def __init__(self, top: int, *, whiteout_names: bool = True) -> None:
         self.missing = Missing()
+        self._whiteout_names = whiteout_names
         self._top = top
         made = os.fstat(top)
         self._made_as = made.st_uid, made.st_gid
@@ -87,7 +102,7 @@ class Unpacker:
         self._frames[0].mode = 0o755
         self._acl_bytes = 0
 
-    def hide(self, tar: TarReader) -> None:
+    def hide(self, tar: Entries) -> None:
         """Remove what a layer hides of those before it: what it deletes, and what it has a directory instead of.
 
         Raises:
@@ -104,7 +119,7 @@ class Unpacker:
                 fail(f"cannot do what {brief(entry.name)} says", error)
         self._go_to([])
 
-    def apply(self, tar: TarReader) -> None:
+    def apply(self, tar: Entries) -> None:
         """Make a layer's entries, on top of what is left of the layers before it.
 
         Raises:
@@ -135,7 +150,7 @@ class Unpacker:
         os.umask(self._mask)
         self._descent.close()
 
-    def _apply(self, entry: Entry, parts: list[str], tar: TarReader) -> None:
+    def _apply(self, entry: Entry, parts: list[str], tar: Entries) -> None:
         if not parts:
             if entry.type != headers.DIRECTORY:
                 raise ArchiveError("the image's root is no directory")
@@ -143,7 +158,7 @@ class Unpacker:
             self._describe(entry)
             return
         name = parts.pop()
-        if name.startswith(WHITEOUT_PREFIX):
+        if self._is_mark(name):
             self._go_to_marked(parts)  # what it says has been done
             return
         self._go_to(parts)
@@ -160,7 +175,10 @@ class Unpacker:
                     return
                 remove(name, self._descent.fd)
 
-    def _make(self, entry: Entry, name: str, tar: TarReader) -> None:
+    def _is_mark(self, name: str) -> bool:
+        return self._whiteout_names and name.startswith(WHITEOUT_PREFIX)
+
+    def _make(self, entry: Entry, name: str, tar: Entries) -> None:
         here = self._descent.fd
         if entry.type == headers.REGULAR:
             self._make_file(entry, name, tar)
@@ -188,7 +206,7 @@ class Unpacker:
             self._give_special(entry, name)
             os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=here, follow_symlinks=False)
 
-    def _make_file(self, entry: Entry, name: str, tar: TarReader) -> None:
+    def _make_file(self, entry: Entry, name: str, tar: Entries) -> None:
         # A set-user-ID bit must not be there before its owner is, and an ACL has a mode of its own.
         plain = entry.mode < _SPECIAL_BITS and not entry.attributes
         fd = os.open(name, CREATE, entry.mode if plain else _PRIVATE, dir_fd=self._descent.fd)
@@ -285,7 +303,7 @@ class Unpacker:
     def _give_attribute(self, file: int | str, name: str, value: bytes, path: str) -> None:
         if name == SELINUX_LABEL:
             return
-        if name.startswith(_OVERLAY_ATTRIBUTES):
+        if name.startswith(OVERLAY_ATTRIBUTES):
             self.missing.note_mark(f"the attribute {name}", path)
             return
         try:
@@ -337,7 +355,7 @@ class Unpacker:
         common = self._leave_to(parts)
         for number in range(common, len(parts)):
             part = parts[number]
-            if part.startswith(WHITEOUT_PREFIX):
+            if self._is_mark(part):
                 raise self._marked_directory(part)
             try:
                 self._enter(part)
@@ -387,7 +405,7 @@ class Unpacker:
         followed = 0
         while pending:
             part, make = pending.pop()
-            if part.startswith(WHITEOUT_PREFIX):
+            if self._is_mark(part):
                 raise self._marked_directory(part)
             if part == "..":
                 if len(self._frames) > 1:
