@@ -285,6 +285,21 @@ def _read(name: str, process: int) -> bytes:
 
 
 def _options_for(arguments: Sequence[str], mount_point: str) -> tuple[str, ...] | None:
+    options, where = arguments_of(arguments)
+    if not where or mount_point not in (os.path.normpath(where), os.path.realpath(where)):
+        return None
+    return options
+
+
+def arguments_of(arguments: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """Read a command line of fuse-overlayfs.
+
+    Args:
+        arguments: without the program's name.
+
+    Returns:
+        The mount options, and the mount point; "" if there is none.
+    """
     options: list[str] = []
     where = ""
     rest = iter(arguments)
@@ -295,6 +310,4 @@ def _options_for(arguments: Sequence[str], mount_point: str) -> tuple[str, ...] 
             options.append(argument[2:])
         elif not argument.startswith("-"):
             where = argument
-    if not where or mount_point not in (os.path.normpath(where), os.path.realpath(where)):
-        return None
-    return tuple(options)
+    return tuple(options), where

@@ -83,8 +83,7 @@ def from_command_line(options: Sequence[str], origin: str) -> OverlayMount:
     Raises:
         ArchiveError: there is no upperdir in them.
     """
-    separated = [option for group in options for option in _separated_by_libfuse(group)]
-    return _overlay(_keys_and_values(separated), dialect.FUSE_OVERLAYFS, origin)
+    return _overlay(_keys_and_values(_separated(options)), dialect.FUSE_OVERLAYFS, origin)
 
 
 def upperdirs(options: Sequence[str]) -> list[str]:
@@ -97,6 +96,42 @@ def upperdirs(options: Sequence[str]) -> list[str]:
     escaped = _unescaped(shown)
     readings = [escaped] if escaped == shown else [escaped, shown]
     return [reading for reading in readings if reading]
+
+
+def layers_of_mount_table(options: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Give all directories that an overlay in the mount table may have, in each reading.
+
+    Args:
+        options: see `from_mount_table`.
+
+    Yields:
+        What each is, "lowerdir", "upperdir" or "workdir", and its path.
+    """
+    for key, value in _keys_and_values(options):
+        if key in ("upperdir", "workdir"):
+            yield from ((key, path) for path in sorted({value, _unescaped(value)}))
+        elif key == "lowerdir":
+            for group in _lowerdirs(value):
+                yield from (("lowerdir", path) for path in group)
+        elif key in ("lowerdir+", "datadir+"):
+            yield "lowerdir", value
+
+
+def layers_of_command_line(options: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Give all directories of an overlay that is served in user space, as `layers_of_mount_table` does.
+
+    Args:
+        options: see `from_command_line`.
+    """
+    for key, value in _keys_and_values(_separated(options)):
+        if key in ("upperdir", "workdir"):
+            yield key, value
+        elif key == "lowerdir":
+            yield from (("lowerdir", path) for path in value.split(":"))
+
+
+def _separated(groups: Sequence[str]) -> list[str]:
+    return [option for group in groups for option in _separated_by_libfuse(group)]
 
 
 def _overlay(

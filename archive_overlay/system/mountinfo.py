@@ -44,6 +44,7 @@ class MountedFilesystem(Record):
         type: "overlay", "fuse.fuse-overlayfs", "ext4", ...
         device: number of the file system, as in `st_dev`.
         options: the file system's own options, with the kernel's octal escapes undone.
+        number: the mount's id.
     """
 
     mount_point: str
@@ -51,6 +52,7 @@ class MountedFilesystem(Record):
     type: str
     device: int
     options: tuple[str, ...]
+    number: int = 0
 
 
 class MountTable:
@@ -74,6 +76,7 @@ class MountTable:
                 device=os.makedev(int(major), int(minor)),
                 # Commas inside a value are escaped, so the bare ones separate.
                 options=tuple(_decoded(option) for option in fields[separator + 3].split(b",")),
+                number=int(fields[0]),
             )
             self._all.append(mounted)
             self._at[mounted.mount_point] = mounted  # the last one covers the others
@@ -93,6 +96,28 @@ class MountTable:
             path: absolute; no symbolic link in it is followed.
         """
         return self._at.get(path)
+
+    def numbered(self, number: int) -> MountedFilesystem | None:
+        """Give the mount with an id; None: there is none in this namespace."""
+        return next((mounted for mounted in self._all if mounted.number == number), None)
+
+    def below(self, path: str) -> list[str]:
+        """Give the mount points below a directory.
+
+        Args:
+            path: absolute, without symbolic links.
+        """
+        return [mount_point for mount_point in self._at if mount_point.startswith(path.rstrip("/") + "/")]
+
+    def is_served_by_a_program(self, path: str) -> bool:
+        """Say whether what is mounted where a path leads through, nearest to its end, is a FUSE program's.
+
+        Args:
+            path: absolute; no symbolic link in it is followed.
+        """
+        while path not in self._at and path != "/":
+            path = os.path.dirname(path)
+        return path in self._at and self._at[path].type.partition(".")[0] == "fuse"
 
     def of_type(self, type: str) -> list[MountedFilesystem]:
         """Give all mounts of a type, covered ones too."""
