@@ -294,23 +294,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     )
     _add_form(command)
     command.add_argument("--stat", action="store_true", help="show totals only")
-    command.add_argument(
-        "--as",
-        dest="kind",
-        choices=("layout", "directory", "tar"),
-        help=(
-            "what WHAT is. Needed for a directory with the files of an image layout in it, which a container can make,"
-            " and where a path looks like LAYOUT:TAG"
-        ),
-    )
-    command.add_argument(
-        "--marks",
-        choices=("trusted", "user", "fuse", "oci"),
-        help=(
-            "how deletions and opaque directories are marked: 0:0 devices and trusted.overlay.opaque, or"
-            " user.overlay.opaque, as fuse-overlayfs does it, or by .wh. names (default: as the tar says, or as it looks)"
-        ),
-    )
+    _add_kind(command, "WHAT")
 
     command = add(
         "extract",
@@ -334,6 +318,46 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         dest="fsync",
         action="store_false",
         help="do not wait until the directory is on disk",
+    )
+
+    command = add(
+        "apply",
+        "make a change set the new state of a directory",
+        "Carry out a change set on a plain directory: what was added or changed is put there, what was deleted is\n"
+        "removed. After it, DIR is what a container saw that had DIR below and the change set on top. Each entry is the\n"
+        "old one or the new one at every moment; if it was interrupted, run it again.",
+        "  archive_overlay apply --dry-run /srv/changes.tar.gz /srv/data\n"
+        "  archive_overlay apply --reverse /srv/undo.tar.zst /srv/changes /srv/data\n"
+        "  archive_overlay apply /srv/undo.tar.zst /srv/data\n"
+        "  archive_overlay apply /srv/history:main@3 /srv/data",
+    )
+    command.add_argument(
+        "archive",
+        metavar="ARCHIVE",
+        help="an archive (a directory or a tar), an upperdir, or LAYOUT:TAG[@N]: revision N, or else the last one",
+    )
+    command.add_argument(
+        "directory", metavar="DIR", help="the directory, which no mounted overlay may have below it"
+    )
+    command.add_argument(
+        "--dry-run", action="store_true", help="list what would happen, as diff does, and change nothing"
+    )
+    command.add_argument(
+        "--reverse",
+        metavar="FILE",
+        help=(
+            "first keep what is going to be overwritten or deleted, in a new tar that apply takes back; FILE ends in"
+            " tar, tar.gz or tar.zst"
+        ),
+    )
+    _add_form(command)
+    command.set_defaults(stat=False)
+    _add_kind(command, "ARCHIVE")
+    command.add_argument(
+        "--no-fsync",
+        dest="fsync",
+        action="store_false",
+        help="do not wait until the changes are on disk",
     )
 
     command = add(
@@ -364,6 +388,26 @@ def _add_form(command: argparse.ArgumentParser) -> None:
         "-h", "--human-readable", dest="human", action="store_true", help="show sizes as 1.2K, 34M"
     )
     command.add_argument("--json", action="store_true", help="write JSON, for programs")
+
+
+def _add_kind(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument(
+        "--as",
+        dest="kind",
+        choices=("layout", "directory", "tar"),
+        help=(
+            f"what {what} is. Needed for a directory with the files of an image layout in it, which a container can make,"
+            " and where a path looks like LAYOUT:TAG"
+        ),
+    )
+    command.add_argument(
+        "--marks",
+        choices=("trusted", "user", "fuse", "oci"),
+        help=(
+            "how deletions and opaque directories are marked: 0:0 devices and trusted.overlay.opaque, or"
+            " user.overlay.opaque, as fuse-overlayfs does it, or by .wh. names (default: as the tar says, or as it looks)"
+        ),
+    )
 
 
 def _log_level(value: str) -> str:

@@ -1,4 +1,4 @@
-"""What a person runs, at a shell: `archive_overlay log`, `diff`, `extract` and `check`.
+"""What a person runs, at a shell: `archive_overlay log`, `diff`, `extract`, `apply` and `check`.
 
 Nothing of it is imported when the program runs as a hook.
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 # The rooms that are not called as their command is.
-_ROOMS = {"log": "revision_log", "check": "check.report"}
+_ROOMS = {"log": "revision_log", "check": "check.report", "apply": "apply.command"}
 _STDOUT = 1
 _STDERR = 2
 # Lines are gathered up to this size before they go on.

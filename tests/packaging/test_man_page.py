@@ -76,6 +76,7 @@ def test_the_page_has_the_sections_that_a_reader_looks_for(rendered: str) -> Non
             "METHODS",
             "IMAGES AND REVISIONS",
             "EXAMPLES",
+            "APPLYING A CHANGE SET",
             "CHECKING A HOST",
         ),
         *("EXIT STATUS", "FILES", "SECURITY", "SEE ALSO"),

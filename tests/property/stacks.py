@@ -31,7 +31,7 @@ _TARS = tuple(method.name for method in METHODS.values() if method.makes == "fil
 _OTHERS = tuple(method for method in METHODS if method not in (*_TARS, "move"))
 
 
-_MARKS = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "security.fuseoverlayfs.")
+MARKS = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "security.fuseoverlayfs.")
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
         overlay.change(partial(containers.run, operations=operations))
 
     before = trees.traces(overlay.upper)
-    failures = _run_hook(overlay, directory, example.methods)
+    failures = run_hook(overlay, directory, example.methods)
     after = trees.traces(overlay.upper)
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) != after.get(path):
@@ -181,7 +181,7 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
             yield from _faults_of_archive(method, overlay, left, readers)
     if stack.flavour.program:
         overlay.mount()
-    failures = _run_hook(overlay, directory, ["move"])
+    failures = run_hook(overlay, directory, ["move"])
     if overlay.is_served:
         overlay.unmount()
     yield from _faults_of_refusals(stack, overlay, failures)
@@ -210,13 +210,13 @@ def _faults_of_archive(
     if method != "move":
         yield from (f"{method}: {fault}" for fault in _marks(archive, overlay.flavour))
     # A tar has no sockets; what is below one then shows.
-    gone = () if METHODS[method].makes == "directory" else _sockets(left)
+    gone = () if METHODS[method].makes == "directory" else sockets(left)
     names = trees.names(archive)
     # Nor has a layer what a reader could take for marks of its own overlay.
-    without = _MARKS if is_layer else ()
-    expected = _less(left, gone, without).linked_among(names)
+    without = MARKS if is_layer else ()
+    expected = less(left, gone, without).linked_among(names)
     for flavour in readers:
-        found = _less(overlay.whole_restacked(archive, flavour), gone, without).linked_among(names)
+        found = less(overlay.whole_restacked(archive, flavour), gone, without).linked_among(names)
         for fault in trees.differences(expected, found):
             yield f"{method} stacked again as {flavour.name}: {fault}"
 
@@ -250,11 +250,11 @@ def _agreeing(stack: Stack, overlay: overlays.Overlay) -> list[overlays.Flavour]
     ]
 
 
-def _sockets(seen: trees.View) -> tuple[bytes, ...]:
+def sockets(seen: trees.View) -> tuple[bytes, ...]:
     return tuple(path for path, entry in seen.entries.items() if entry.kind == "socket")
 
 
-def _less(seen: trees.View, gone: tuple[bytes, ...], attributes: tuple[str, ...]) -> trees.View:
+def less(seen: trees.View, gone: tuple[bytes, ...], attributes: tuple[str, ...]) -> trees.View:
     """Give the view without some names, all that is below them, and attributes with some prefixes."""
     below = tuple(path + b"/" for path in gone)
     entries = {}
@@ -276,7 +276,7 @@ def sessions(operations: Sequence[Operation]) -> list[list[Operation]]:
     return sessions
 
 
-def _run_hook(overlay: overlays.Overlay, directory: Path, methods: Iterable[str]) -> dict[str, str]:
+def run_hook(overlay: overlays.Overlay, directory: Path, methods: Iterable[str]) -> dict[str, str]:
     """Run the program in a process of its own, with no start of an interpreter.
 
     Returns:

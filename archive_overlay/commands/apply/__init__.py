@@ -1,0 +1,1 @@
+"""What `archive_overlay apply` does: a change set carried out on a plain directory."""
