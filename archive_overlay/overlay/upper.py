@@ -388,7 +388,9 @@ class UpperReader:
 
     def _has_other_names(self, level: _Level, name: str, lower_path: str) -> bool:
         """Say whether the file that another one was copied from has names besides that one."""
-        if lower_path == f"{level.path.prefix}{name}":  # nearly always; then the layer's directory is still open
+        if (
+            lower_path == f"{level.path.prefix}{name}"
+        ):  # nearly always; then the layer's directory is still open
             return self._lowers.has_other_names(TreePath(level.path, name))
         path = TOP
         for part in lower_path.split("/"):

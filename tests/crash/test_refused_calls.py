@@ -136,7 +136,7 @@ def test_an_archive_is_made_all_the_same(place: Place, refusal: Refusal) -> None
 @pytest.fixture(scope="module")
 def large(executable: Path) -> Iterator[Places]:
     """Give places with a change set that two processes save."""
-    yield from make_places(executable, change_much, jobs=2)
+    yield from make_places(executable, change=change_much, jobs=2)
 
 
 # What two processes talk by, and what ends one with the other.

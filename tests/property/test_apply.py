@@ -84,8 +84,10 @@ def faults(
     overlay.layer(partial(containers.run, operations=base))
     maker = stacks.PLAIN if not stack.flavour.rootless and not stack.flavour.program else stack.lowers[0]
     overlay.layer(partial(containers.run, operations=lower), maker)
-    left_alone = stacks.with_several_names(overlay.lowers) if stack.flavour.program else frozenset()
-    overlay.change(partial(containers.run, operations=changes, left_alone=left_alone))
+    if stack.flavour.program:
+        for layer in overlay.lowers:
+            stacks.leave_one_name(layer)
+    overlay.change(partial(containers.run, operations=changes))
     example = stacks.Example("", base, [], changes, tar)
     failures = stacks.run_hook(overlay, directory, example.methods)
     if overlay.is_served:

@@ -75,10 +75,11 @@ def run(options: argparse.Namespace, log: Log) -> None:
     except OSError as error:
         fail(f"cannot open {path}", error, hint="DIR must be a directory that exists")
     try:
-        target = _Directory(path=path, fd=fd, paths=paths, flush=ToDisk() if options.fsync else Never())
+        flush = ToDisk(log.warning) if options.fsync else Never()
+        target = _Directory(path=path, fd=fd, paths=paths, flush=flush)
         _judge(target, options.archive)
         kept = _judge_reverse(options.reverse, target, options.archive) if options.reverse else None
-        with open_archive(options.archive, kind=options.kind, marks=options.marks) as archive:
+        with open_archive(options.archive, log, kind=options.kind, marks=options.marks) as archive:
             if isinstance(archive, Directory) and options.marks is None:
                 _expect_visible_marks(archive.overlay.upper)
             if options.dry_run:
