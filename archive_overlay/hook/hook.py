@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from archive_overlay.system.flush import Flush
 
 
+# One archive that is alone needs them, if at all, before it begins.
+_FOR_UNUSUAL_MOUNTS = ("archive_overlay.overlay.ended_servers", "archive_overlay.overlay.references")
+
+
 class Run(Record):
     """What all requests of one run of the hook have in common.
 
@@ -281,6 +285,9 @@ def _archive_all(asked: Mapping[str, Mapping[str, object]], refused: Mapping[str
                 _load_lifetime()
     if run.spec.user_namespace or any(mount.is_id_mapped for mount in run.spec.mounts):
         __import__("archive_overlay.overlay.mappings")
+    if len(ready) > 1:
+        for module in _FOR_UNUSUAL_MOUNTS:
+            __import__(module)
     # What renames the upperdir comes last, for it leaves nothing to archive for the others.
     ready.sort(key=lambda each: each[0].method.renames)
     for request, writer in ready:

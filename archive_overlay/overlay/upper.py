@@ -42,14 +42,13 @@ from archive_overlay.system.user_namespace import sees_trusted_attributes
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from typing import Callable
 
     from archive_overlay.log import Log
     from archive_overlay.overlay.change import Attributes
     from archive_overlay.overlay.dialect import Dialect
     from archive_overlay.overlay.lowers import Place
     from archive_overlay.overlay.mount import OverlayMount
-    from archive_overlay.overlay.origins import Origins
+    from archive_overlay.overlay.references import References
 
 _KINDS = {
     stat.S_IFDIR: DIRECTORY,
@@ -145,8 +144,10 @@ class UpperReader:
         self._max_entries = max_entries
         self._listed = 0
         self._lowers = Lowers(overlay)
-        self._lowers_are_listed = overlay.lowers_are_listed
-        self._origins: Origins | None = None
+        self._overlay = overlay
+        self._referring: References | None = None
+        if overlay.may_refer_to_lowers or self._dialect.origin_attribute:
+            self._references()  # imported before anything is written
         self._lower_owners = overlay.lower_owners
         # Of files with several names: a number, and the first one.
         self._first_names: dict[tuple[int, int], tuple[int, TreePath]] = {}
@@ -274,7 +275,7 @@ class UpperReader:
             level.complete = True
             below = self._lowers.below(node)
             if not marks.opaque:
-                self._check_below(below, marks, lambda: self._shown(parent, name))
+                self._references().check_directory(below, marks, lambda: self._shown(parent, name))
             lower = self._lowers.names(below)
             lower.difference_update(level.names)
             self._count(len(lower))
@@ -289,39 +290,12 @@ class UpperReader:
         )
         return self._with_true_owner(change, marks)
 
-    def _check_below(self, below: list[Place], marks: Marks, shown: Callable[[], str]) -> None:
-        """Make sure that what a directory has in the lower layers is there.
+    def _references(self) -> References:
+        if self._referring is None:
+            from archive_overlay.overlay.references import References
 
-        Args:
-            below: where it is in them, topmost first.
-            marks: the overlay's, of the directory.
-            shown: gives its path.
-        """
-        if not below and marks.redirect:
-            raise ArchiveError(
-                f"{shown()} has its contents from {marks.redirect}, which is in no lower layer"
-            )
-        if not below and marks.origin:
-            raise ArchiveError(
-                f"{shown()} has contents in the lower layers, and there is no such directory in them"
-            )
-        self._check_origin(below, marks, shown)
-        if self._origins and below and (gone := self._origins.empty_below(below[0])):
-            self._warnings.warning(
-                "a lower layer that is empty",
-                f": if a mount that is gone was at the lower layer {gone}, which is empty, its contents are missing here",
-                path=shown,
-            )
-
-    def _check_origin(self, places: list[Place], marks: Marks, shown: Callable[[], str]) -> None:
-        """Make sure that an entry of the upperdir was copied up from the first of some places; see `_check_below`."""
-        if not places or self._lowers_are_listed or not self._lowers.are_several:
-            return
-        if self._origins is None:
-            from archive_overlay.overlay.origins import Origins
-
-            self._origins = Origins(self._lowers)
-        self._origins.check(marks.origin, places[0], shown)
+            self._referring = References(self._overlay, self._lowers, self._warnings)
+        return self._referring
 
     def _count(self, names: int) -> None:
         """Count names that are held. Some of them come to nothing in the archive: an overlay's own marks."""
@@ -373,31 +347,15 @@ class UpperReader:
             return Change(FILE, level.path, name, status, attributes, shared=shared, fd=fd)
         if marks.metacopy:
             places, data = self._lowers.find_metacopy(level.node, name, marks.redirect)
-            self._check_origin(places, marks, lambda: self._shown(level, name))
+            references = self._references()
+            references.check_origin(places, marks, lambda: self._shown(level, name))
             self._close_file()
-            fd = self._file = self._open_data(data, status, lambda: self._shown(level, name))
-        if marks.lower_path and self._has_other_names(level, name, marks.lower_path):
-            self._warnings.warning(
-                "files with several names in a lower layer",
-                ": the file has several names in a lower layer, and fuse-overlayfs keeps what was written to any of"
-                " them under this name alone: see whether it is the one that was meant",
-                path=lambda: self._shown(level, name),
-            )
+            fd = self._file = references.open_data(data, status, lambda: self._shown(level, name))
+        if marks.lower_path:
+            path = TreePath(level.path, name)
+            self._references().warn_of_other_names(path, marks.lower_path, lambda: self._shown(level, name))
         change = Change(FILE, level.path, name, status, attributes, shared=shared, fd=fd)
         return self._with_true_owner(change, marks)
-
-    def _has_other_names(self, level: _Level, name: str, lower_path: str) -> bool:
-        """Say whether the file that another one was copied from has names besides that one."""
-        if (
-            lower_path == f"{level.path.prefix}{name}"
-        ):  # nearly always; then the layer's directory is still open
-            return self._lowers.has_other_names(TreePath(level.path, name))
-        path = TOP
-        for part in lower_path.split("/"):
-            if part in ("", ".", ".."):
-                return False  # never seen
-            path = TreePath(path, part)
-        return self._lowers.has_other_names(path)
 
     def _with_true_owner(self, change: Change, marks: Marks) -> Change:
         if self._dialect.owner_attribute:
@@ -465,30 +423,12 @@ class UpperReader:
                         FILE, level.path, name, status, NO_ATTRIBUTES, shared=shared, link_to=link_to
                     )
             attributes, _ = self._attributes(f"/proc/self/fd/{fd}", fd, level, name)
-            self._file = self._open_data(
+            self._file = self._references().open_data(
                 found.data, status, lambda: self._lowers.shown(place.layer, place.path)
             )
             return Change(FILE, level.path, name, status, attributes, shared=shared, fd=self._file)
         finally:
             os.close(fd)
-
-    def _open_data(self, data: Place, status: os.stat_result, shown: Callable[[], str]) -> int:
-        """Open the data of a file, which another layer may have.
-
-        Args:
-            data: where they are.
-            status: of the file.
-            shown: gives its path.
-        """
-        fd = self._lowers.open_to_read(data)
-        size = os.fstat(fd).st_size
-        if size != status.st_size:
-            os.close(fd)
-            raise ArchiveError(
-                f"{shown()} has {status.st_size} bytes, and {self._lowers.shown(data.layer, data.path)}, which should have"
-                f" its data, {size}"
-            )
-        return fd
 
     def _lower_directory(self, parent: _Level, name: str, places: list[Place], fd: int) -> Change:
         attributes, _ = self._attributes(f"/proc/self/fd/{fd}", fd, parent, name)
