@@ -1,8 +1,8 @@
 """A tar, or a layer, as entries to unpack, in which private marks stand for deletions and opaque directories.
 
 A directory that the tar does not list, but has something in, stays as it is: it has an entry here that says so. A tar of
-few megabytes can have directories ten thousands deep. So nothing here takes more time than the paths in the tar have
-bytes, and what is remembered of a path is a number.
+few megabytes can have directories ten thousands deep. So nothing here grows with the square of the depth, and what is
+remembered of a path is a number.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ _LINK = 32  # a symbolic link
 _MADE = 64  # its entry, or one instead of it, has been given, or who unpacks will make it
 _NEW = 128  # a directory that the target does not have, or that is not to be seen there
 
+# Each has an entry of its own here, with its whole path. This program's tars list all directories.
+_DEEPEST_UNLISTED = 1000
 # Of an overlay's own attributes, those without which an entry is not what it was: by what comes after the prefix.
 _REFERRING = frozenset(("metacopy", "redirect"))
 
@@ -132,6 +134,11 @@ class TarEntries:
                         os.close(above)
                     new = fd < 0
                 self._known.add(keys[length], _MADE | (_NEW if new else 0))
+                if not new and length > _DEEPEST_UNLISTED:
+                    raise ArchiveError(
+                        f"{brief('/'.join(parts))} is more than {_DEEPEST_UNLISTED} directories deep, which the archive does"
+                        " not list"
+                    )
                 if not new:
                     yield _unchanged("/".join(parts[:length]), fd)
                 if hides:

@@ -192,6 +192,15 @@ def test_a_directory_that_a_tar_does_not_list_keeps_what_it_has(data: Path, scra
     assert after[b"new"].mode == 0o755
 
 
+def test_time_does_not_grow_with_the_square_of_the_depth(data: Path, scratch: Path) -> None:
+    deep = put_layer(scratch, file(f"top/{'a/' * 3000}new"))
+
+    apply(deep, data, "--no-fsync")
+
+    # Now the directory has them, and each would get an entry with its whole path.
+    assert "does not list" in history.complaint_of("apply", "--no-fsync", deep, data)
+
+
 def test_an_opaque_top_hides_all_that_was_there(data: Path, scratch: Path) -> None:
     apply(put_layer(scratch, file(".wh..wh..opq"), file("merged/new"), file("alone")), data)
 
