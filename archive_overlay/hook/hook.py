@@ -282,12 +282,11 @@ def _archive_all(asked: Mapping[str, Mapping[str, object]], refused: Mapping[str
             request = parse_request(name, keys, run.context, run.log)
             ready.append((request, methods.load(request.method, request.compression)))
             if request.method.renames:
-                _load_lifetime()
+                _load("archive_overlay.overlay.lifetime")
     if run.spec.user_namespace or any(mount.is_id_mapped for mount in run.spec.mounts):
         __import__("archive_overlay.overlay.mappings")
     if len(ready) > 1:
-        for module in _FOR_UNUSUAL_MOUNTS:
-            __import__(module)
+        _load(*_FOR_UNUSUAL_MOUNTS)
     # What renames the upperdir comes last, for it leaves nothing to archive for the others.
     ready.sort(key=lambda each: each[0].method.renames)
     for request, writer in ready:
@@ -333,13 +332,15 @@ def _rescue_directory(settings: Settings, container: str, log: Log) -> RescueDir
         return None
     from archive_overlay.hook.rescue_dir import RescueDirectory
 
-    _load_lifetime()
+    _load("archive_overlay.overlay.lifetime", *_FOR_UNUSUAL_MOUNTS)
     limits = _policy(settings.replace(setid=True))  # what is kept is kept as it was
     return RescueDirectory(settings.rescue_dir, container, log, limits=limits, max_bytes=settings.max_bytes)
 
 
-def _load_lifetime() -> None:
-    __import__("archive_overlay.overlay.lifetime")  # see `_archive_all`
+def _load(*modules: str) -> None:
+    """Import what may be needed later; see `_archive_all`."""
+    for module in modules:
+        __import__(module)
 
 
 class _Tally:
