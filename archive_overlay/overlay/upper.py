@@ -108,12 +108,13 @@ class _Level:
     There may be hundreds of thousands of names, so each is held once.
     """
 
-    __slots__ = ("complete", "kinds", "names", "node", "opaque", "path")
+    __slots__ = ("complete", "covered", "kinds", "names", "node", "opaque", "path")
 
     def __init__(self, path: TreePath, node: Directory) -> None:
         self.path = path
         self.node = node
         self.opaque = False
+        self.covered = False  # a directory further up is opaque; fuse-overlayfs leaves whiteouts in such ones
         self.complete = False  # what lies below comes too, because in the archive it will not be below
         self.names: list[str] = []  # what is to come, last first
         self.kinds: dict[str, int] = {}  # of what is no regular file
@@ -230,7 +231,7 @@ class UpperReader:
         if kind == _DIRECTORY:
             self._descent.enter(name)
             return self._upper_directory(name, level)
-        hides = level.opaque or level.complete
+        hides = level.opaque or level.complete or level.covered
         if kind == _MARKED:
             return None if hides else self._whiteout(level, name)
         if kind == _OTHER:
@@ -257,6 +258,7 @@ class UpperReader:
         node = Directory(parent.node if parent else None, name, redirect=marks.redirect, opaque=marks.opaque)
         level = _Level(TreePath(parent.path, name) if parent else TOP, node)
         level.opaque = marks.opaque
+        level.covered = parent is not None and (parent.opaque or parent.covered)
         names, kinds = level.names, level.kinds
         bounded = self._max_entries is not None
         with os.scandir(fd) as entries:

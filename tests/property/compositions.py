@@ -124,7 +124,8 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
     else:
         # Each change set stands alone. An upperdir does so only over the layers that its container had.
         layers = [str(composed.write_one(number)) for number in reversed(range(len(mounts)))]
-        reader = flavour.standing_alone
+        # fuse-overlayfs cannot list a directory over a symbolic link over a directory.
+        reader = stacks.USERXATTR_ROOTFUL if flavour.program else flavour.standing_alone
     names = trees.names(together)
     stacked = views.of([*layers, str(base)], reader).linked_among(names)
     shown = views.of([str(together), str(base)], flavour.standing_alone).linked_among(names)

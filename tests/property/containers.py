@@ -135,10 +135,10 @@ def _become(path: str, kind: str) -> None:
         os.symlink("a", path)
 
 
-def _fill(path: str, name: str) -> None:
-    """Make a file in a directory, and the directories that are missing."""
-    os.makedirs(path, exist_ok=True)
-    _write(f"{path}/{name}", 7)
+def _fill(path: str) -> None:
+    """Write a file, and make the directories that are missing."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    _write(path, 7)
 
 
 def _exchange(one: str, other: str) -> None:
@@ -390,7 +390,7 @@ _PLACES = (
 _DIRECTORIES = ("a", "a", "b", "a/a", "a/a", "a/b", "b/a", "a/a/a")
 _TURNS: tuple[tuple[Any, ...], ...] = (
     *[("become", _PLACES, ("nothing", "nothing", "directory", "file", "symlink"))] * 4,
-    *[("fill", _DIRECTORIES, ("a", "b", "c", "e", "s"))] * 4,
+    *[("fill", tuple(f"{directory}/{name}" for directory in _DIRECTORIES for name in "abces"))] * 4,
     *[("recreate", _DIRECTORIES)] * 3,
     ("write", _PLACES, (0, 600)),
     ("rename", _PLACES, _PLACES),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Callable
 
 # A program that serves a mount takes many times as long as the kernel.
-_TIMES = {"trusted": 6, "moving": 3, "userxattr": 3, "fuse": 0.8, "fuse-rootless": 0.4}
+_TIMES = {"trusted": 5, "moving": 2, "userxattr": 2, "fuse": 0.4, "fuse-rootless": 0.4}
 
 
 @pytest.mark.parametrize("mount", MOUNTS)

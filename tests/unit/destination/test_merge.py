@@ -11,6 +11,7 @@ import pytest
 
 from archive_overlay.destination import merge
 from archive_overlay.system import kernel
+from tests.support import tools
 from tests.support.flushing import open_files
 
 MARKS = merge.OverlayMarks(attribute="user.overlay.opaque")
@@ -279,6 +280,49 @@ def test_what_becomes_opaque_or_is_covered_keeps_no_whiteouts(stacks: Stacks) ->
     ]
     for name in ("a", "b/new"):
         assert (stacks.older / name / "deep").stat().st_mtime_ns == TIME
+
+
+def test_the_marks_of_another_kind_of_overlay_are_kept_as_they_are(stacks: Stacks) -> None:
+    tools.need_root()
+    stacks.file(stacks.older / "d" / "a")
+    os.setxattr(stacks.older / "d", "trusted.overlay.opaque", b"y")
+    stacks.file(stacks.newer / "d" / "b")
+    stacks.whiteout(stacks.newer / "d" / "a")
+
+    assert stacks.merge()
+
+    assert sorted(os.listdir(stacks.older / "d")) == ["b"]
+    assert os.listxattr(stacks.older / "d") == ["trusted.overlay.opaque"]
+
+
+def test_links_in_the_older_one_lead_nowhere(stacks: Stacks) -> None:
+    victim = stacks.top / "victim"
+    stacks.file(victim / "precious")
+    for name in ("a", "b", "c"):
+        (stacks.older / name).symlink_to(victim)
+    stacks.file(stacks.newer / "a" / "precious")
+    stacks.whiteout(stacks.newer / "b")
+    stacks.opaque(stacks.newer / "c")
+
+    assert stacks.merge()
+
+    assert os.listdir(victim) == ["precious"]
+    assert os.listxattr(victim) == []
+    assert stacks.result() == ["opaque a", "a/precious", "deleted b", "opaque c"]
+
+
+def test_files_of_the_newer_one_stay_one_file_wherever_they_are_placed(stacks: Stacks) -> None:
+    stacks.whiteout(stacks.older / "exchanged")
+    stacks.file(stacks.older / "merged" / "a")
+    stacks.file(stacks.newer / "exchanged" / "one")
+    for name in ("merged/two", "new/three", "four"):
+        (stacks.newer / name).parent.mkdir(exist_ok=True)
+        os.link(stacks.newer / "exchanged" / "one", stacks.newer / name)
+
+    assert stacks.merge()
+
+    names = ("exchanged/one", "merged/two", "new/three", "four")
+    assert len({(stacks.older / name).stat().st_ino for name in names}) == 1
 
 
 def test_where_names_cannot_be_exchanged_two_steps_do_the_same(

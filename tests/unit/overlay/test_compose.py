@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
@@ -376,22 +377,35 @@ def test_a_directory_that_is_passed_over_is_never_opened(tmp_path: Path) -> None
     ]
 
 
+def read_uppers(*uppers: Path) -> Tree:
+    readers = [
+        UpperReader(OverlayMount(upper=str(upper), lowers=(), dialect=NATIVE_USERXATTR), Log("panic", []))
+        for upper in uppers
+    ]
+    try:
+        return read(compose(readers))
+    finally:
+        for reader in readers:
+            reader.close()
+
+
 def test_a_change_set_that_is_hidden_as_a_whole_is_passed_over(tmp_path: Path) -> None:
     for name in ("older/directory", "newer/other"):
         (tmp_path / name).mkdir(parents=True)
     os.setxattr(tmp_path / "newer", "user.overlay.opaque", b"y")
-    readers = [
-        UpperReader(
-            OverlayMount(upper=str(tmp_path / name), lowers=(), dialect=NATIVE_USERXATTR), Log("panic", [])
-        )
-        for name in ("older", "newer")
-    ]
 
-    try:
-        assert read(compose(readers)) == {**HERE, "other": {}}
-    finally:
-        for reader in readers:
-            reader.close()
+    assert read_uppers(tmp_path / "older", tmp_path / "newer") == {**HERE, "other": {}}
+
+
+def test_an_upperdir_has_no_whiteouts_anywhere_below_an_opaque_directory(tmp_path: Path) -> None:
+    """fuse-overlayfs leaves them where somebody removed a tree and made its top anew."""
+    (tmp_path / "top" / "inner").mkdir(parents=True)
+    (tmp_path / "plain").mkdir()
+    for name in ("top/gone", "top/inner/gone", "plain/gone"):
+        os.mknod(tmp_path / name, stat.S_IFCHR)
+    os.setxattr(tmp_path / "top", "user.overlay.opaque", b"y")
+
+    assert read_uppers(tmp_path) == {"top": {**HERE, "inner": {}}, "plain": {"gone": None}}
 
 
 # A model
