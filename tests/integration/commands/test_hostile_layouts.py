@@ -200,27 +200,34 @@ def text(size: int) -> str:
     return f'"text": "\U0001f600{"a" * size}"'
 
 
-# As many values as are read, each of which takes as much as it can.
-VALUES = ",".join(f'"{number:x}":{{}}' for number in range(65_000))
-HUGE: dict[str, tuple[dict[str, str], str]] = {
-    "an index of as much as is read": ({"index": f"{VALUES},{text(6 * MIB)}"}, ""),
+def values() -> str:
+    """Make as many values as are read, each of which takes as much as it can."""
+    return ",".join(f'"{number:x}":{{}}' for number in range(65_000))
+
+
+# Each is made by its test: all of them at once would take more than 100 MB of every process that collects these tests.
+HUGE: dict[str, tuple[Callable[[], dict[str, str]], str]] = {
+    "an index of as much as is read": (lambda: {"index": f"{values()},{text(6 * MIB)}"}, ""),
     "a manifest and a config of as much": (
-        {"manifest": f"{VALUES},{text(3 * MIB)}", "config": f"{VALUES},{text(3 * MIB)}"},
+        lambda: dict.fromkeys(("manifest", "config"), f"{values()},{text(3 * MIB)}"),
         "",
     ),
-    "an index of more bytes": ({"index": text(9 * MIB)}, "has more than 8388608 bytes"),
-    "a manifest of more bytes": ({"manifest": text(5 * MIB)}, "has more than 4194304 bytes"),
-    "a config of more bytes": ({"config": text(5 * MIB)}, "has more than 4194304 bytes"),
-    "an index of more values": ({"index": f'"a": [{"[]," * 150_000}[]]'}, "or 131072 values"),
-    "an index that is nested": ({"index": f'"a": {"[" * 100_000}{"]" * 100_000}'}, "not valid JSON"),
-    "an index with a long number": ({"index": f'"a": {"9" * MIB}'}, "is not a number that an image has"),
+    "an index of more bytes": (lambda: {"index": text(9 * MIB)}, "has more than 8388608 bytes"),
+    "a manifest of more bytes": (lambda: {"manifest": text(5 * MIB)}, "has more than 4194304 bytes"),
+    "a config of more bytes": (lambda: {"config": text(5 * MIB)}, "has more than 4194304 bytes"),
+    "an index of more values": (lambda: {"index": f'"a": [{"[]," * 150_000}[]]'}, "or 131072 values"),
+    "an index that is nested": (lambda: {"index": f'"a": {"[" * 100_000}{"]" * 100_000}'}, "not valid JSON"),
+    "an index with a long number": (
+        lambda: {"index": f'"a": {"9" * MIB}'},
+        "is not a number that an image has",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", HUGE)
 def test_no_json_of_a_layout_takes_much_memory(scratch: Path, name: str) -> None:
-    more, complaint = HUGE[name]
-    layout = with_json(scratch / "layout", **more)
+    make, complaint = HUGE[name]
+    layout = with_json(scratch / "layout", **make())
 
     result, taken = peak.of_command(scratch, "log", layout)
 
