@@ -7,6 +7,7 @@ is seen outside. A test looks at a mount through `Overlay.inside`, which runs a 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import pickle
 import select
@@ -33,17 +34,24 @@ if TYPE_CHECKING:
 FUSE_OVERLAYFS = "/usr/bin/fuse-overlayfs"
 
 _libc = ctypes.CDLL(None, use_errno=True)
+# Calls by it keep the interpreter's lock.
+_libc_with_lock = ctypes.PyDLL(None, use_errno=True)
 _MS_RDONLY = 1
 _MS_REMOUNT = 32
 _MS_BIND = 4096
 _MS_REC = 16384
 _MS_PRIVATE = 1 << 18
 _MNT_DETACH = 2
+_CLONE_VM = 0x00000100
 _CLONE_FS = 0x00000200
+_CLONE_FILES = 0x00000400
+_CLONE_VFORK = 0x00004000
 _PR_CAPBSET_DROP = 24
 CAP_SYS_ADMIN = 21
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUSER = 0x10000000
+# How many bytes of stack a thread has by default.
+_STACK = 8 << 20
 # The numbers of system calls younger than 2019 are the same on all architectures but one.
 _OPEN_TREE = 428
 _MOVE_MOUNT = 429
@@ -147,20 +155,25 @@ class Namespace:
         """Run a function in this namespace.
 
         Args:
-            function: called without arguments. It must not change anything else of the process that stays: with a user
-                namespace it runs in a process of its own, of which only what it returns comes back, by pickle.
+            function: called without arguments. What it changes in the memory of this process stays, and the files
+                that it opens are open here, too.
 
         Raises:
             AssertionError: the function raised; the message is its traceback.
         """
-        # Only a process of one thread can enter a user namespace, and nobody comes back from one.
-        if self.rootless or threading.get_native_id() != os.getpid():
-            return self.apart(function)
-        with _visit(self.path):
+
+        def told() -> T:
             try:
                 return function()
             except Exception:
                 raise AssertionError(f"inside the namespace:\n{traceback.format_exc()}") from None
+
+        if self.rootless:
+            return _beside(self._enter, told)
+        if threading.get_native_id() != os.getpid():
+            return self.apart(function)
+        with _visit(self.path):
+            return told()
 
     def apart(self, function: Callable[[], T]) -> T:
         """Run a function in a process of its own in this namespace; see `inside`.
@@ -241,6 +254,43 @@ def _visit(path: str) -> Iterator[None]:
         os.umask(umask)
         os.close(here)
         os.close(there)
+
+
+def _beside(enter: Callable[[], None], function: Callable[[], T]) -> T:
+    """Run a function in a process that has nothing of its own but its namespaces, and wait for it.
+
+    Only a process of one thread can enter a user namespace, and nobody comes back from one. A copy of this process would
+    do, but costs as much time as this process has memory.
+
+    Args:
+        enter: called first: goes where the function is to run.
+        function: it can do what it could do here, for memory and files are those of this process, and this thread
+            waits meanwhile: vfork(2) with a stack. What kills it leaves an interpreter that cannot go on.
+    """
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run(_: int | None) -> int:
+        try:
+            enter()
+            done.append(function())
+        except BaseException as error:
+            failed.append(error)
+        return 0
+
+    with mmap.mmap(-1, _STACK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as stack:
+        begin = ctypes.c_char.from_buffer(stack)
+        entry = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(run)
+        top = ctypes.c_void_p(ctypes.addressof(begin) + _STACK)
+        pid = _libc_with_lock.clone(
+            entry, top, _CLONE_VM | _CLONE_VFORK | _CLONE_FILES | signal.SIGCHLD, None
+        )
+        del begin
+    _check(min(pid, 0), "clone")
+    os.waitpid(pid, 0)
+    if failed:
+        raise failed[0]
+    return done[0]
 
 
 class Overlay:
