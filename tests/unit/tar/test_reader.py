@@ -20,6 +20,7 @@ from tests.support import tools
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Callable
 
 
 def read(data: bytes) -> list[tuple[Entry, bytes]]:
@@ -340,33 +341,36 @@ def test_only_the_first_entry_says_which_marks_are_in_a_tar(name: str) -> None:
 
 # What takes memory or time without an end
 
-ENDLESS = {
-    "a global header that is large": extended(b"g", records(b"comment=" + bytes(65536))),
-    "a global header with an attribute": extended(b"g", records(b"SCHILY.xattr.user.a=b")),
-    "a global header of a sparse file": extended(b"g", records(b"GNU.sparse.map=0,5")),
-    "attributes with long names": extended(
+# Each is made by its test, for some are large.
+ENDLESS: dict[str, Callable[[], bytes]] = {
+    "a global header that is large": lambda: extended(b"g", records(b"comment=" + bytes(65536))),
+    "a global header with an attribute": lambda: extended(b"g", records(b"SCHILY.xattr.user.a=b")),
+    "a global header of a sparse file": lambda: extended(b"g", records(b"GNU.sparse.map=0,5")),
+    "attributes with long names": lambda: extended(
         b"x", records(*(b"SCHILY.xattr.user.%d%b=" % (n, b"n" * 900) for n in range(1300)))
     ),
-    "a key that is long": extended(b"x", records(b"k" * 2000 + b"=value")),
-    "an entry after the end": bytes(512) + FILE,
-    "an extended header with many records": extended(
+    "a key that is long": lambda: extended(b"x", records(b"k" * 2000 + b"=value")),
+    "an entry after the end": lambda: bytes(512) + FILE,
+    "an extended header with many records": lambda: extended(
         b"x", b"".join(b"12 %05d=xyz\n" % number for number in range(16 * 1024 + 1))
     ),
-    "a sparse file with many segments": extended(
+    "a sparse file with many segments": lambda: extended(
         b"x", records(b"GNU.sparse.size=5", b"GNU.sparse.map=" + b"0," * (4 << 20) + b"0")
     ),
-    "an extended header that is large": extended(b"x", b"", size=1 << 30),
-    "a name that is large": extended(b"L", b"", size=1 << 30),
-    "a map without an end": extended(b"x", records(b"GNU.sparse.major=1", b"GNU.sparse.realsize=10000"))
-    + named(b"s", headers.REGULAR, 1 << 30)
-    + b"99999999999\n".ljust(512, b"\n"),
+    "an extended header that is large": lambda: extended(b"x", b"", size=1 << 30),
+    "a name that is large": lambda: extended(b"L", b"", size=1 << 30),
+    "a map without an end": lambda: (
+        extended(b"x", records(b"GNU.sparse.major=1", b"GNU.sparse.realsize=10000"))
+        + named(b"s", headers.REGULAR, 1 << 30)
+        + b"99999999999\n".ljust(512, b"\n")
+    ),
 }
 
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_what_would_not_end_is_refused_where_it_begins(name: str) -> None:
     with pytest.raises(ArchiveError, match="damaged"):
-        read(ENDLESS[name] + FILE + END)
+        read(ENDLESS[name]() + FILE + END)
 
 
 def test_a_map_takes_the_memory_of_its_numbers() -> None:
