@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.conftest import Saver
-from tests.support import hooks, image_layouts, tools
+from tests.support import hooks, image_layouts, notify, tools
 
 if TYPE_CHECKING:
     from typing import Callable
@@ -242,44 +242,62 @@ def test_times_far_away(any_saver: Saver, time_ns: int) -> None:
 # What does not hold still
 
 
-def run_and_change(saver: Saver, *, stop_at: str, path: Path, change: Callable[[], object]) -> hooks.Result:
+def run_and_change(
+    saver: Saver, *, stop_at: tuple[str, ...], path: Path, change: Callable[[], object]
+) -> hooks.Result:
     """Stop the hook at its first such system call for a path, change something, and let it go on.
 
     Args:
         saver: what to save.
-        stop_at: system calls, as strace names them; the hook stops when the call is done.
-        path: of the file that the call is for, or of the directory that it is relative to.
+        stop_at: names of system calls whose first argument is a descriptor; the hook stops when the call is done.
+        path: of the file that the descriptor is of.
         change: called meanwhile.
     """
-    tools.need("strace")
     tools.need_root()
     bundle = hooks.Bundle(
         saver.directory / "bundle", mounts=[saver.overlay.spec_mount()], annotations=saver.asks()
     )
-    log = saver.directory / "strace"
-    log.touch()
-    # strace counts the calls of each process: with two there could be two stops.
-    strace: list[str | Path] = ["strace", "-f", "-o", log, "-P", path]
-    with subprocess.Popen(
-        [*strace, "-e", f"inject={stop_at}:signal=STOP:when=1", *hooks.command(), "--jobs=1"],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={},
-    ) as running:
-        assert running.stdin
-        assert running.stderr
-        running.stdin.write(bundle.state())
-        running.stdin.close()
-        while "stopped by SIGSTOP" not in log.read_text():
-            assert running.poll() is None, "it did not stop"
-            time.sleep(0.001)
-        pid = next(line.split()[0] for line in log.read_text().splitlines() if "stopped by SIGSTOP" in line)
-        try:
-            change()
-        finally:
-            os.kill(int(pid), signal.SIGCONT)
-        stderr = running.stderr.read().decode()
-    return hooks.Result(running.returncode, "", stderr)
+    wanted = path.stat()
+    changed = False
+    # With two processes there could be two stops.
+    run = hooks.keep_warm().start(
+        ["--jobs=1"],
+        bundle.state(),
+        cwd=bundle.directory,
+        environment={},
+        supervised=notify.filter_of(stop_at),
+    )
+    assert run.listener is not None
+    notify.hand_over(run.listener)
+    try:
+        while (status := run.wait()) is None:
+            asked = notify.receive(run.listener)
+            if not asked:
+                continue
+            if changed or not is_of(asked, wanted):
+                asked.go_on()
+                continue
+            asked.signal(signal.SIGSTOP)
+            while "\nState:\tT" not in Path(f"/proc/{asked.thread}/status").read_text():
+                time.sleep(0.001)
+            changed = True
+            try:
+                change()
+            finally:
+                os.kill(asked.thread, signal.SIGCONT)
+        assert changed, "it did not stop"
+        return hooks.Result(status, "", run.stderr.decode())
+    finally:
+        run.close()
+
+
+def is_of(asked: notify.Notification, wanted: os.stat_result) -> bool:
+    """Say whether the call's first argument is a descriptor of a file."""
+    try:
+        found = os.stat(f"/proc/{asked.thread}/fd/{asked.arguments[0] & 0xFFFFFFFF}")
+    except OSError:
+        return False  # it is none, or of nothing that has a name
+    return os.path.samestat(found, wanted)
 
 
 def expect_refused(saver: Saver, result: hooks.Result, *named: str) -> None:
@@ -309,7 +327,7 @@ def test_a_file_that_changes_its_size_while_it_is_read(
 
     result = run_and_change(
         any_saver,
-        stop_at="fstat,newfstatat",
+        stop_at=("fstat", "newfstatat"),
         path=file,
         change=lambda: os.truncate(file, int(file.stat().st_size * factor)),
     )
@@ -326,7 +344,7 @@ def test_a_file_that_vanishes_while_its_directory_is_read(any_saver: Saver) -> N
     any_saver.overlay.change(change)
     directory = any_saver.overlay.upper / "directory"
 
-    result = run_and_change(any_saver, stop_at="close", path=directory, change=(directory / "file").unlink)
+    result = run_and_change(any_saver, stop_at=("close",), path=directory, change=(directory / "file").unlink)
 
     expect_refused(any_saver, result, str(directory / "file"))
 
@@ -351,7 +369,7 @@ def test_a_file_that_is_replaced_while_its_directory_is_read(any_saver: Saver, k
         else:
             file.mkdir()
 
-    result = run_and_change(any_saver, stop_at="close", path=directory, change=swap)
+    result = run_and_change(any_saver, stop_at=("close",), path=directory, change=swap)
 
     expect_refused(any_saver, result, str(directory / "file"))
 
@@ -370,7 +388,7 @@ def test_a_directory_that_is_swapped_for_a_symlink(any_saver: Saver, target: str
         (outer / "inner").rename(outer / "moved")
         (outer / "inner").symlink_to(target)
 
-    result = run_and_change(any_saver, stop_at="close", path=outer, change=swap)
+    result = run_and_change(any_saver, stop_at=("close",), path=outer, change=swap)
 
     expect_refused(any_saver, result, str(outer / "inner"))
 
@@ -388,7 +406,7 @@ def test_a_directory_that_is_moved_out_from_under_the_walk(any_saver: Saver) -> 
 
     result = run_and_change(
         any_saver,
-        stop_at="close",
+        stop_at=("close",),
         path=outer / "inner",
         change=lambda: (outer / "inner").rename(elsewhere),
     )
