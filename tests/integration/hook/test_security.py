@@ -140,7 +140,7 @@ def test_programs_that_are_set_user_id_are_out_of_reach_until_they_have_their_ow
     # While its data are copied, the copy has a name and not yet an owner.
     result = run_and_change(
         saver,
-        stop_at="copy_file_range,sendfile,read,pread64",
+        stop_at=("copy_file_range", "sendfile", "read", "pread64"),
         path=saver.overlay.upper / "program",
         change=look,
     )
@@ -353,7 +353,7 @@ def test_a_directory_that_becomes_a_link_meanwhile_leads_nowhere(
         saver.out.rename(moved)
         saver.out.symlink_to(victim)
 
-    result = run_and_change(saver, stop_at="close", path=saver.overlay.upper, change=swap)
+    result = run_and_change(saver, stop_at=("close",), path=saver.overlay.upper, change=swap)
 
     assert result.status == with_marker, result.stderr
     assert os.listdir(moved) == ["archive"]
@@ -371,7 +371,7 @@ def test_a_staging_directory_that_is_exchanged_for_a_link_leads_nowhere(saver: S
         staging.rename(saver.out / "elsewhere")
         staging.symlink_to(victim)
 
-    result = run_and_change(saver, stop_at="close", path=saver.overlay.upper, change=swap)
+    result = run_and_change(saver, stop_at=("close",), path=saver.overlay.upper, change=swap)
 
     assert result.status == 0, result.stderr
     assert saver.archive.exists()
