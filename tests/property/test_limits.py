@@ -249,8 +249,8 @@ def run_and_change(
 
     Args:
         saver: what to save.
-        stop_at: names of system calls whose first argument is a descriptor; the hook stops when the call is done.
-        path: of the file that the descriptor is of.
+        stop_at: names of system calls that take a descriptor; the hook stops when the call is done.
+        path: of the file that the descriptor is of; of two descriptors, the one that is read from.
         change: called meanwhile.
     """
     tools.need_root()
@@ -292,9 +292,10 @@ def run_and_change(
 
 
 def is_of(asked: notify.Notification, wanted: os.stat_result) -> bool:
-    """Say whether the call's first argument is a descriptor of a file."""
+    """Say whether a call is for a file."""
+    descriptor = asked.arguments[1 if asked.name == "sendfile" else 0] & 0xFFFFFFFF
     try:
-        found = os.stat(f"/proc/{asked.thread}/fd/{asked.arguments[0] & 0xFFFFFFFF}")
+        found = os.stat(f"/proc/{asked.thread}/fd/{descriptor}")
     except OSError:
         return False  # it is none, or of nothing that has a name
     return os.path.samestat(found, wanted)
