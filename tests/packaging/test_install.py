@@ -54,20 +54,28 @@ def source(tmp_path: Path) -> Path:
     return checkout(tmp_path / "source")
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a directory into which the program was installed, for tests that change nothing in it."""
+    directory: Path = tmp_path_factory.mktemp("installed") / "stage dir"
+    make(checkout(tmp_path_factory.mktemp("installed-from") / "source"), "install", f"DESTDIR={directory}")
+    return directory
+
+
 @pytest.fixture
 def stage(source: Path, tmp_path: Path) -> Path:
-    """Give a directory into which the program was installed."""
+    """Give a directory into which the program was installed, for one test."""
     directory = tmp_path / "stage dir"
     make(source, "install", f"DESTDIR={directory}")
     return directory
 
 
-def test_install_puts_each_file_where_a_distribution_wants_them(stage: Path) -> None:
-    assert {path: mode for path, (mode, _) in files(stage).items()} == INSTALLED
+def test_install_puts_each_file_where_a_distribution_wants_them(installed: Path) -> None:
+    assert {path: mode for path, (mode, _) in files(installed).items()} == INSTALLED
 
 
-def test_the_installed_program_runs(stage: Path, change: Change) -> None:
-    change.expect_saved(run([stage / "usr/bin/archive_overlay"], change))
+def test_the_installed_program_runs(installed: Path, change: Change) -> None:
+    change.expect_saved(run([installed / "usr/bin/archive_overlay"], change))
 
 
 def test_installing_again_changes_nothing(source: Path, stage: Path) -> None:
@@ -97,8 +105,8 @@ def test_uninstalling_what_is_not_there_is_no_error(source: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("where", ["usr/share/containers/oci/hooks.d", "usr/share/doc/archive_overlay/debug"])
-def test_the_hook_has_the_path_that_the_program_will_have(stage: Path, where: str) -> None:
-    hook = json.loads((stage / where / "archive_overlay.json").read_text())
+def test_the_hook_has_the_path_that_the_program_will_have(installed: Path, where: str) -> None:
+    hook = json.loads((installed / where / "archive_overlay.json").read_text())
     assert hook["hook"]["path"] == "/usr/bin/archive_overlay"
 
 
@@ -151,10 +159,10 @@ def test_make_builds_anew_for_another_interpreter(source: Path) -> None:
 
 
 @pytest.fixture
-def active(stage: Path) -> dict[str, Any]:
+def active(installed: Path) -> dict[str, Any]:
     """Give the hook configuration that engines read."""
     configuration: dict[str, Any] = json.loads(
-        (stage / "usr/share/containers/oci/hooks.d/archive_overlay.json").read_text()
+        (installed / "usr/share/containers/oci/hooks.d/archive_overlay.json").read_text()
     )
     return configuration
 
@@ -195,8 +203,8 @@ def test_the_hook_matches_containers_with_both_annotations(
     assert fires == matches
 
 
-def test_the_debug_variant_differs_in_what_it_logs_alone(stage: Path, active: dict[str, Any]) -> None:
-    debug = json.loads((stage / "usr/share/doc/archive_overlay/debug/archive_overlay.json").read_text())
+def test_the_debug_variant_differs_in_what_it_logs_alone(installed: Path, active: dict[str, Any]) -> None:
+    debug = json.loads((installed / "usr/share/doc/archive_overlay/debug/archive_overlay.json").read_text())
     assert debug["hook"].pop("args") == ["archive_overlay", "--log-level=trace", "--syslog"]
     assert active["hook"].pop("args") == ["archive_overlay"]
     assert debug == active
