@@ -311,7 +311,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--force",
         action="store_true",
-        help="read layers on whose digest is right and whose diff ID is wrong, with a warning",
+        help="take layers whose diff ID is wrong, with a warning; their digest must be right",
     )
     command.add_argument(
         "--no-fsync",
@@ -324,8 +324,8 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         "apply",
         "make a change set the new state of a directory",
         "Carry out a change set on a plain directory: what was added or changed is put there, what was deleted is\n"
-        "removed. After it, DIR is what a container saw that had DIR below and the change set on top. Each entry is the\n"
-        "old one or the new one at every moment; if it was interrupted, run it again.",
+        "removed. DIR is then what a container saw that had DIR below and the change set on top. Each entry is the old one\n"
+        "or the new one at every moment. If it is interrupted, run it again without --reverse.",
         "  archive_overlay apply --dry-run /srv/changes.tar.gz /srv/data\n"
         "  archive_overlay apply --reverse /srv/undo.tar.zst /srv/changes /srv/data\n"
         "  archive_overlay apply /srv/undo.tar.zst /srv/data\n"
@@ -337,7 +337,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         help="an archive (a directory or a tar), an upperdir, or LAYOUT:TAG[@N]: revision N, or else the last one",
     )
     command.add_argument(
-        "directory", metavar="DIR", help="the directory, which no mounted overlay may have below it"
+        "directory", metavar="DIR", help="the directory; no mounted overlay may have it among its layers"
     )
     command.add_argument(
         "--dry-run", action="store_true", help="list what would happen, as diff does, and change nothing"
@@ -346,8 +346,8 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         "--reverse",
         metavar="FILE",
         help=(
-            "first keep what is going to be overwritten or deleted, in a new tar that apply takes back; FILE ends in"
-            " tar, tar.gz or tar.zst"
+            "first save what will be overwritten or deleted in FILE, a new tar; apply that to undo the changes. FILE ends in"
+            " .tar, .tar.gz or .tar.zst"
         ),
     )
     _add_form(command)
@@ -396,16 +396,16 @@ def _add_kind(command: argparse.ArgumentParser, what: str) -> None:
         dest="kind",
         choices=("layout", "directory", "tar"),
         help=(
-            f"what {what} is. Needed for a directory with the files of an image layout in it, which a container can make,"
-            " and where a path looks like LAYOUT:TAG"
+            f"what {what} is. Needed where a path could also be LAYOUT:TAG, and for a directory that has the files of an image"
+            " layout in it, because a container can make such files"
         ),
     )
     command.add_argument(
         "--marks",
         choices=("trusted", "user", "fuse", "oci"),
         help=(
-            "how deletions and opaque directories are marked: 0:0 devices and trusted.overlay.opaque, or"
-            " user.overlay.opaque, as fuse-overlayfs does it, or by .wh. names (default: as the tar says, or as it looks)"
+            "how deletions and opaque directories are marked: by 0:0 devices and trusted.overlay.opaque, or user.overlay.opaque;"
+            " as fuse-overlayfs marks them; or by .wh. names (default: as the tar says, or a guess from what is there)"
         ),
     )
 

@@ -75,11 +75,10 @@ def test_the_page_has_the_sections_that_a_reader_looks_for(rendered: str) -> Non
             "ANNOTATIONS",
             "METHODS",
             "IMAGES AND REVISIONS",
-            "EXAMPLES",
             "APPLYING A CHANGE SET",
             "CHECKING A HOST",
         ),
-        *("EXIT STATUS", "FILES", "SECURITY", "SEE ALSO"),
+        *("EXIT STATUS", "FILES", "SECURITY", "EXAMPLES", "SEE ALSO"),
     ]
 
 
