@@ -163,7 +163,7 @@ def _kind(what: str, marks: str | None) -> str:
         raise ArchiveError(f"{what} is neither a directory nor a regular file")
     hint = f"say which: --as layout {what}, or --as {kind} {what}"
     if layout:
-        raise ArchiveError(f"{what} is there, and an image of {layout} may have that name too", hint=hint)
+        raise ArchiveError(f"{what} exists, and {layout} may have an image of that name too", hint=hint)
     # What is in a directory archive or an upperdir, a container made: files with the names of a layout's among it.
     if kind == DIRECTORY and marks is None and looks_like_layout(what):
         raise ArchiveError(
@@ -278,8 +278,8 @@ def _guess_marks(path: str, log: Log) -> str:
     # What a rootless engine's containers made is marked otherwise.
     if os.stat(path).st_uid != os.geteuid() or (os.geteuid() == 0 and has_all_users()):
         log.warning(
-            f"if root's containers made {path}, directories in it that hide what lies below are shown like any other: what"
-            " marks them can be seen only with CAP_SYS_ADMIN"
+            f"if root's containers made {path}, its opaque directories are taken for ordinary ones: what marks them can be seen"
+            " only with CAP_SYS_ADMIN"
         )
     return "user"
 

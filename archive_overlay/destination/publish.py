@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from archive_overlay.system.patience import Patience
 
 _TAKEN_HINT = "if-exists says to fail then"
-_GONE_FOR_A_MOMENT = "its file system cannot exchange two names, so for a moment nothing was there; the old archive had a backup name then"
+_GONE_FOR_A_MOMENT = "its file system cannot exchange two names, so for a moment nothing was there; the old archive had a backup name meanwhile"
 # How often the destination may turn out to be something else than a moment ago.
 _ATTEMPTS = 100
 
@@ -189,8 +189,8 @@ def _merge(staging: Staging, onto: str, destination: Destination, opaque: str) -
         os.close(lock)
     if not in_one_step:
         staging.log.warning(
-            f"archive-to {destination.path}: what changed its type was replaced in two steps, because names cannot be"
-            " exchanged on this file system"
+            f"archive-to {destination.path}: entries that changed type were replaced in two steps, because this file system cannot"
+            " exchange two names"
         )
 
 

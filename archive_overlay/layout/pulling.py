@@ -32,9 +32,9 @@ def advice_on_pulling(path: str, tag: str) -> str:
     """
     refusals = []
     if not takes_path(path):
-        refusals.append("podman up to 4.6 takes no such path")
+        refusals.append("podman up to 4.6 does not accept this path")
     if not takes_tag(tag):
-        refusals.append("podman from 4.7 on takes no such tag")
+        refusals.append("podman from 4.7 on does not accept this tag")
     if not refusals:
         return ""
     image = f"oci:{path}:{tag}"

@@ -69,7 +69,7 @@ def check_tag(tag: str) -> None:
     """
     if not _TAG.fullmatch(tag):
         raise ArchiveError(
-            f"{tag!r} is no tag of an image", hint="letters and digits, with single - . _ @ + between them"
+            f"{tag!r} is not a valid tag", hint="letters and digits, with single - . _ @ + between them"
         )
 
 
@@ -81,7 +81,7 @@ def check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name):
         raise ArchiveError(
-            f"{name!r} is no tag of an image",
+            f"{name!r} is not a valid tag",
             hint="letters and digits, with single - . _ : @ + / between them",
         )
 

@@ -65,7 +65,7 @@ def find_overlay(
         )
     if not overlay.upper.startswith("/"):
         raise ArchiveError(
-            f"the upperdir {overlay.upper} of {mount_point} is a relative path, and nobody knows of what"
+            f"the upperdir {overlay.upper} of {mount_point} is a relative path, and its start is unknown"
         )
     for lower in (*overlay.lowers, *overlay.data_lowers):
         if _is_of_a_process(lower):

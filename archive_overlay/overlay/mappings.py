@@ -85,8 +85,7 @@ def _container(said: Mapping[str, object]) -> OwnerMap:
     maps = _maps(said, "linux", "containerID", "hostID")
     if maps is None:
         raise ArchiveError(
-            "the container is in a user namespace for which the spec has no uidMappings, so nobody knows whose its"
-            " files are",
+            "the spec has no uidMappings for the container's user namespace, so the container's owners of files are unknown",
             hint=KEEP,
         )
     return maps.inverse
@@ -133,7 +132,9 @@ def _of_crun(text: str, what: str) -> tuple[OwnerMap, bool]:
             {str(place): _as_number(number) for place, number in enumerate(triple)} for triple in triples
         ]
     if said.keys() - set(_KINDS) or len(relative) > 1:
-        raise ArchiveError(f"{what} has the option idmap={brief(text)}, of which nobody knows what it means")
+        raise ArchiveError(
+            f"{what} has the option idmap={brief(text)}, which this program does not understand", hint=KEEP
+        )
     maps = _maps(said, what, "0", "1", "2")
     assert maps
     return maps, True in relative

@@ -249,7 +249,7 @@ def _program_owners(mappings: Mapping[str, str], origin: str) -> OwnerMap:
             number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS for number in numbers
         ):
             raise ArchiveError(
-                f"{origin} has the option {key}={brief(text)}, of which nobody knows what it means"
+                f"{origin} has the option {key}={brief(text)}, which this program does not understand"
             )
         ids = iter(map(int, numbers))
         ranges[key] = list(zip(ids, ids, ids))

@@ -34,6 +34,9 @@ _TYPE_AT = 4
 _HANDLE_AT = 21
 
 
+_KEEP_MOUNTED = "keep lower layers mounted until the hook has run"
+
+
 class References:
     """The references of one upperdir.
 
@@ -62,17 +65,19 @@ class References:
         """
         if not below and marks.redirect:
             raise ArchiveError(
-                f"{shown()} has its contents from {marks.redirect}, which is in no lower layer"
+                f"{shown()} has its contents from {marks.redirect}, which is in no lower layer",
+                hint=_KEEP_MOUNTED,
             )
         if not below and marks.origin:
             raise ArchiveError(
-                f"{shown()} has contents in the lower layers, and there is no such directory in them"
+                f"{shown()} has contents in the lower layers, but no lower layer has such a directory",
+                hint=_KEEP_MOUNTED,
             )
         self.check_origin(below, marks, shown)
         if self._origins and below and (gone := self._origins.empty_below(below[0])):
             self._warnings.warning(
                 "a lower layer that is empty",
-                f": if a mount that is gone was at the lower layer {gone}, which is empty, its contents are missing here",
+                f": the lower layer {gone} is empty; if something was mounted there, its contents are missing here",
                 path=shown,
             )
 
@@ -182,7 +187,7 @@ class _Origins:
             gone = self._lowers.shown(above.layer, above.path)
             raise ArchiveError(
                 f"{shown()} is not a copy of {found}, but of what was in a layer above: perhaps in {gone}, which is empty now",
-                hint="keep lower layers mounted until the hook has run",
+                hint=_KEEP_MOUNTED,
             )
 
     def _is_empty(self, root: Place) -> bool:

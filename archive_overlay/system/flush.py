@@ -49,7 +49,7 @@ class ToDisk:
             if not self._warned:
                 self._warned = True
                 self._warn(
-                    f"nobody says whether all was written to the disk: syncfs failed ({error.strerror}), and sync, which"
+                    f"it is not certain that all was written to the disk: syncfs failed ({error.strerror}), and sync, which"
                     " was called instead, reports no errors"
                 )
 

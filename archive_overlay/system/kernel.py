@@ -225,7 +225,7 @@ def _rename_to_absent(
     except FileNotFoundError:
         os.rename(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory)
         warn(
-            f"its file system has no way to give a name only if it is free ({refused.strerror}): what another program"
+            f"its file system cannot give a name only if it is free ({refused.strerror}): what another program"
             " puts there at the same moment is lost"
         )
         return

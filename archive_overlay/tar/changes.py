@@ -185,7 +185,7 @@ def whiteout_of(mark: str, path: str) -> str:
     """
     name = mark[len(WHITEOUT_PREFIX) :]
     if name in ("", ".", ".."):
-        raise ArchiveError(f"{brief(path)} deletes nothing that there can be")
+        raise ArchiveError(f"{brief(path)} is a whiteout without a valid name")
     return name
 
 

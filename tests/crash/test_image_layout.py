@@ -287,7 +287,7 @@ def test_where_nothing_can_be_flushed_on_its_own_a_revision_is_added(
     assert made == calls.keys()
     assert not list(place.judge_complete())
     said = [line.message for line in hooks.parse_log(outcome.stderr) if line.level == "warning"]
-    assert ["nobody says whether all was written" in line for line in said] == [True] * ("syncfs" in calls)
+    assert ["it is not certain that all was written" in line for line in said] == [True] * ("syncfs" in calls)
 
 
 def test_without_locks_no_revision_is_added(place: Place) -> None:

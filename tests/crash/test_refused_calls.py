@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Callable
 
-NOBODY_SAYS = "nobody says whether all was written to the disk: syncfs failed"
-NOT_ONLY_IF_FREE = "has no way to give a name only if it is free"
+NOT_CERTAIN = "it is not certain that all was written to the disk: syncfs failed"
+NOT_ONLY_IF_FREE = "cannot give a name only if it is free"
 GONE = "cannot exchange two names, so for a moment nothing was there"
 
 
@@ -64,8 +64,8 @@ def without_links(case: Case) -> set[str]:
 REFUSALS = (
     Refusal("directories-are-not-flushed", {"fsync": "EINVAL"}, directories=True),
     Refusal("fsync", {"fsync": "EPERM"}),
-    Refusal("syncfs", {"syncfs": "EPERM"}, warnings=when(flushes_a_tree, NOBODY_SAYS)),
-    Refusal("no-flush", {"fsync": "ENOSYS", "syncfs": "ENOSYS"}, warnings=lambda case: {NOBODY_SAYS}),
+    Refusal("syncfs", {"syncfs": "EPERM"}, warnings=when(flushes_a_tree, NOT_CERTAIN)),
+    Refusal("no-flush", {"fsync": "ENOSYS", "syncfs": "ENOSYS"}, warnings=lambda case: {NOT_CERTAIN}),
     *(
         Refusal(f"renameat2-{error}", {"renameat2": error}, warnings=when(exchanges_directories, GONE))
         for error in ("EPERM", "EINVAL")

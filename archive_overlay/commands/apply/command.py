@@ -52,7 +52,7 @@ _ENDINGS = {
     ".tar": "none",
 }
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
-_FINISH = "if it was changed in part, run the same again without --reverse to finish"
+_FINISH = "it may be changed in part: run the same command again, without --reverse, to finish"
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
@@ -128,7 +128,7 @@ def _judge(target: _Directory, archive: str) -> None:
         fail(f"cannot find out whether an overlay uses {path}", error)
     if layer:
         raise ArchiveError(
-            f"{path} is in use: it is {layer}, or one is in the other",
+            f"{path} is in use: it is, contains or is inside {layer}",
             hint="stop the container that has it mounted, or unmount the overlay",
         )
     if is_upper:
@@ -145,8 +145,8 @@ def _expect_visible_marks(upper: str) -> None:
     user = os.geteuid()
     if owner != user if user else (owner == overflow_owner() and not has_all_users()):
         raise ArchiveError(
-            f"{upper} belongs to another user: what marks its opaque directories may be for root's eyes only",
-            hint="run it as that user; or, if it has no such marks, say by --marks user",
+            f"{upper} belongs to another user, so the marks of its opaque directories may be invisible to this one",
+            hint="run this as that user; or, if it has no such marks, add --marks user",
         )
 
 
@@ -169,17 +169,19 @@ def _judge_reverse(file: str, target: _Directory, archive: str) -> Destination:
     """
     if not any(file.endswith(ending) for ending in _ENDINGS):
         raise ArchiveError(
-            f"--reverse {file} is not a name of a tar", hint=f"it must end in one of {', '.join(_ENDINGS)}"
+            f"--reverse {file} is not the name of a tar", hint=f"end it in one of {', '.join(_ENDINGS)}"
         )
     compress.require(_compression(file))
     path = target.paths.resolve_parent(os.path.abspath(file), "--reverse")
     if os.path.lexists(path):
         raise ArchiveError(
             f"--reverse {path} exists",
-            hint="to finish what was interrupted, run it without --reverse: the file stays good; else name another one",
+            hint="if apply was interrupted, run it again without --reverse: the file is still good; else name another file",
         )
     if not os.path.isdir(os.path.dirname(path)):
-        raise ArchiveError(f"--reverse {path} is in a directory that does not exist")
+        raise ArchiveError(
+            f"--reverse {path} is in a directory that does not exist", hint="create it, or name another file"
+        )
     keep_apart("--reverse", path, target.path, what="the directory")
     if os.path.isdir(archive):
         keep_apart("--reverse", path, os.path.abspath(archive), what="the archive")
@@ -199,7 +201,7 @@ def _apply(archive: Tar | Directory, target: _Directory, kept: Destination | Non
     staging.keep_times(before)
     with staging:
         if not os.path.samestat(os.fstat(staging.parent), before):
-            raise ArchiveError(f"{target.path} was exchanged for another directory meanwhile")
+            raise ArchiveError(f"{target.path} was replaced by another directory in the meantime")
         _give_times(target, before)  # that staging is in it is no change
         staged = stage(archive, staging, target.fd, marks, log)
         _refuse_mount_points(staging, target.path, marks)
@@ -217,14 +219,14 @@ def _lock(target: _Directory) -> None:
     """Keep other runs from changing the directory: the lock ends with this process.
 
     Raises:
-        ArchiveError: another one is at it.
+        ArchiveError: another program has locked it.
     """
     try:
         fcntl.flock(target.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ArchiveError(
-            f"another program has {target.path} locked, perhaps to apply something to it",
-            hint="try again when it has ended",
+            f"another program has locked {target.path}, perhaps another apply",
+            hint="try again when that has finished",
         ) from None
     except OSError:
         pass  # there are no locks on this file system
@@ -323,8 +325,8 @@ def _merge(staging: Staging, target: _Directory, marks: PrivateMarks, log: Log) 
         raise
     if not in_one_step:
         log.warning(
-            f"{target.path}: what changed its type or was deleted was replaced in several steps, because this file system"
-            " cannot do it in one"
+            f"{target.path}: entries that changed type or were deleted were replaced in several steps, because this file system"
+            " cannot exchange two names"
         )
 
 

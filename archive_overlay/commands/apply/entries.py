@@ -197,8 +197,8 @@ def refuse_true_owner(name: str, shown: str) -> None:
     """
     if name in _TRUE_OWNERS:
         raise ArchiveError(
-            f"{shown} has {name}, which says whose it is in a store of fuse-overlayfs",
-            hint="have the hook save it: its archives have true owners",
+            f"{shown} has the attribute {name}, in which fuse-overlayfs keeps its true owner",
+            hint="apply an archive that the hook has made: those have true owners",
         )
 
 

@@ -162,6 +162,6 @@ class _Links:
             if kept < names:
                 warnings.warning(
                     "files with other names",
-                    " has other names too, which stay as they are: taken back, it is a file of its own",
+                    " has other names (hard links) that do not change: taken back, it is a separate file",
                     path=partial(getattr, first, "shown"),
                 )

@@ -167,7 +167,7 @@ class TarEntries:
             if own in _REFERRING:
                 raise ArchiveError(
                     f"{brief(entry.name)} has {name}, so what it holds is in a lower layer, and not in the archive",
-                    hint="if a container set that attribute, say by --marks whose marks count",
+                    hint="if a container set that attribute, use --marks to say which marks count",
                 )
             refuse_true_owner(name, brief(entry.name))
             if name not in self._form.opaque_attributes and own not in BOOKKEEPING:
@@ -229,7 +229,7 @@ def _deleted(entry: Entry, parts: list[str], form: Form, known: Marks) -> list[s
             return None
         deleted = name[len(WHITEOUT_PREFIX) :]
         if deleted in ("", ".", ".."):
-            raise ArchiveError(f"{brief(entry.name)} deletes nothing that there can be")
+            raise ArchiveError(f"{brief(entry.name)} is a whiteout without a valid name")
         return [*parts[:-1], deleted]
     if not form.whiteout_devices:
         return None

@@ -274,14 +274,14 @@ INPUTS = {
     ),
     "a whiteout of nothing": Input(
         layer(file(".wh.")),
-        refused=".wh. deletes nothing that there can be",
+        refused=".wh. is a whiteout without a valid name",
         gnu=NOT_ASKED,
         umoci=REFUSES,
         podman=REFUSES,
     ),
     "a whiteout of its directory": Input(
         layer(file("d/.wh..")),
-        refused="d/.wh.. deletes nothing that there can be",
+        refused="d/.wh.. is a whiteout without a valid name",
         gnu=NOT_ASKED,
         umoci=REFUSES,
         podman=REFUSES,

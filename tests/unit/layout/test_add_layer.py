@@ -157,7 +157,7 @@ def test_a_parent_has_the_name_that_another_program_gave_it(stop: Stop, name: st
     ],
 )
 def test_tags_are_what_the_specification_says(stop: Stop, archive_to: str, parent: str) -> None:
-    with pytest.raises(ArchiveError, match="is no tag of an image"):
+    with pytest.raises(ArchiveError, match="is not a valid tag"):
         stop.judge(stop.directory / archive_to, parent)
 
 

@@ -94,7 +94,7 @@ def test_the_root_directory_may_be_a_mount_like_others(upper: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("there", "error"),
     [
-        ("relative", "the upperdir relative of /data is a relative path, and nobody knows of what"),
+        ("relative", "the upperdir relative of /data is a relative path, and its start is unknown"),
         ("/nowhere/upper", "the upperdir /nowhere/upper of /data does not exist"),
         ("/dev/null", "the upperdir /dev/null of /data is no directory"),
         ("/dev/null/x", "cannot read the upperdir /dev/null/x of /data: Not a directory"),
