@@ -118,17 +118,19 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
     views = _Overlay(flavour, directory / "views", here, [base])
     composed = _Composer(directory, mounts)
     together = composed.write("together", lambda sources: compose(sources))
-    if all(container.on_top for container in example.containers[1:]):
+    reader = layers_of = flavour.standing_alone
+    if all(container.on_top for container in example.containers[1:]) and not flavour.program:
         layers = [mount.upper for mount in reversed(mounts)]
-        reader = flavour
+        layers_of = flavour
     else:
         # Each change set stands alone. An upperdir does so only over the layers that its container had.
         layers = [str(composed.write_one(number)) for number in reversed(range(len(mounts)))]
-        # fuse-overlayfs cannot list a directory over a symbolic link over a directory.
-        reader = stacks.USERXATTR_ROOTFUL if flavour.program else flavour.standing_alone
+        if flavour.program:
+            # fuse-overlayfs cannot list some directories that are over a symbolic link of a lower layer.
+            reader = layers_of = stacks.USERXATTR_ROOTFUL
     names = trees.names(together)
-    stacked = views.of([*layers, str(base)], reader).linked_among(names)
-    shown = views.of([str(together), str(base)], flavour.standing_alone).linked_among(names)
+    stacked = views.of([*layers, str(base)], layers_of).linked_among(names)
+    shown = views.of([str(together), str(base)], reader).linked_among(names)
     yield from (f"composed: {fault}" for fault in trees.differences(stacked, shown))
 
     if shown.entries.keys() != stacking.shown([trees.view(together), trees.view(base)]):
