@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _TAKEN_HINT = "if-exists says to fail then"
 _GONE_FOR_A_MOMENT = "its file system cannot exchange two names, so for a moment nothing was there; the old archive had a backup name meanwhile"
+_CHANGED_BY_OTHERS = "another program has changed something in it meanwhile"
 # How often the destination may turn out to be something else than a moment ago.
 _ATTEMPTS = 100
 
@@ -182,9 +183,16 @@ def _merge(staging: Staging, onto: str, destination: Destination, opaque: str) -
     lock = os.open(onto, READ_DIRECTORY, dir_fd=staging.parent)
     try:
         _wait_for_others(lock, destination, staging.log)
-        in_one_step = merge.merge(
-            ARCHIVE, staging.directory, onto, staging.parent, merge.OverlayMarks(attribute=opaque)
-        )
+        # Who had the lock may have put another directory in its place, and somebody else may have the lock on that.
+        if not os.path.samestat(os.fstat(lock), os.lstat(onto, dir_fd=staging.parent)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), onto)
+        try:
+            in_one_step = merge.merge(
+                ARCHIVE, staging.directory, ".", lock, merge.OverlayMarks(attribute=opaque)
+            )
+        except (FileExistsError, FileNotFoundError) as error:
+            # Staging has by now what was replaced: another attempt would put that back.
+            fail(f"cannot put all of the archive at {destination.path}", error, hint=_CHANGED_BY_OTHERS)
     finally:
         os.close(lock)
     if not in_one_step:

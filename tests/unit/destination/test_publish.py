@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from archive_overlay.destination import merge
 from archive_overlay.destination.paths import Paths
 from archive_overlay.destination.publish import judge_destination
 from archive_overlay.errors import ArchiveError
@@ -452,9 +453,10 @@ class Turns(Patience):
 
     def __init__(self, directory: Path, *, after: int, naps: int) -> None:
         self.left_over = naps
+        self._directory = directory
         self._after = after
         self._lock = os.open(directory, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def nap(self) -> bool:
         self._after -= 1
@@ -507,3 +509,60 @@ def test_a_merge_does_without_locks_where_there_are_none(stop: Stop, monkeypatch
         monkeypatch.undo()
 
     assert stop.found() == {"archive": "new old"}
+
+
+class Replaced(Turns):
+    """Whoever has the lock replaces the directory before giving it up."""
+
+    def nap(self) -> bool:
+        if self._after == 1:
+            self._directory.rename(self._directory.with_name("before"))
+            put(self._directory, "directory", "newer")
+        return super().nap()
+
+
+def test_a_merge_has_the_lock_of_what_is_there_when_the_others_have_ended(
+    stop: Stop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge_alone = merge.merge
+
+    def merge_locked(*arguments: Any) -> bool:
+        with pytest.raises(BlockingIOError):
+            Turns(stop.archive, after=1, naps=0)
+        return merge_alone(*arguments)
+
+    monkeypatch.setattr(merge, "merge", merge_locked)
+    put(stop.archive, "directory", "old")
+    destination = stop.judge("directory", "merge").replace(patience=Replaced(stop.archive, after=1, naps=1))
+
+    with destination.stage(stop.flushed, Log("info", [])) as staging:
+        put(Path(f"/proc/self/fd/{staging.directory}/archive"), "directory", "new")
+        destination.publish(staging, "user.overlay.opaque")
+
+    assert stop.found() == {"archive": "new newer", "before": "old"}
+
+
+def test_what_was_replaced_does_not_come_back_when_others_change_the_archive(
+    stop: Stop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When something is missing in the middle of a merge, what it has replaced by then is in staging."""
+    exchange = kernel.exchange
+
+    def exchange_or_miss(name: str, *where: Any) -> None:
+        if name == "b":
+            (stop.archive / "b").rmdir()
+        exchange(name, *where)
+
+    for name in "ab":
+        (stop.archive / name).mkdir(parents=True)
+    destination = stop.judge("directory", "merge")
+    with destination.stage(stop.flushed, Log("info", [])) as staging:
+        archive = Path(f"/proc/self/fd/{staging.directory}/archive")
+        archive.mkdir()
+        for name in "ab":
+            (archive / name).touch()
+        monkeypatch.setattr(kernel, "exchange", exchange_or_miss)
+        with pytest.raises(ArchiveError, match="changed something in it meanwhile"):
+            destination.publish(staging, "user.overlay.opaque")
+
+    assert (stop.archive / "a").is_file()
