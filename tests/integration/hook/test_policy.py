@@ -210,7 +210,7 @@ def names(root: Path) -> None:
 def paths(root: Path) -> None:
     """Make paths that are long as a whole, and links, whose targets are paths too."""
     here = root
-    for _ in range(20):
+    for _ in range(19):
         here = here / ("d" * 200)
         here.mkdir()
     (here / "file").touch()

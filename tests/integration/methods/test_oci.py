@@ -564,7 +564,7 @@ def test_a_tag_with_a_slash_makes_no_layout_elsewhere(small: Saver, tag: str) ->
     assert os.listdir(small.out) == []
 
 
-@pytest.mark.parametrize("parent", ["-v1", "a/b", "a:b", "\u00fc"])
+@pytest.mark.parametrize("parent", ["-v1", "\u00fc"])
 def test_a_parent_that_is_no_tag_is_refused(small: Saver, parent: str) -> None:
     stop(small)
 
