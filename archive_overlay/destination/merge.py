@@ -37,8 +37,11 @@ if TYPE_CHECKING:
                 status: of the entry itself.
             """
 
+        def hides(self, opaque: tuple[str, ...]) -> bool:
+            """Say whether a directory with some attributes of those that `opaque` gives hides what lies below."""
+
         def opaque(self, name: str, directory: int) -> tuple[str, ...]:
-            """Give the attributes by which a directory hides what lies below; none if it does not.
+            """Give the attributes by which overlays take a directory to hide what lies below.
 
             Args:
                 name: of the directory.
@@ -59,6 +62,9 @@ _ASIDE = "aside"
 class OverlayMarks(Record):
     """The native marks of overlays, those that overlays of ordinary users have among them.
 
+    A container of root's can set the attribute of those, which says nothing under the overlay that it has: then it must not
+    be believed either, for it would hide what the older one has deleted below. It stays where it is.
+
     Attributes:
         attribute: the one that makes a directory opaque from now on.
     """
@@ -68,6 +74,10 @@ class OverlayMarks(Record):
     def is_whiteout(self, name: str, directory: int, status: os.stat_result) -> bool:
         """See `Marks`."""
         return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+    def hides(self, opaque: tuple[str, ...]) -> bool:
+        """See `Marks`."""
+        return TRUSTED_OPAQUE in opaque or (bool(opaque) and self.attribute != TRUSTED_OPAQUE)
 
     def opaque(self, name: str, directory: int) -> tuple[str, ...]:
         """See `Marks`."""
@@ -132,7 +142,7 @@ class _Level:
         self.names.sort(reverse=True)
         self.status = status
         self.kept = kept
-        self.covered = covered or bool(kept)
+        self.covered = covered
 
 
 class _Merge:
@@ -143,7 +153,7 @@ class _Merge:
         self._marks = marks
         self._in_one_step = True
         # The newer one hides all that the older one has. The top cannot be exchanged, so its entries are.
-        self._hides = bool(marks.opaque(".", source.fd))
+        self._hides = marks.hides(marks.opaque(".", source.fd))
 
     def run(self, *, covered: bool) -> bool:
         """Do it. See `merge`."""
@@ -151,6 +161,7 @@ class _Merge:
         if self._hides and not covered:
             self._marks.make_opaque(".", target.fd)
         top_opaque = self._marks.opaque(".", target.fd)
+        covered = covered or self._marks.hides(top_opaque)
         levels = [_Level(source.fd, os.fstat(source.fd), top_opaque, covered=covered)]
         names = {*levels[0].names}
         while True:
@@ -163,7 +174,8 @@ class _Merge:
                     for directory in (source, target):
                         _open_up(name, directory.fd)
                         directory.enter(name)
-                    levels.append(_Level(source.fd, status, kept, covered=level.covered))
+                    covered = level.covered or self._marks.hides(kept)
+                    levels.append(_Level(source.fd, status, kept, covered=covered))
                 continue
             levels.pop()
             if not levels:
@@ -226,7 +238,7 @@ class _Merge:
         if self._marks.is_whiteout(name, self._source.fd, status):
             return compose.DELETED
         kind = _kind(status)
-        if kind is compose.PLAIN and self._marks.opaque(name, self._source.fd):
+        if kind is compose.PLAIN and self._marks.hides(self._marks.opaque(name, self._source.fd)):
             return compose.OPAQUE
         return kind
 

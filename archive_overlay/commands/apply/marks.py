@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import stat
 
+from archive_overlay.history.unpack import OVERLAY_ATTRIBUTES
+
 _RANDOM_BYTES = 16
 
 
@@ -27,13 +29,22 @@ class PrivateMarks:
         """See `Marks`."""
         return stat.S_ISLNK(status.st_mode) and os.readlink(name, dir_fd=directory) == self.text
 
+    def hides(self, opaque: tuple[str, ...]) -> bool:
+        """See `Marks`."""
+        return self.text in opaque
+
     def opaque(self, name: str, directory: int) -> tuple[str, ...]:
-        """Give anything at all if a directory is opaque. See `Marks`."""
+        """Give the mark if a directory is opaque, and what it has of overlays, which it keeps. See `Marks`.
+
+        In staging nothing has any of an overlay's.
+        """
+        attributes = os.listxattr(f"/proc/self/fd/{directory}/{name}", follow_symlinks=False)
+        found = tuple(each for each in attributes if each.startswith(OVERLAY_ATTRIBUTES))
         try:
             os.lstat(f"{name}/{self.text}", dir_fd=directory)
         except FileNotFoundError:
-            return ()
-        return (self.text,)
+            return found
+        return (*found, self.text)
 
     def make_opaque(self, name: str, directory: int) -> None:
         """Do nothing: a directory that is placed hides nothing that has to be hidden. See `Marks`."""

@@ -77,7 +77,7 @@ class _Reverse:
 
     def _changes(self, descent: Descent) -> Iterator[Change]:
         reader = self._reader
-        yield self._take()
+        yield self._take(stays=True)
         pending = [sorted(os.listdir(descent.fd), reverse=True)]
         paths = [TOP]
         while pending:
@@ -106,7 +106,7 @@ class _Reverse:
                 continue
             is_directory = stat.S_ISDIR(status.st_mode) and reader.is_directory()
             stays = is_directory and not self._marks.opaque(name, descent.fd)
-            change = self._take()
+            change = self._take(stays=stays)
             change.opaque = change.kind is DIRECTORY and not stays
             yield change
             if stays:
@@ -117,8 +117,12 @@ class _Reverse:
             while (place := reader.ahead()) and place[0] > depth:
                 yield self._take()
 
-    def _take(self) -> Change:
-        """Give the next entry of the directory, as far as a change set can have it; warn of the rest."""
+    def _take(self, *, stays: bool = False) -> Change:
+        """Give the next entry of the directory, as far as a change set can have it; warn of the rest.
+
+        Args:
+            stays: it is a directory that stays, with what it has of overlays.
+        """
         change = self._reader.take()
         assert change is not None  # nothing is hidden in a directory that is no overlay's
         self._links.count(change)
@@ -129,11 +133,12 @@ class _Reverse:
             )
             return Change(WHITEOUT, change.directory, change.name, _NOTHING, {})
         for name in [name for name in change.attributes if name.startswith(OVERLAY_ATTRIBUTES)]:
-            self._warnings.warning(
-                "attributes not kept",
-                f": the attribute {name} cannot be taken back, because overlays act on it",
-                path=lambda: change.shown,
-            )
+            if not stays:
+                self._warnings.warning(
+                    "attributes not kept",
+                    f": the attribute {name} cannot be taken back, because overlays act on it",
+                    path=lambda: change.shown,
+                )
             del change.attributes[name]
         return change
 

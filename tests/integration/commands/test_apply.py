@@ -538,6 +538,21 @@ def test_what_cannot_be_kept_is_named(data: Path, scratch: Path) -> None:
     assert (data / "kept").read_text() == (data / "merged/other name").read_text() == "kept"
 
 
+def test_directories_that_stay_keep_the_marks_of_overlays_that_they_have(data: Path, scratch: Path) -> None:
+    """If it was no plain directory but a change set, what it has deleted does not come back."""
+    for path in (data, data / "merged"):
+        os.setxattr(path, "user.overlay.opaque", b"y")
+    archive = put_layer(scratch, file("merged/new"))
+
+    apply(archive, data, "--reverse", scratch / "reverse.tar")
+    kept = [os.getxattr(path, "user.overlay.opaque") for path in (data, data / "merged")]
+    apply(scratch / "reverse.tar", data)
+
+    assert kept == [b"y", b"y"]
+    assert os.getxattr(data / "merged", "user.overlay.opaque") == b"y"
+    assert sorted(os.listdir(data / "merged")) == ["old", "other name"]
+
+
 # What cannot be given
 
 

@@ -325,6 +325,27 @@ def test_files_of_the_newer_one_stay_one_file_wherever_they_are_placed(stacks: S
     assert len({(stacks.older / name).stat().st_ino for name in names}) == 1
 
 
+@pytest.mark.parametrize("forger", ["older", "newer"])
+def test_marks_that_a_container_of_root_s_can_forge_hide_nothing(
+    stacks: Stacks, monkeypatch: pytest.MonkeyPatch, forger: str
+) -> None:
+    """A method `move` has them in the archive. Believed, they would have what was deleted below them come back."""
+    trusted = "user.for-root-alone.opaque"
+    monkeypatch.setattr(merge, "TRUSTED_OPAQUE", trusted)
+    stacks.whiteout((stacks.newer if forger == "older" else stacks.older) / "d" / "gone")
+    stacks.file(stacks.older / "d" / "a")
+    stacks.file(stacks.newer / "d" / "b")
+    os.setxattr(stacks.top / forger / "d", "user.overlay.opaque", b"y")
+    fd = os.open(stacks.top, os.O_RDONLY)
+    try:
+        assert merge.merge("newer", fd, "older", fd, merge.OverlayMarks(attribute=trusted))
+    finally:
+        os.close(fd)
+
+    assert stacks.result() == ["opaque d", "d/a", "d/b", "deleted d/gone"]
+    assert trusted not in os.listxattr(stacks.older / "d")
+
+
 def test_where_names_cannot_be_exchanged_two_steps_do_the_same(
     stacks: Stacks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
