@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NOT_CERTAIN = "it is not certain that all was written to the disk: syncfs failed"
 NOT_ONLY_IF_FREE = "cannot give a name only if it is free"
 GONE = "cannot exchange two names, so for a moment nothing was there"
+IN_TWO_STEPS = "entries that changed type were replaced in two steps"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ def when(condition: Callable[[Case], bool], *warnings: str) -> Callable[[Case], 
     return lambda case: set(warnings) if condition(case) else set()
 
 
+def without_exchange(case: Case) -> set[str]:
+    return {IN_TWO_STEPS} if case.if_exists == "merge" else when(exchanges_directories, GONE)(case)
+
+
 def without_links(case: Case) -> set[str]:
     return {GONE, NOT_ONLY_IF_FREE} if backs_up_a_file(case) else when(exchanges_directories, GONE)(case)
 
@@ -67,7 +72,7 @@ REFUSALS = (
     Refusal("syncfs", {"syncfs": "EPERM"}, warnings=when(flushes_a_tree, NOT_CERTAIN)),
     Refusal("no-flush", {"fsync": "ENOSYS", "syncfs": "ENOSYS"}, warnings=lambda case: {NOT_CERTAIN}),
     *(
-        Refusal(f"renameat2-{error}", {"renameat2": error}, warnings=when(exchanges_directories, GONE))
+        Refusal(f"renameat2-{error}", {"renameat2": error}, warnings=without_exchange)
         for error in ("EPERM", "EINVAL")
     ),
     Refusal(

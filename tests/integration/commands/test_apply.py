@@ -504,7 +504,7 @@ def test_an_upperdir_of_a_mounted_overlay_is_refused(any_overlay: overlays.Overl
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("reverse", "is not a name of a tar"),
+        ("reverse", "is not the name of a tar"),
         ("data/reverse.tar", "is the directory"),
         ("absent/reverse.tar", "does not exist"),
         ("there.tar.gz", "exists"),
@@ -532,7 +532,7 @@ def test_what_cannot_be_kept_is_named(data: Path, scratch: Path) -> None:
     assert result.stderr.splitlines() == [
         "archive_overlay: warning: gone: the attribute user.overlay.opaque cannot be taken back, because overlays act on it",
         "archive_overlay: warning: socket is a socket, which cannot be taken back",
-        "archive_overlay: warning: kept has other names too, which stay as they are: taken back, it is a file of its own",
+        "archive_overlay: warning: kept has other names (hard links) that do not change: taken back, it is a separate file",
     ]
     apply(scratch / "reverse.tar", data)
     assert (data / "kept").read_text() == (data / "merged/other name").read_text() == "kept"
@@ -637,7 +637,7 @@ def test_marks_that_only_root_sees_are_not_taken_for_none(for_everybody: Path) -
 
     result = history.run("apply", changes, data, before=become_nobody)
     assert result.status == 1
-    assert "say by --marks user" in result.stderr
+    assert "add --marks user" in result.stderr
     assert history.run("apply", "--marks", "user", changes, data, before=become_nobody).status == 0
 
 

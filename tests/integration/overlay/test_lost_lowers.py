@@ -217,7 +217,7 @@ def test_a_layer_below_that_is_empty_is_said_once(stack: Stack) -> None:
     stack.inside(read)
 
     (warning,) = warnings
-    assert f"at the lower layer {stack.lowers[1]}, which is empty" in warning
+    assert f"the lower layer {stack.lowers[1]} is empty" in warning
     assert str(stack.upper / "renamed") in warning
 
 

@@ -106,7 +106,7 @@ def test_what_podman_does_not_pull_is_said_once_with_what_works(stop: Stop) -> N
 
     (line,) = stop.said
     assert line.startswith(
-        f"warning: archive data: podman pull may refuse oci:{path}:main: podman up to 4.6 takes no "
+        f"warning: archive data: podman pull may refuse oci:{path}:main: podman up to 4.6 does not accept "
     )
     assert line.endswith(f" skopeo copy 'oci:{path}:main' containers-storage:localhost/my-data:main")
 

@@ -87,8 +87,8 @@ def test_where_the_container_counts_as_the_hook_there_is_nothing_to_do(
 
 
 @pytest.mark.parametrize("path", [None, "", "/proc/self/ns/mnt", "/nowhere", 7, "\0"])
-def test_of_a_namespace_without_mappings_nobody_knows(path: object) -> None:
-    with pytest.raises(ArchiveError, match="in a user namespace for which the spec has no uidMappings"):
+def test_a_namespace_without_mappings_fails_the_request(path: object) -> None:
+    with pytest.raises(ArchiveError, match="the spec has no uidMappings for the container's user namespace"):
         find({"path": path})
 
 
