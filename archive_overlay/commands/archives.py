@@ -119,7 +119,7 @@ def open_archive(
     Args:
         what: path of a tar or directory, or LAYOUT:TAG@N.
         log: takes a warning if marks may be there that this process does not see.
-        kind: `LAYOUT`, `DIRECTORY` or `TAR`; None: seen from what is there, where that is no guess.
+        kind: `LAYOUT`, `DIRECTORY` or `TAR`; None: found out from what is there, as far as that needs no guess.
         marks: the marks to believe, "trusted", "user", "fuse" or "oci"; None: those that are in it. What tars of this
             program say of that is believed, and layers are layers. A directory's are seen from what is in it
             (`_guess_marks`), and in a tar of anybody else all marks count.

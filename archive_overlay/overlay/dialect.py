@@ -40,7 +40,7 @@ class Dialect(Record):
         origin_attribute: the one that has the path that a file had in a lower layer; "" where there is none that says so.
         redirects: what it does where a file's data or a directory's contents are said to be in a lower
             layer: FOLLOWED, REFUSED or IGNORED.
-        refused: attributes that the overlay may or may not act on, nobody knows: nothing that has one is read.
+        refused: attributes that the overlay may or may not act on: an entry that has one is not read.
     """
 
     name: str
@@ -100,7 +100,7 @@ FUSE_OVERLAYFS_WITH_OWNERS = {
     "1": _fuse_overlayfs(f"{FUSE_SECURITY}override_stat"),
     "2": _fuse_overlayfs(f"{FUSE_USER}override_stat"),
 }
-# If nobody knows the option, and the upperdir says that it was off.
+# If the option is unknown, and the upperdir says that it was off.
 FUSE_OVERLAYFS_WITHOUT_OWNERS = FUSE_OVERLAYFS.replace(
     refused=tuple(kind.owner_attribute for kind in FUSE_OVERLAYFS_WITH_OWNERS.values())
 )

@@ -73,7 +73,7 @@ def _is_in_table(status: os.stat_result) -> bool:
     for mounted in mountinfo.read().of_type("overlay"):
         for upper in upperdirs(mounted.options):
             if not upper.startswith("/"):
-                continue  # relative to a directory that nobody knows
+                continue  # relative to an unknown directory
             try:
                 other = os.stat(upper)
             except OSError:

@@ -10,7 +10,8 @@ everything else of the container:
     ROOT/io.containerd.snapshotter.v1.*/snapshots/N/fs    containerd, for root file systems
 
 Whatever is elsewhere, somebody else made. With `-v DIR:/x:O,upperdir=U,workdir=W` podman mounts at BUNDLE/overlay/N/merge
-as usual, but writes into U, which it never deletes. Other programs may delete what they made, or keep it: nobody knows.
+as usual, but writes into U, which it never deletes. What other programs made is UNKNOWN: they
+may delete it or keep it.
 
 Nobody but the engine can give an upperdir such a path: it is resolved, without mounts on the way, and the directories
 belong to the engine's user. Who names the upperdir in an engine's options has to name one of those, and so gives it away.

@@ -226,7 +226,7 @@ class Lowers:
         return names
 
     def has_other_names(self, path: TreePath) -> bool:
-        """Say whether the topmost file at a path of the lower layers has other names; where nobody knows, it has none.
+        """Say whether the topmost file at a path of the lower layers has other names; if that is unknown, it has not.
 
         Args:
             path: from the root of the layers; nothing on its way is a redirect.

@@ -50,7 +50,7 @@ def find(
         None: they have the same numbers on disk.
 
     Raises:
-        ArchiveError: nobody knows.
+        ArchiveError: the spec or the mount does not say.
     """
     container = _container(user_namespace)
     program = overlay.program_owners or _same()

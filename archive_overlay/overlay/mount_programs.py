@@ -117,7 +117,7 @@ def server_not_believed(mounted: MountedFilesystem, mount_program: str) -> str:
             continue  # it has ended, or is none of ours
         finally:
             os.close(process)
-    # Before Linux 6.18 nobody knows the process.
+    # Before Linux 6.18 the kernel does not name the process.
     return f"something that calls itself {mounted.type.partition('.')[2] or 'nothing'} serves it"
 
 

@@ -141,7 +141,7 @@ def with_root(value: bytes, root: int) -> bytes:
 
 
 def unknown_capability(change: Change) -> ArchiveError:
-    """Make the error that says that nobody knows for which user namespace a file has capabilities."""
+    """Make the error for a file whose capabilities are for an unknown user namespace."""
     return ArchiveError(f"the file capabilities of {change.shown} belong to an unknown user namespace")
 
 

@@ -234,7 +234,7 @@ def _split(name: str) -> tuple[list[str], bool]:
 
 
 def _note_what_is_no_directory(marks: Marks, entry: Entry, path: str) -> None:
-    """Note that something is no directory, nor leads to one, if layers' marks are in it. Of others nobody asks."""
+    """Note that something is no directory, nor leads to one, if layers' marks are in it: only they need it."""
     if entry.type != headers.SYMLINK and marks.has(path, _STRAY_MARKS):
         marks.add(path, _NOT_A_DIRECTORY)
 

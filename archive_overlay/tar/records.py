@@ -63,7 +63,7 @@ def read_records(body: bytes) -> tuple[dict[bytes, bytes], array[int]]:
 
 
 def read_global_records(body: bytes) -> dict[bytes, bytes]:
-    """Read those records of a global header that say something of each entry; ArchiveError: nobody writes such ones."""
+    """Read those records of a global header that say something of each entry; ArchiveError: one holds what no program writes there."""
     records, segments = read_records(body)
     records.pop(COMMENT, None)  # git writes one
     # Each would be given to each entry: a few bytes would become any number of them.

@@ -110,7 +110,7 @@ def _judge(target: _Directory, archive: str) -> None:
     """Refuse a directory that must not be changed.
 
     Raises:
-        ArchiveError: it is the archive's, an overlay's or an engine's.
+        ArchiveError: it belongs to the archive, an overlay or an engine.
     """
     path = target.path
     source = archive if os.path.lexists(archive) else archive.rpartition(":")[0]
@@ -165,7 +165,7 @@ def _judge_reverse(file: str, target: _Directory, archive: str) -> Destination:
     """Refuse a place for what is overwritten.
 
     Raises:
-        ArchiveError: it is no name of a tar, is taken, or is in what is read or changed.
+        ArchiveError: it is not the name of a tar, exists, or is in what is read or changed.
     """
     if not any(file.endswith(ending) for ending in _ENDINGS):
         raise ArchiveError(
