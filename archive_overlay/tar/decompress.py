@@ -84,13 +84,14 @@ class Reader:
         self._position += len(data)
         return data
 
-    def skip(self, size: int) -> None:
-        """Leave out the next bytes; ArchiveError: there are not so many."""
+    def skip(self, size: int) -> int:
+        """Leave out the next bytes; give how many of them there were not."""
         while size:
             skipped = len(self.read_some(size))
             if not skipped:
-                raise ArchiveError("it ends too early")
+                break
             size -= skipped
+        return size
 
     def finish(self) -> None:
         """Read to the end, so that the digests are those of the whole."""

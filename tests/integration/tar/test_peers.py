@@ -199,8 +199,13 @@ INPUTS = {
     "a part of a block of zeros": Input(
         CUT + bytes(100), refused="it ends too early", gnu=READS, umoci=REFUSES, podman=REFUSES
     ),
+    # `umoci insert` writes such ones.
+    "no end and no padding": Input(CUT[:515], changes=HAS_NEW, gnu=REFUSES),
+    "an end in the padding": Input(
+        CUT[:600], refused="it ends too early", gnu=REFUSES, umoci=NOT_ASKED, podman=NOT_ASKED
+    ),
     "an end in the data": Input(
-        CUT[:515], refused="it ends too early", gnu=REFUSES, umoci=NOT_ASKED, podman=NOT_ASKED
+        CUT[:514], refused="it ends too early", gnu=REFUSES, umoci=NOT_ASKED, podman=NOT_ASKED
     ),
     # GNU tar takes only what is compressed for a tar then.
     "no bytes": Input(b"", gnu=REFUSES),
