@@ -19,7 +19,7 @@ from archive_overlay.overlay import compose
 from archive_overlay.system import kernel, metadata, signals
 from archive_overlay.system.open_flags import READ_DIRECTORY
 from archive_overlay.system.record import Record
-from archive_overlay.system.tree import Descent, remove
+from archive_overlay.system.tree import Descent, open_up, remove
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class _Merge:
                     kept = self._marks.opaque(name, target.fd)
                     status = os.lstat(name, dir_fd=source.fd)
                     for directory in (source, target):
-                        _open_up(name, directory.fd)
+                        open_up(name, directory.fd)
                         directory.enter(name)
                     covered = level.covered or self._marks.hides(kept)
                     levels.append(_Level(source.fd, status, kept, covered=covered))
@@ -224,15 +224,28 @@ class _Merge:
             self._marks.make_opaque(name, source)
         if stat.S_ISDIR(status.st_mode) and (covered or result is compose.NEWER_OPAQUE):
             self._remove_whiteouts(name)
-        closed = _open_up(name, source) if stat.S_ISDIR(status.st_mode) else None
+        closed = open_up(name, source) if stat.S_ISDIR(status.st_mode) else None
+        if closed is not None:
+            self._place_closed(name, closed, found)
+        else:
+            self._put(name, status, found)
+        return False
+
+    def _place_closed(self, name: str, mode: int, found: os.stat_result | None) -> None:
+        """Put a directory in its place and give it a mode there, whatever others put there at once."""
+        fd = os.open(name, READ_DIRECTORY, dir_fd=self._source.fd)
+        try:
+            self._put(name, os.fstat(fd), found)
+            os.chmod(fd, mode)
+        finally:
+            os.close(fd)
+
+    def _put(self, name: str, status: os.stat_result, found: os.stat_result | None) -> None:
         # rename(2) replaces what is no directory, and nothing but that.
         if found is None or not (stat.S_ISDIR(found.st_mode) or stat.S_ISDIR(status.st_mode)):
-            os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+            os.rename(name, name, src_dir_fd=self._source.fd, dst_dir_fd=self._target.fd)
         else:
             self._exchange(name)
-        if closed is not None:
-            os.chmod(name, closed, dir_fd=target)
-        return False
 
     def _kind(self, name: str, status: os.stat_result) -> str:
         if self._marks.is_whiteout(name, self._source.fd, status):
@@ -243,7 +256,7 @@ class _Merge:
         return kind
 
     def _exchange(self, name: str) -> None:
-        _open_up(name, self._target.fd)
+        open_up(name, self._target.fd)
         try:
             kernel.exchange(name, self._source.fd, name, self._target.fd)
         except kernel.CannotExchangeError:
@@ -261,7 +274,7 @@ class _Merge:
 
     def _take_away(self, name: str, new_name: str, directory: int) -> bool:
         """Move what the older one has at a name into staging; False: it had to be removed instead."""
-        _open_up(name, self._target.fd)
+        open_up(name, self._target.fd)
         try:
             os.rename(name, new_name, src_dir_fd=self._target.fd, dst_dir_fd=directory)
         except OSError as error:
@@ -275,14 +288,14 @@ class _Merge:
 
     def _remove_whiteouts(self, name: str) -> None:
         """Remove the whiteouts below a directory that is going to hide what lies below: listings would show them."""
-        modes = [_open_up(name, self._source.fd)]
+        modes = [open_up(name, self._source.fd)]
         descent = Descent(os.open(name, READ_DIRECTORY, dir_fd=self._source.fd))
         try:
             pending = [self._remove_whiteouts_here(descent.fd)]
             while pending:
                 if pending[-1]:
                     inner = pending[-1].pop()
-                    modes.append(_open_up(inner, descent.fd))
+                    modes.append(open_up(inner, descent.fd))
                     descent.enter(inner)
                     pending.append(self._remove_whiteouts_here(descent.fd))
                     continue
@@ -312,21 +325,6 @@ class _Merge:
         if removed:
             os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
         return directories
-
-
-def _open_up(name: str, directory: int) -> int | None:
-    """Let this user change what is in a directory, and its place: root may anyway.
-
-    Returns:
-        The mode that it had; None: it is what it was.
-    """
-    if os.geteuid() == 0:
-        return None
-    mode = os.lstat(name, dir_fd=directory).st_mode
-    if not stat.S_ISDIR(mode) or mode & stat.S_IRWXU == stat.S_IRWXU:
-        return None
-    os.chmod(name, stat.S_IMODE(mode) | stat.S_IRWXU, dir_fd=directory)
-    return stat.S_IMODE(mode)
 
 
 def _kind(status: os.stat_result) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
-from archive_overlay.system.open_flags import READ_DIRECTORY, STEP
+from archive_overlay.system.open_flags import LOOK, READ_DIRECTORY, STEP
 
 
 class Descent:
@@ -125,7 +125,8 @@ def remove(name: str, directory: int) -> None:
             return
     except FileNotFoundError:
         return
-    _open_up(name, directory)
+    # Without privileges, a directory that is not writable (as the root of an upperdir often is) keeps what is in it.
+    open_up(name, directory)
     fd = os.open(name, READ_DIRECTORY, dir_fd=directory)
     try:
         empty(fd)
@@ -150,7 +151,7 @@ def empty(directory: int) -> None:
         while pending:
             if pending[-1]:
                 names.append(pending[-1].pop())
-                _open_up(names[-1], descent.fd)
+                open_up(names[-1], descent.fd)
                 descent.enter(names[-1])
                 pending.append(_remove_files(descent.fd))
             else:
@@ -162,11 +163,32 @@ def empty(directory: int) -> None:
         descent.close()
 
 
-def _open_up(name: str, directory: int) -> None:
-    # Without privileges, a directory that is not writable (as the root of an upperdir often is) keeps
-    # what is in it.
-    if os.geteuid() != 0:
-        os.chmod(name, stat.S_IRWXU, dir_fd=directory)
+def open_up(name: str, directory: int) -> int | None:
+    """Let this user change what is in a directory, and its place: root may anyway.
+
+    Others may give its name to a symbolic link meanwhile, so it is changed by file descriptor.
+
+    Args:
+        name: an entry, which need not be a directory.
+        directory: file descriptor of the directory that it is in.
+
+    Returns:
+        The mode that it had; None: it is what it was.
+
+    Raises:
+        OSError: there is no such entry, or its owner is somebody else.
+    """
+    if os.geteuid() == 0:
+        return None
+    fd = os.open(name, LOOK, dir_fd=directory)
+    try:
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISDIR(mode) or mode & stat.S_IRWXU == stat.S_IRWXU:
+            return None
+        os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(mode) | stat.S_IRWXU)
+        return stat.S_IMODE(mode)
+    finally:
+        os.close(fd)
 
 
 def _remove_files(directory: int) -> list[str]:

@@ -6,13 +6,17 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from archive_overlay.destination import merge
-from archive_overlay.system import kernel
+from archive_overlay.system import kernel, tree
 from tests.support import tools
 from tests.support.flushing import open_files
+
+if TYPE_CHECKING:
+    from typing import Any
 
 MARKS = merge.OverlayMarks(attribute="user.overlay.opaque")
 TIME = 1_000_000_000 * 10**9
@@ -31,11 +35,11 @@ class Trees:
         self.top = top
         self.new = top / "new"
         self.old = top / "old"
-        for tree in (self.new, self.old):
-            for directory in (tree, tree / "both", tree / "both" / "deep"):
+        for root in (self.new, self.old):
+            for directory in (root, root / "both", root / "both" / "deep"):
                 directory.mkdir()
-                (directory / f"of {tree.name}").touch()
-                (directory / "file").write_text(tree.name)
+                (directory / f"of {root.name}").touch()
+                (directory / "file").write_text(root.name)
         (self.new / "file on directory").touch()
         (self.old / "file on directory" / "deep").mkdir(parents=True)
         (self.new / "directory on file" / "deep").mkdir(parents=True)
@@ -404,3 +408,36 @@ def test_what_cannot_be_placed_where_names_cannot_be_exchanged_is_put_back(
         stacks.merge()
 
     assert stacks.result() == before
+
+
+@pytest.mark.parametrize("removed", [True, False], ids=["removed", "replaced"])
+def test_the_mode_of_nothing_else_is_changed_if_a_link_takes_a_directory_s_name(
+    trees: Trees, monkeypatch: pytest.MonkeyPatch, *, removed: bool
+) -> None:
+    """Somebody else may write where an ordinary user's archive is, or an ordinary user applies something."""
+    victim = trees.top / "victim"
+    victim.mkdir(mode=0o750)
+    name = "removed" if removed else "directory"
+    (trees.old / name).mkdir(mode=0o077)
+    (trees.old / name).chmod(0o077)
+    (trees.new / "directory").touch()
+    chmod = os.chmod
+
+    def chmod_late(*arguments: Any, **more: Any) -> None:
+        if isinstance(arguments[0], str) and (trees.old / name).is_dir():
+            (trees.old / name).rename(trees.top / "aside")
+            (trees.old / name).symlink_to(victim)
+        chmod(*arguments, **more)
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "chmod", chmod_late)
+    fd = os.open(trees.old, os.O_RDONLY)
+    try:
+        tree.remove(name, fd) if removed else trees.merge()
+    except OSError:
+        pass  # what is there is no directory any more
+    finally:
+        os.close(fd)
+
+    assert (trees.old / name).is_symlink() or not removed
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o750
