@@ -294,10 +294,11 @@ def _keep(kept: Destination, staging: Staging, target: _Directory, marks: Privat
     """
     opaque_attribute = TRUSTED_OPAQUE if os.geteuid() == 0 else USER_OPAQUE
     compression = _compression(kept.path)
+    here = f"/proc/self/fd/{target.fd}"  # whatever has its path by now
     top = os.open(ARCHIVE, READ_DIRECTORY, dir_fd=staging.directory)
     try:
         with kept.stage(target.flush, log, _PRIVATE) as place:
-            changes = reverse.read_reverse(top, target.path, marks, log)
+            changes = reverse.read_reverse(top, here, marks, log)
             to = Target(
                 staging=place,
                 overlay=OverlayMount(upper=target.path, lowers=(), dialect=RAW),
@@ -308,6 +309,8 @@ def _keep(kept: Destination, staging: Staging, target: _Directory, marks: Privat
             )
             write_tar(changes, to, log, opaque_attribute=opaque_attribute)
             kept.publish(place, None)
+    except ArchiveError as error:
+        raise ArchiveError(error.message.replace(here, target.path), hint=error.hint) from error
     finally:
         os.close(top)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from archive_overlay import cli
 from tests.integration.conftest import Saver, expect_equal
 from tests.support import history, image_layouts, overlays, tools, trees
 from tests.support.history import directory, entry, file, layer, link, symlink
@@ -536,6 +537,26 @@ def test_what_cannot_be_kept_is_named(data: Path, scratch: Path) -> None:
     ]
     apply(scratch / "reverse.tar", data)
     assert (data / "kept").read_text() == (data / "merged/other name").read_text() == "kept"
+
+
+def test_what_is_kept_is_the_directory_s_though_another_has_its_path(
+    data: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exchange(*_: object) -> None:
+        data.rename(scratch / "true one")
+        data.mkdir()
+        (data / "gone").write_text("of somebody else")
+
+    monkeypatch.setattr("archive_overlay.commands.apply.command._refuse_mount_points", exchange)
+    archive = put_layer(scratch, file(".wh.gone"))
+    reverse = scratch / "reverse.tar"
+    cli.main(["apply", "--reverse", str(reverse), str(archive), str(data)])
+    monkeypatch.undo()
+
+    assert not (scratch / "true one/gone").exists()
+    apply(reverse, scratch / "true one")
+    assert (scratch / "true one/gone").read_text() == "gone"
+    assert (data / "gone").read_text() == "of somebody else"
 
 
 def test_directories_that_stay_keep_the_marks_of_overlays_that_they_have(data: Path, scratch: Path) -> None:
