@@ -45,6 +45,7 @@ class Contenders:
         name: str = OURS,
         program: Path | None = None,
         by_hand: bool = True,
+        bundle: Path | None = None,
         out: Path | None = None,
         undo: Callable[[], None] | None = None,
         at_most: float | None = None,
@@ -60,22 +61,23 @@ class Contenders:
             program: another file than the shipped one.
             by_hand: run with `--no-fsync --bundle`; else as an engine runs it: without arguments, with the
                 container's state on stdin.
+            bundle: the container's bundle; None: a new one.
             out: the archive.
             undo, at_most: see `Contender`.
             tag, parent: of an image layout.
         """
         made = out or self._out()
-        directory = self._place / f"bundle{next(self._numbers)}"
-        directory.mkdir()
+        directory = bundle or self._place / f"bundle{next(self._numbers)}"
+        directory.mkdir(exist_ok=True)
         mount = hooks.overlay_mount("/data", upper=upper, lowers=[directory], work=directory / "work")
         # Whatever the kernel's defaults are: the upperdir may be moved.
         mount["options"] += ["redirect_dir=off", "metacopy=off"]
         keys = {"parent": parent} if parent else {}
         archive_to = f"{made}:{tag}" if tag else made
         asked = hooks.annotations("bench", mount_point="/data", archive_to=archive_to, method=method, **keys)
-        bundle = hooks.Bundle(directory, mounts=[mount], annotations=asked)
+        made_bundle = hooks.Bundle(directory, mounts=[mount], annotations=asked)
         state = directory / "state.json"
-        state.write_bytes(bundle.state())
+        state.write_bytes(made_bundle.state())
         return Contender(
             name,
             [str(program or self.program), *(["--no-fsync", "--bundle", str(directory)] if by_hand else [])],

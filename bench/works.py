@@ -142,14 +142,17 @@ def move(bench: Bench) -> Iterator[Row]:
     names = {"moved-many": f"{OURS}, 30,000 files", "moved-few": f"{OURS}, 10 entries"}
     contenders = []
     for tree, name in names.items():
-        upper, out = bench.place / tree, bench.place / f"{tree}.archive"
+        bundle = bench.place / tree  # what is in it is the engine's, and may be moved
+        bundle.mkdir()
+        upper, out = bundle / "upper", bench.place / f"{tree}.archive"
         if tree == "moved-many":
-            bench.small_files(tree, 1)
+            bench.small_files(f"{tree}/upper", 1)
         else:
             data.small_files(upper, files=9, directories=1)
         at_most = _SAME if tree == "moved-few" else None
         undo = _putting_back(upper, out)
-        contenders.append(bench.make.ours("move", upper, name=name, out=out, undo=undo, at_most=at_most))
+        ours = bench.make.ours("move", upper, name=name, bundle=bundle, out=out, undo=undo, at_most=at_most)
+        contenders.append(ours)
     yield from bench.compare("move, any size, one file system", *contenders, rounds=bench.rounds * _SHORT)
     for tree in names:
         remove(bench.place / tree)

@@ -58,7 +58,10 @@ class Change:
         (self.upper / "link").symlink_to("d/e/deep")
         self.bundle = hooks.Bundle(
             directory / "bundle",
-            mounts=[hooks.overlay_mount("/data", upper=self.upper, lowers=[directory / "lower"])],
+            # As of a user: without privileges too it is known what is marked in it.
+            mounts=[
+                hooks.overlay_mount("/data", upper=self.upper, lowers=[directory / "lower"], userxattr=True)
+            ],
             annotations={
                 **hooks.annotations("a", mount_point="/data", archive_to=self.tree, success=self.success),
                 **hooks.annotations("b", mount_point="/data", archive_to=self.tar, method="tar.gz"),
