@@ -66,6 +66,8 @@ def run(options: argparse.Namespace, log: Log) -> None:
     Raises:
         ArchiveError: the directory cannot be changed or must not be, or there is no such change set, or it is damaged.
     """
+    if (options.json or options.human) and not options.dry_run:
+        raise ArchiveError("--json and -h are for --dry-run", hint="add it, or leave them out")
     paths = Paths()
     path = paths.resolve(os.path.abspath(options.directory), "DIR")
     if path == "/":

@@ -193,6 +193,16 @@ def test_a_directory_that_a_tar_does_not_list_keeps_what_it_has(data: Path, scra
     assert after[b"new"].mode == 0o755
 
 
+@pytest.mark.parametrize("option", ["--json", "-h"])
+def test_what_says_how_to_show_changes_is_for_dry_runs(data: Path, scratch: Path, option: str) -> None:
+    archive = put_layer(scratch, file("a"))
+    before = trees.view(data)
+
+    assert "are for --dry-run" in history.complaint_of("apply", option, archive, data)
+
+    assert trees.view(data) == before
+
+
 def test_time_does_not_grow_with_the_square_of_the_depth(data: Path, scratch: Path) -> None:
     deep = put_layer(scratch, file(f"top/{'a/' * 3000}new"))
 
