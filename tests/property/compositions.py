@@ -78,15 +78,7 @@ def faults_of(example: Example, namespace: overlays.Namespace, directory: Path) 
         namespace: where to mount.
         directory: an empty directory; nothing stays in it.
     """
-
-    def run() -> list[str]:
-        overlays.mount_tmpfs(directory, "mode=755")
-        try:
-            return list(_faults(example, namespace.rootless, directory))
-        finally:
-            overlays.detach(directory)
-
-    return namespace.inside(run)
+    return stacks.on_tmpfs(namespace, directory, lambda: _faults(example, namespace.rootless, directory))
 
 
 def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:

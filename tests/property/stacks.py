@@ -137,11 +137,18 @@ def faults_of(example: Example, namespace: overlays.Namespace, directory: Path) 
         namespace: where to mount.
         directory: an empty directory; nothing stays in it.
     """
+    return on_tmpfs(namespace, directory, lambda: _faults(example, namespace.rootless, directory))
+
+
+def on_tmpfs(
+    namespace: overlays.Namespace, directory: Path, faults: Callable[[], Iterable[str]]
+) -> list[str]:
+    """Give faults that are found in a namespace, where a directory is a file system of its own that goes with it."""
 
     def run() -> list[str]:
         overlays.mount_tmpfs(directory, "mode=755")
         try:
-            return list(_faults(example, namespace.rootless, directory))
+            return list(faults())
         finally:
             overlays.detach(directory)
 

@@ -53,14 +53,9 @@ def test_what_is_applied_is_what_the_container_saw(
     stack = stacks.STACKS[name]
     overlays.need(stack.flavour)
 
-    def run() -> list[str]:
-        overlays.mount_tmpfs(scratch, "mode=755")
-        try:
-            return list(faults(stack, base, lower, changes, tar, scratch))
-        finally:
-            overlays.detach(scratch)
-
-    found = namespace(stack.flavour.rootless).inside(run)
+    found = stacks.on_tmpfs(
+        namespace(stack.flavour.rootless), scratch, lambda: faults(stack, base, lower, changes, tar, scratch)
+    )
 
     assert not found, "\n".join([*found, f"again: pytest --hypothesis-seed={_seed}"])
 

@@ -17,7 +17,7 @@ from archive_overlay.marks import OPAQUE_MARKER, WHITEOUT_PREFIX
 from archive_overlay.overlay.dialect import BOOKKEEPING
 from archive_overlay.system.metadata import SELINUX_LABEL
 from archive_overlay.tar import headers
-from archive_overlay.tar.changes import Marks, split_path
+from archive_overlay.tar.changes import Marks, split_link, split_path, whiteout_of
 from archive_overlay.tar.reader import Entry
 
 TYPE_CHECKING = False
@@ -227,10 +227,7 @@ def _deleted(entry: Entry, parts: list[str], form: Form, known: Marks) -> list[s
     if form.whiteout_files and name.startswith(WHITEOUT_PREFIX):
         if name == OPAQUE_MARKER:
             return None
-        deleted = name[len(WHITEOUT_PREFIX) :]
-        if deleted in ("", ".", ".."):
-            raise ArchiveError(f"{brief(entry.name)} is a whiteout without a valid name")
-        return [*parts[:-1], deleted]
+        return [*parts[:-1], whiteout_of(name, entry.name)]
     if not form.whiteout_devices:
         return None
     if entry.type == headers.CHARACTER_DEVICE:
@@ -238,7 +235,7 @@ def _deleted(entry: Entry, parts: list[str], form: Form, known: Marks) -> list[s
     if entry.type != headers.HARD_LINK:
         return None
     # An overlay's whiteouts are hard links of one another.
-    target = _keys(split_path(entry.link))[-1]
+    target = _keys(split_link(entry.link))[-1]
     return parts if known.has(target, _DELETED) and not known.has(target, _OTHER) else None
 
 

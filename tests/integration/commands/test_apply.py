@@ -212,6 +212,16 @@ def test_time_does_not_grow_with_the_square_of_the_depth(data: Path, scratch: Pa
     assert "does not list" in history.complaint_of("apply", "--no-fsync", deep, data)
 
 
+def test_a_hard_link_leads_no_further_than_the_top(data: Path, scratch: Path) -> None:
+    tar = scratch / "a.tar"
+    tar.write_bytes(layer(file("n", b"new"), link("a", "../../n")))
+
+    apply(tar, data)
+
+    assert (data / "a").read_text() == "new"
+    assert (data / "a").samefile(data / "n")
+
+
 def test_an_opaque_top_hides_all_that_was_there(data: Path, scratch: Path) -> None:
     apply(put_layer(scratch, file(".wh..wh..opq"), file("merged/new"), file("alone")), data)
 
