@@ -23,6 +23,7 @@ class Layer(Record):
         size: of the compressed tar, in bytes.
         diff_id: digest of the tar itself.
         entries, deletions: how many are in it, the root directory not counted.
+        bytes: of the contents of its files; None if nobody counted them.
     """
 
     media_type: str
@@ -31,6 +32,7 @@ class Layer(Record):
     diff_id: str
     entries: int
     deletions: int
+    bytes: int | None = None
 
     @property
     def empty(self) -> bool:
