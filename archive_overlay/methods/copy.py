@@ -10,7 +10,6 @@ import stat
 from archive_overlay.destination.publish import judge_destination
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import fail
-from archive_overlay.methods import Allowance
 from archive_overlay.methods.writer_process import write_beside
 from archive_overlay.overlay.attributes import NO_ATTRIBUTES, attributes_size
 from archive_overlay.overlay.change import (
@@ -22,6 +21,7 @@ from archive_overlay.overlay.change import (
     SOCKET,
     SYMLINK,
     WHITEOUT,
+    Allowance,
 )
 from archive_overlay.system import metadata, sparse
 from archive_overlay.system.open_flags import CREATE, CREATE_AND_READ, LOOK, READ_DIRECTORY

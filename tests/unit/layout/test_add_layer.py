@@ -80,6 +80,7 @@ class Stop:
             diff_id=f"sha256:{hashlib.sha256(tar).hexdigest()}",
             entries=entries,
             deletions=deletions,
+            bytes=len(tar),
         )
         with destination.stage(self.flushed, self.log) as staging:
             with open(staging.create_file("archive"), "wb") as file:
@@ -505,7 +506,7 @@ def test_a_parent_that_went_away_in_the_meantime_is_missed(stop: Stop) -> None:
     stop.add(f"{stop.layout}:main")
     destination = stop.judge(f"{stop.layout}:branch", "main")
     (stop.layout / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
-    layer = Layer(media_type="", digest="sha256:", size=0, diff_id="", entries=1, deletions=0)
+    layer = Layer(media_type="", digest="sha256:", size=0, diff_id="", entries=1, deletions=0, bytes=0)
 
     missing = pytest.raises(ArchiveError, match="has no tag main, which is to be the parent")
     with destination.stage(stop.flushed, stop.log) as staging, missing:
