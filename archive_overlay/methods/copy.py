@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Attributes, Change
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.overlay.store import Place
     from archive_overlay.system.patience import Patience
 
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
@@ -66,13 +67,15 @@ def judge(overlay: OverlayMount, *, keep_in_place: str) -> None:
     """Nothing is refused. See `methods.Writer`."""
 
 
-def destination(request: Request, *, upper: str, paths: Paths, patience: Patience, log: Log) -> Destination:
+def destination(
+    request: Request, *, overlay: OverlayMount, container: Place, paths: Paths, patience: Patience, log: Log
+) -> Destination:
     """A directory. See `methods.Writer`."""
     return judge_destination(
         request.archive_to,
         makes="directory",
         if_exists=request.if_exists,
-        upper=upper,
+        upper=overlay.upper,
         paths=paths,
         patience=patience,
     )

@@ -10,6 +10,7 @@ import os
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import fail
 from archive_overlay.layout.add_layer import judge_destination
+from archive_overlay.layout.keep import parse_keep
 from archive_overlay.layout.layer import Layer, write_layer
 from archive_overlay.layout.provenance import Provenance
 from archive_overlay.methods.writer_process import write_beside
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.overlay.store import Place
     from archive_overlay.system.patience import Patience
 
 
@@ -36,8 +38,11 @@ def judge(overlay: OverlayMount, *, keep_in_place: str) -> None:
     """Nothing is refused. See `methods.Writer`."""
 
 
-def destination(request: Request, *, upper: str, paths: Paths, patience: Patience, log: Log) -> Destination:
+def destination(
+    request: Request, *, overlay: OverlayMount, container: Place, paths: Paths, patience: Patience, log: Log
+) -> Destination:
     """A tag of an image layout. See `methods.Writer`."""
+    parse_keep(request.keep)
     provenance = Provenance(
         container=request.container, archive=request.name, mount_point=request.mount_point
     )
@@ -45,7 +50,7 @@ def destination(request: Request, *, upper: str, paths: Paths, patience: Patienc
         request.archive_to,
         parent=request.parent,
         provenance=provenance,
-        upper=upper,
+        upper=overlay.upper,
         paths=paths,
         patience=patience,
         log=log,

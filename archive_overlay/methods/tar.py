@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.overlay.store import Place
     from archive_overlay.system.patience import Patience
 
 
@@ -32,10 +33,12 @@ def judge(overlay: OverlayMount, *, keep_in_place: str) -> None:
     """Nothing is refused. See `methods.Writer`."""
 
 
-def destination(request: Request, *, upper: str, paths: Paths, patience: Patience, log: Log) -> Destination:
+def destination(
+    request: Request, *, overlay: OverlayMount, container: Place, paths: Paths, patience: Patience, log: Log
+) -> Destination:
     """A file. See `methods.Writer`."""
     return judge_destination(
-        request.archive_to, makes="file", if_exists=request.if_exists, upper=upper, paths=paths
+        request.archive_to, makes="file", if_exists=request.if_exists, upper=overlay.upper, paths=paths
     )
 
 

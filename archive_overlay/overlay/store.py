@@ -29,11 +29,12 @@ import stat
 
 from archive_overlay.overlay.owners import OwnerMap
 from archive_overlay.system.open_flags import READ
+from archive_overlay.system.record import Record
 from archive_overlay.system.resolve import SHARED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 _CONTAINERS = "overlay-containers"
 _RECORDS = ("containers.json", "volatile-containers.json")
@@ -48,6 +49,25 @@ _LONGEST_LIST = 1 << 16
 _LONGEST_RECORD = 1 << 26
 
 JSON_SPACE = " \t\n\r"
+
+
+class Place(Record):
+    """What the runtime says of a container's place in a store.
+
+    Attributes:
+        container: its id.
+        bundle: its bundle.
+        root: its root.path.
+        environment_file: source of the mount at /run/.containerenv; "" without one. An engine whose list of containers is
+            not to outlive a reboot keeps it where that file is.
+        annotations: of the container, as people and engines chose them: no fact is to be concluded from them.
+    """
+
+    container: str
+    bundle: str
+    root: str
+    environment_file: str
+    annotations: Mapping[str, object]
 
 
 class UnknownError(Exception):
