@@ -199,6 +199,20 @@ def lowers(layer: str) -> list[str]:
     return found
 
 
+def directories(layer: str) -> list[str]:
+    """Give the directories that a layer of an image is in, topmost first.
+
+    Args:
+        layer: its directory.
+
+    Raises:
+        UnknownError: it is in none, or they are not there as directories.
+    """
+    if os.path.lexists(f"{_directory(layer)}/composefs-data"):
+        raise UnknownError(f"the lower layer {layer} is an image of composefs, which is not mounted any more")
+    return [_directory(f"{layer}/diff"), *_older(layer)]
+
+
 def lower_owners(layer: str) -> OwnerMap | None:
     """Give the owners that a layer's overlay shows for what lies in its lower layers; None: those on disk.
 
@@ -325,10 +339,7 @@ def _lower_layer(store: str, entry: str) -> list[str]:
     parts = link.split("/")
     if len(parts) != 3 or parts[0] != ".." or not is_identifier(parts[1]) or parts[2] != "diff":
         raise UnknownError(f"{store}/{entry} leads to {link}, which is not a layer")
-    layer = _directory(f"{store}/{parts[1]}")
-    if os.path.lexists(f"{layer}/composefs-data"):
-        raise UnknownError(f"the lower layer {layer} is an image of composefs, which is not mounted any more")
-    return [_directory(f"{layer}/diff"), *_older(layer)]
+    return directories(f"{store}/{parts[1]}")
 
 
 def _older(layer: str) -> list[str]:
