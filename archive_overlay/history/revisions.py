@@ -205,7 +205,7 @@ def open_image(text: str) -> Image:
     Raises:
         ArchiveError: there is no such image, or the layout is damaged.
     """
-    return _open(find_image(text, numbered=False))
+    return _open(text, numbered=False)[0]
 
 
 def open_revision(text: str) -> tuple[Image, Revision]:
@@ -217,16 +217,31 @@ def open_revision(text: str) -> tuple[Image, Revision]:
     Raises:
         ArchiveError: there is no such image or revision, or the layout is damaged.
     """
-    found = find_image(text, numbered=True)
-    image = _open(found)
+    image, number = _open(text, numbered=True)
     try:
-        return image, image.numbered(found.number)
+        return image, image.numbered(number)
     except ArchiveError:
         image.close()
         raise
 
 
-def _open(found: Found) -> Image:
+def _open(text: str, *, numbered: bool) -> tuple[Image, int]:
+    """Open an image, and give the number of the revision that is meant.
+
+    Revisions may be added meanwhile, and what those made superfluous deleted: then it is looked for again.
+    """
+    found = find_image(text, numbered=numbered)
+    while True:
+        try:
+            return _open_found(found), found.number
+        except ArchiveError:
+            again = find_image(text, numbered=numbered)
+            if again == found:
+                raise
+            found = again
+
+
+def _open_found(found: Found) -> Image:
     path = found.path
     try:
         layout = os.open(path, READ_TOP_DIRECTORY)

@@ -33,8 +33,8 @@ from archive_overlay.layout.read import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
-    from typing import Any
+    from collections.abc import Collection, Mapping
+    from typing import Any, Callable
 
     from archive_overlay.destination.paths import Paths
     from archive_overlay.layout.lineage import Place
@@ -174,6 +174,7 @@ def judge_destination(
     parent: str,
     if_moved: str = BRANCH,
     had: Collection[str] | None = None,
+    all_had: Callable[[], Collection[str]] = tuple,
     provenance: Provenance,
     upper: str,
     paths: Paths,
@@ -185,7 +186,7 @@ def judge_destination(
     Args:
         archive_to: absolute path of the layout, with `:TAG` or without.
         parent: TAG or TAG@N to begin a new tag with; "" for none.
-        if_moved, had: see `lineage.Wish`.
+        if_moved, had, all_had: see `lineage.Wish`.
         provenance: where the layer comes from.
         upper: the upperdir that is archived.
         paths: where it may be.
@@ -215,12 +216,9 @@ def judge_destination(
     except OSError as error:
         fail(f"cannot read the image layout {path}", error)
     try:
-        index = _EMPTY_INDEX
         if layout >= 0:
             _expect_own_blobs(layout, path)
-            if not is_new(layout):
-                index = read_index(layout)
-        place = find_place(layout, index, wish)
+        place, index = _find_place(layout, wish)
         if place.image is None and not all(map(tag_of, images(index))):
             log.warning(
                 f"archive {provenance.archive}: the image layout {path} has an image without a tag, which is ignored:"
@@ -233,6 +231,23 @@ def judge_destination(
         if layout >= 0:
             os.close(layout)
     return LayoutDestination(wish, provenance=provenance, paths=paths, patience=patience, log=log)
+
+
+def _find_place(layout: int, wish: Wish) -> tuple[Place, Mapping[str, Any]]:
+    """Find the place of a revision without the lock, and give the index as well.
+
+    Meanwhile others may add revisions, and delete what those made superfluous: then it is looked at again.
+    """
+    attempt = 0
+    while True:
+        attempt += 1
+        there = layout >= 0 and not is_new(layout)
+        index = read_index(layout) if there else _EMPTY_INDEX
+        try:
+            return find_place(layout, index, wish), index
+        except ArchiveError:
+            if not there or attempt == _MOST_ATTEMPTS or read_index(layout) == index:
+                raise
 
 
 def _expect_no_revision(tag: str) -> None:

@@ -70,17 +70,25 @@ class Edit:
         self._staging = staging
         self._flush = staging.flush
         self._placed: set[str] = set()
-        self.begin()
+        self._read_layout()
 
     def begin(self) -> None:
-        """Read the index, and forget what was to be written: at the start, and after a `MovedError`. Raises as the class."""
+        """Begin again, after a `MovedError`: what was to be written is forgotten. Raises as the class."""
+        for name in (VERSION_FILE, INDEX_FILE):
+            try:
+                os.unlink(name, dir_fd=self._staging.directory)
+            except FileNotFoundError:
+                pass
+        self._read_layout()
+
+    def _read_layout(self) -> None:
         self.is_new = is_new(self._layout)
         self._blobs: dict[str, str] = {}  # names in staging, by those in the layout
         self._discarded: set[str] = set()
         self._read = b""
         self.index: dict[str, Any] = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": []}
         if not self.is_new:
-            self.index = read_index(self._layout)
+            read_index(self._layout)  # is it a layout?
             self._read = read_index_file(self._layout)
             self.index = parse_index(self._read)
         self._manifests: list[dict[str, Any]] = list(self.index["manifests"])
@@ -149,15 +157,15 @@ class Edit:
         unneeded = self._drop_unneeded()
         index = _dump({**self.index, "manifests": self._manifests})
         check_json(index, INDEX_FILE)
+        if self.is_new:
+            self._write(VERSION_FILE, b'{"imageLayoutVersion": "1.0.0"}\n')
+        self._write(INDEX_FILE, index)
         if self._blobs:
             self._publish_blobs()
         if self.is_new:
-            self._replace(VERSION_FILE, b'{"imageLayoutVersion": "1.0.0"}\n')
-            self._flush.file(self._layout)
-            self._replace(INDEX_FILE, index)
-        else:
-            self._flush.file(self._layout)
-            self._exchange_index(index)
+            self._replace(VERSION_FILE)
+        self._flush.file(self._layout)
+        self._publish_index()
         self._flush.file(self._layout)
         self._delete(unneeded)
 
@@ -214,18 +222,19 @@ class Edit:
             for directory in directories[1:]:
                 os.close(directory)
 
-    def _exchange_index(self, data: bytes) -> None:
-        self._write(INDEX_FILE, data)
+    def _publish_index(self) -> None:
         self._expect_unmoved()
+        if self.is_new:
+            self._replace(INDEX_FILE)
+            return
         here, there = self._staging.directory, self._layout
         try:
             kernel.exchange(INDEX_FILE, here, INDEX_FILE, there)
         except kernel.CannotExchangeError:
-            os.rename(INDEX_FILE, INDEX_FILE, src_dir_fd=here, dst_dir_fd=there)
+            self._replace(INDEX_FILE)
             return
         if read_index_file(here) != self._read:
             kernel.exchange(INDEX_FILE, here, INDEX_FILE, there)
-            os.unlink(INDEX_FILE, dir_fd=here)
             raise MovedError
 
     def _expect_unmoved(self) -> None:
@@ -241,8 +250,7 @@ class Edit:
             for digest in digests:
                 blobs.delete(digest)
 
-    def _replace(self, name: str, data: bytes) -> None:
-        self._write(name, data)
+    def _replace(self, name: str) -> None:
         os.rename(name, name, src_dir_fd=self._staging.directory, dst_dir_fd=self._layout)
 
     def _write(self, name: str, data: bytes) -> None:

@@ -20,7 +20,7 @@ from archive_overlay.system.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-    from typing import Any
+    from typing import Any, Callable
 
 BRANCH = "branch"
 FAIL = "fail"
@@ -42,6 +42,7 @@ class Wish(Record):
         if_moved: BRANCH, FAIL or APPEND: what to do if it is no fast-forward.
         container: the container's id.
         had: the ids that the top layer of what the container had mounted may have in a store; None: nobody knows.
+        all_had: gives further ones, where these say nothing, which takes longer; none: nobody knows.
     """
 
     path: str
@@ -50,6 +51,7 @@ class Wish(Record):
     if_moved: str
     container: str
     had: Collection[str] | None
+    all_had: Callable[[], Collection[str]] = tuple
 
 
 class Place(Record):
@@ -86,6 +88,11 @@ def find_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
         OSError: the layout cannot be read.
     """
     usual = _usual_place(layout, index, wish)
+    if wish.had is None:
+        return usual.replace(base=UNKNOWN)
+    if usual.image and _is_revision(usual.image, usual.number, wish.had):
+        return usual
+    wish = wish.replace(had=wish.all_had() or None)
     if wish.had is None:
         return usual.replace(base=UNKNOWN)
     if usual.image and _is_revision(usual.image, usual.number, wish.had):

@@ -209,10 +209,10 @@ def chains_of(diff_ids: Iterable[object]) -> list[str]:
         valid = valid and isinstance(diff_id, str) and diff_id.startswith("sha256:")
         if not valid:
             chains.append("")
-        elif chains:
-            chains.append(hashlib.sha256(f"{chains[-1]}+{diff_id}".encode()).hexdigest())
         else:
-            chains.append(str(diff_id).partition(":")[2])
+            digits = str(diff_id).partition(":")[2]
+            whole = f"{chains[-1]}+{digits}".encode() if chains else b""
+            chains.append(hashlib.sha256(whole).hexdigest() if whole else digits)
     return chains
 
 

@@ -14,6 +14,8 @@ from archive_overlay.layout.keep import parse_keep
 from archive_overlay.layout.layer import Layer, write_layer
 from archive_overlay.layout.provenance import Provenance
 from archive_overlay.methods.writer_process import write_beside
+from archive_overlay.overlay import store
+from archive_overlay.overlay.base import container_base
 from archive_overlay.tar import compress
 
 TYPE_CHECKING = False
@@ -44,11 +46,18 @@ def destination(
     """A tag of an image layout. See `methods.Writer`."""
     parse_keep(request.keep)
     provenance = Provenance(
-        container=request.container, archive=request.name, mount_point=request.mount_point
+        container=request.container,
+        archive=request.name,
+        mount_point=request.mount_point,
+        message=request.message,
     )
+    base = container_base(overlay, store.stores_of(container.bundle, container.root))
     return judge_destination(
         request.archive_to,
         parent=request.parent,
+        if_moved=request.if_moved,
+        had=base.ids if base.known else None,
+        all_had=lambda: base.with_all_ids().ids,
         provenance=provenance,
         upper=overlay.upper,
         paths=paths,

@@ -325,7 +325,7 @@ def test_a_new_image_has_one_layer_and_says_where_it_comes_from(stop: Stop) -> N
     assert stop.index()["mediaType"] == "application/vnd.oci.image.index.v1+json"
     (history,) = image.config["history"]
     assert history["created_by"] == "archive_overlay"
-    assert history["comment"] == "container c1, archive data, mount point /data"
+    assert history["comment"] == "revision 1: container c1, archive data, mount point /data"
     (layer,) = image.manifest["layers"]
     facts = {key.rpartition(".")[2]: value for key, value in layer["annotations"].items()}
     created = facts.pop("created")
