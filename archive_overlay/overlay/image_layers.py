@@ -41,7 +41,7 @@ class StoredLayer(Record):
         diff_id: the digest of its tar, with "sha256:" before it; "" if the store does not know it.
         has_tar: whether the store has what it takes to put its tar together.
         layer: what the store says of it.
-        directories: what it was unpacked to, and before that what has been given to other users since.
+        directories: what it was unpacked to; before that what has been given to other users since, topmost first.
         lowers: the directories of the layers below, topmost first.
         dialect: how overlays of the store mark deletions.
     """
@@ -65,6 +65,7 @@ class StoredLayer(Record):
         try:
             try:
                 fds.append(os.open(self.layer.tar_split, READ))
+                # In the last one most files are as they were unpacked: those before it have been given to others.
                 for path in reversed(self.directories):
                     fds.append(os.open(path, READ_DIRECTORY))
             except OSError as error:
@@ -85,14 +86,14 @@ class StoredLayer(Record):
         Raises:
             ArchiveError: it cannot be read, or its files belong to other users than they did.
         """
-        *newer, unpacked = self.directories
-        if self.layer.has_other_owners and not newer:
+        # podman 4.3 copies files of the layers below into such a layer, to give them away too.
+        if self.layer.has_other_owners or len(self.directories) > 1:
             raise ArchiveError(
                 f"the layer {self.layer.id} has been given to other users, and the engine's store does not say to whom it"
                 " belonged"
             )
         overlay = OverlayMount(
-            upper=unpacked, lowers=self.lowers, dialect=self.dialect, lowers_are_listed=True
+            upper=self.directories[0], lowers=self.lowers, dialect=self.dialect, lowers_are_listed=True
         )
         return read_changes(overlay, log)
 

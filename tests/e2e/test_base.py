@@ -51,8 +51,10 @@ for mount_point in mount_points:
         config=image.config,
         diff_ids=[layer.diff_id for layer in image.layers],
         digests=["sha256:" + hashlib.sha256(b"".join(layer.tar())).hexdigest() for layer in image.layers],
-        changes=[{change.shown: str(change.kind) for change in layer.changes(Log("panic", []))}
-            for layer in image.layers],
+        changes=[
+            {change.shown: str(change.kind) for change in layer.changes(Log("panic", []))}
+            for layer in image.layers if not layer.layer.has_other_owners
+        ],
     )
 print(json.dumps(found))
 """
