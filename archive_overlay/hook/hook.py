@@ -306,6 +306,8 @@ def _archive_all(
             ready.append((request, methods.load(request.method, request.compression)))
             if request.method.renames:
                 _load("archive_overlay.overlay.lifetime")
+            if request.base:
+                _load("archive_overlay.overlay.image_layers")
     if run.spec.user_namespace or any(mount.is_id_mapped for mount in run.spec.mounts):
         __import__("archive_overlay.overlay.mappings")
     if len(ready) > 1:
