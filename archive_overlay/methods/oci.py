@@ -16,6 +16,7 @@ from archive_overlay.layout.provenance import Provenance
 from archive_overlay.methods.writer_process import write_beside
 from archive_overlay.overlay import store
 from archive_overlay.overlay.base import container_base
+from archive_overlay.overlay.labels import container_labels
 from archive_overlay.tar import compress
 
 TYPE_CHECKING = False
@@ -45,10 +46,13 @@ def destination(
 ) -> Destination:
     """A tag of an image layout. See `methods.Writer`."""
     parse_keep(request.keep)
+    labels = container_labels(container)
     provenance = Provenance(
         container=request.container,
         archive=request.name,
         mount_point=request.mount_point,
+        container_name=labels.name,
+        image=labels.image,
         message=request.message,
     )
     base = container_base(overlay, store.stores_of(container.bundle, container.root))

@@ -196,7 +196,7 @@ def test_nothing_of_the_kernel_s_is_read(layout: Path, scratch: Path, path: str)
 def test_what_a_link_leads_to_is_a_file(layout: Path, scratch: Path, which: str, kind: str) -> None:
     (tagged,) = image_layouts.read_index(layout)["manifests"]
     manifest = json.loads(image_layouts.blob(layout, tagged).read_bytes())
-    described = {"manifest": tagged, "config": manifest["config"], "layer": manifest["layers"][0]}[which]
+    described = {"manifest": tagged, "config": manifest["config"], "layer": manifest["layers"][-1]}[which]
     blob = image_layouts.blob(layout, described)
     blob.unlink()
     blob.symlink_to(scratch / "elsewhere")
