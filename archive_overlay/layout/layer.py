@@ -126,7 +126,7 @@ class _Counted:
             self._last = change
             if change.kind is WHITEOUT:
                 self.deletions += 1
-            elif change.name:
+            elif change.name and (change.opaque or not change.implicit):
                 self.entries += 1
                 if change.kind is FILE and change.link_to is None:
                     self.bytes += change.size

@@ -34,6 +34,7 @@ from archive_overlay.overlay.change import (
     LargeAttributes,
     TreePath,
 )
+from archive_overlay.overlay.compose import changes_of
 from archive_overlay.overlay.lowers import Directory, Lowers
 from archive_overlay.system import tree
 from archive_overlay.system.open_flags import LOOK, READ, READ_TOP_DIRECTORY
@@ -84,10 +85,7 @@ def read_changes(
     """
     reader = UpperReader(overlay, log, deletions_first=deletions_first, max_entries=max_entries)
     try:
-        while reader.ahead() is not None:
-            change = reader.take()
-            if change is not None:
-                yield change
+        yield from changes_of(reader)
     finally:
         reader.close()
 

@@ -174,7 +174,8 @@ class TarWriter:
             marks[b"comment"] = f"{FORM_COMMENT}{FORMS[self._opaque_attribute]}".encode()
         if change.opaque and self._opaque_attribute:
             marks[_ATTRIBUTE + os.fsencode(self._opaque_attribute)] = b"y"
-        self._add_header(change, type_flag=headers.DIRECTORY, name=name, records=marks)
+        if not change.implicit or self._opaque_attribute:
+            self._add_header(change, type_flag=headers.DIRECTORY, name=name, records=marks)
         if change.opaque and not self._opaque_attribute:
             uid, gid = self._owner or (change.uid, change.gid)
             self._gathered += headers.of_entry(
@@ -205,7 +206,9 @@ class TarWriter:
         else:
             uid, gid, mode = self._owner_and_mode(change)
             self._gathered += headers.of_file(_path(change), mode, uid, gid, change.mtime_ns, size)
-        if size < _GATHERED:
+        if change.pieces is not None:
+            self._add_pieces(change, change.pieces)
+        elif size < _GATHERED:
             self._gathered += change.contents()
         else:
             self._add_data(change, size)
@@ -250,9 +253,31 @@ class TarWriter:
             if len(self._gathered) >= _GATHERED:
                 self._flush()
 
+    def _add_pieces(self, change: Change, pieces: Iterator[tuple[int, bytes]]) -> None:
+        """Add the data of a file that come in pieces."""
+        self._flush()
+        end = 0
+        for offset, piece in pieces:
+            self._add_zeros(change, offset - end)
+            self._write(piece)
+            end = offset + len(piece)
+        self._add_zeros(change, change.size - end)
+
+    def _add_zeros(self, change: Change, count: int) -> None:
+        if count < 0:
+            raise change.changed()
+        self._count_zeros(change, count)
+        zeros = bytes(min(count, _GATHERED))
+        while count:
+            self._write(zeros[:count])
+            count -= min(count, _GATHERED)
+
     def _refuse_endless_zeros(self, change: Change) -> None:
         # A container can make files with 8 EiB of holes in no time; to write so many zeros takes for ever.
-        self._zeros += max(0, change.size - os.fstat(change.fd).st_blocks * 512)
+        self._count_zeros(change, max(0, change.size - os.fstat(change.fd).st_blocks * 512))
+
+    def _count_zeros(self, change: Change, count: int) -> None:
+        self._zeros += count
         if self._zeros > _MOST_ZEROS:
             raise ArchiveError(
                 f"{change.shown} cannot be stored: with it the archive has {self._zeros} bytes of holes that are"

@@ -1,0 +1,547 @@
+"""A stored layer as a change set that can be composed: with its data, in the order that composing needs.
+
+A layer is read for the first time to see what it needs, and to verify it before any of it is believed:
+
+- A small one is kept in memory, and not read again.
+- One in order (depth first, names in the order of their code points, as this program writes them) is read once more,
+  while it is composed. Of it no more is held than of an upperdir, and 8 bytes for each entry. Deletions may come first in
+  each directory.
+- Any other is kept aside, whole, in a file without a name: see `layer_tree`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.history.layer_tree import Item, LayerTree, implicit_directory
+from archive_overlay.history.spool import Spool
+from archive_overlay.marks import OPAQUE_MARKER, WHITEOUT_PREFIX
+from archive_overlay.overlay.change import (
+    BLOCK_DEVICE,
+    CHARACTER_DEVICE,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    SYMLINK,
+    TOP,
+    WHITEOUT,
+    Change,
+    TreePath,
+)
+from archive_overlay.tar import headers
+from archive_overlay.tar.changes import split_link, split_path, whiteout_of
+from archive_overlay.tar.reader import Entry
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+    from typing import Callable, NoReturn
+
+    from archive_overlay.tar.reader import TarReader
+
+    # Opens a layer at its start. At the end of the context it is verified: ArchiveError, if it is damaged.
+    Opener = Callable[[], AbstractContextManager[TarReader]]
+
+# A layer up to this size is kept in memory, each entry counted as so many bytes besides what it has.
+_SMALL_LAYER = 64 * 1024
+_ENTRY = 512
+# A file up to this size is held whole.
+_SMALL_FILE = 128 * 1024
+_NO_NAMES = ("", ".", "..")
+_DELETION = Entry(headers.REGULAR, "")
+_KINDS = {
+    headers.REGULAR: FILE,
+    headers.SYMLINK: SYMLINK,
+    headers.CHARACTER_DEVICE: CHARACTER_DEVICE,
+    headers.BLOCK_DEVICE: BLOCK_DEVICE,
+    headers.DIRECTORY: DIRECTORY,
+    headers.FIFO: FIFO,
+}
+
+
+class LayerSource:
+    """A layer as a `compose.Source`. Use it as a context manager: at its end, what was read has been verified twice.
+
+    Large files come in pieces (`Change.pieces`), which have to be taken before anything else of this source.
+
+    Args:
+        open_layer: opens it. It is called once or twice.
+        spool: file descriptor of a directory in which files without a name may be made.
+    """
+
+    def __init__(self, open_layer: Opener, spool: int) -> None:
+        self._open_layer = open_layer
+        self._spool = Spool(spool)
+        self._opened: AbstractContextManager[TarReader] | None = None
+        self._tar: TarReader | None = None
+        self._items: Iterator[Item] = iter(())
+        self._item: Item | None = None
+        self._begun = False
+        # Whether the directories from the root to the present one hide what lies below.
+        self._covered: list[bool] = []
+        self._files: dict[int, _File] = {}
+
+    def __enter__(self) -> LayerSource:  # noqa: PYI034, Self is not in Python 3.9
+        """Look at the layer.
+
+        Raises:
+            ArchiveError: it is damaged, or cannot be composed.
+        """
+        try:
+            self._items = self._open()
+        except BaseException:
+            self._abandon()
+            self._spool.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is not None:
+                self._abandon()
+            elif self._opened is not None:
+                opened, self._opened = self._opened, None
+                opened.__exit__(None, None, None)
+        finally:
+            self._spool.close()
+
+    def ahead(self) -> tuple[int, str] | None:
+        """See `compose.Source`."""
+        item = self._look()
+        return None if item is None else (item.depth, item.name)
+
+    def is_directory(self) -> bool:
+        """See `compose.Source`."""
+        item = self._look()
+        return item is not None and item.entry is not None and item.entry.type == headers.DIRECTORY
+
+    def skip(self) -> None:
+        """See `compose.Source`."""
+        passed = self._look()
+        assert passed
+        self._pass_over(passed)
+        while (item := self._look()) is not None and item.depth > passed.depth:
+            self._pass_over(item)
+
+    def take(self) -> Change | None:
+        """See `compose.Source`."""
+        item = self._look()
+        assert item
+        self._begun = False
+        covered = self._covered
+        del covered[item.depth + 1 :]
+        hidden = bool(covered) and covered[-1]
+        entry = item.entry
+        if entry is None:
+            return None if hidden else _change(item, WHITEOUT, _DELETION)
+        if entry.type == headers.DIRECTORY:
+            change = _change(item, DIRECTORY, entry)
+            change.opaque = item.opaque
+            change.implicit = item.implicit and not hidden
+            covered.append(hidden or item.opaque)
+            return change
+        if item.file:
+            return self._one_of_several(item, entry)
+        change = _change(item, _KINDS[entry.type], entry)
+        if entry.type == headers.REGULAR:
+            self._add_data(change, item)
+        return change
+
+    def _one_of_several(self, item: Item, entry: Entry) -> Change:
+        """Give one of several names of a file: the first one that is taken has the data."""
+        file = self._files.get(item.file)
+        if file is None:
+            file = self._files[item.file] = _File(entry)
+        elif entry.type == headers.HARD_LINK:
+            entry = file.entry
+            if file.kept is not None:
+                item.stored = self._spool.get(file.kept)
+                entry = item.stored.entry
+        change = _change(item, _KINDS[entry.type], entry)
+        change.shared = item.file
+        if file.first is not None:
+            change.link_to = file.first
+            change.attributes = {}
+            return change
+        file.first = TreePath(item.directory, item.name)
+        file.kept = None
+        file.forget_attributes()
+        if entry.type == headers.REGULAR:
+            self._add_data(change, item)
+        return change
+
+    def _pass_over(self, item: Item) -> None:
+        """Leave an entry out, but not what other names of the same file may need."""
+        self._begun = False
+        if not item.file or item.stored is not None or item.file in self._files:
+            return
+        assert item.entry
+        assert self._tar
+        file = self._files[item.file] = _File(item.entry)
+        try:
+            file.kept = self._spool.add(item.entry, self._tar)
+        except (ArchiveError, OSError) as error:
+            self._give_up(error)
+        file.forget_attributes()
+
+    def _look(self) -> Item | None:
+        """Give the next item."""
+        if not self._begun:
+            try:
+                self._item = next(self._items, None)
+            except (ArchiveError, OSError) as error:
+                self._give_up(error)
+            self._begun = True
+        return self._item
+
+    def _add_data(self, change: Change, item: Item) -> None:
+        """Give a file its data."""
+        if change.size > _SMALL_FILE:
+            change.pieces = self._pieces(item)
+            return
+        if item.stored is None:
+            assert self._tar
+            try:
+                change.data = self._tar.whole_data()
+            except (ArchiveError, OSError) as error:
+                self._give_up(error)
+        if change.data is None:
+            data = bytearray(change.size)
+            for offset, piece in self._pieces(item):
+                data[offset : offset + len(piece)] = piece
+            change.data = bytes(data)
+
+    def _pieces(self, item: Item) -> Iterator[tuple[int, bytes]]:
+        if item.stored is not None:
+            yield from self._spool.data(item.stored)
+            return
+        assert self._tar
+        try:
+            yield from self._tar.data()
+        except (ArchiveError, OSError) as error:
+            self._give_up(error)
+
+    def _open(self) -> Iterator[Item]:
+        """Read the layer for the first time, and say how its items are got."""
+        hashes = array("q")  # of what is neither a directory nor a hard link
+        links: dict[int, int] = {}  # where hard links lead: how many of these were there before
+        ordered = True
+        with self._open_layer() as tar:
+            recorder = _Recorder(tar)
+            try:
+                for item in _in_order(recorder, {}):
+                    entry = item.entry
+                    if entry is None or entry.type == headers.DIRECTORY:
+                        continue
+                    if entry.type == headers.HARD_LINK:
+                        links.setdefault(hash("/".join(split_link(entry.link))), len(hashes))
+                    else:
+                        hashes.append(hash(item.directory.prefix + item.name))
+            except _NotInOrderError:
+                ordered = False
+                if recorder.kept is not None:
+                    recorder.finish()
+        tree = LayerTree(self._spool)
+        if recorder.kept is not None:
+            tree.add(_Kept(recorder.kept))
+            return tree.items()
+        linked = {}
+        if links:
+            linked = {
+                each: number
+                for number, each in enumerate(hashes, 1)
+                if each in links and number <= links[each]
+            }
+        if not ordered or len(linked) < len(links):
+            with self._open_layer() as tar:
+                tree.add(tar)
+            return tree.items()
+        self._opened = self._open_layer()
+        self._tar = self._opened.__enter__()
+        return _in_order(self._tar, linked)
+
+    def _give_up(self, error: ArchiveError | OSError) -> NoReturn:
+        """Raise an error of the layer, as whoever opened it puts it."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.__exit__(type(error), error, error.__traceback__)
+        if isinstance(error, OSError):
+            fail("cannot read a layer", error)
+        raise error
+
+    def _abandon(self) -> None:
+        """Close the layer, though it has not been read to its end."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            abandoned = _Abandoned()
+            try:
+                opened.__exit__(_Abandoned, abandoned, None)
+            except _Abandoned:
+                pass
+
+
+class _Abandoned(BaseException):
+    """What ends the context of a layer that nothing is wrong with."""
+
+
+class _NotInOrderError(Exception):
+    """The layer is not in order."""
+
+
+class _File:
+    """A file with several names.
+
+    Attributes:
+        entry: what it is.
+        first: the name that has been taken first; None: none has.
+        kept: where it was kept aside when its first name was passed over; None: it was not.
+    """
+
+    __slots__ = ("entry", "first", "kept")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.first: TreePath | None = None
+        self.kept: int | None = None
+
+    def forget_attributes(self) -> None:
+        """Let go of what may be large."""
+        entry = self.entry
+        self.entry = Entry(
+            entry.type,
+            "",
+            link=entry.link,
+            mode=entry.mode,
+            uid=entry.uid,
+            gid=entry.gid,
+            mtime_ns=entry.mtime_ns,
+            size=entry.size,
+            device=entry.device,
+        )
+
+
+class _Recorder:
+    """The entries of a tar, which are kept as long as they are few.
+
+    Attributes:
+        kept: each entry, and its data; None: they are too many.
+    """
+
+    def __init__(self, tar: TarReader) -> None:
+        self.kept: list[tuple[Entry, list[tuple[int, bytes]]]] | None = []
+        self._tar = tar
+        self._entries = tar.entries()
+        self._size = 0
+
+    def entries(self) -> Iterator[Entry]:
+        for entry in self._entries:
+            if self.kept is not None:
+                self._keep(entry, self.kept)
+            yield entry
+
+    def finish(self) -> None:
+        """Take the rest."""
+        for _ in self.entries():
+            pass
+
+    def _keep(self, entry: Entry, kept: list[tuple[Entry, list[tuple[int, bytes]]]]) -> None:
+        self._size += _ENTRY + len(entry.name) + len(entry.link) + sum(map(len, entry.attributes.values()))
+        if entry.type == headers.REGULAR:
+            self._size += entry.size
+        if self._size > _SMALL_LAYER:
+            self.kept = None
+            return
+        kept.append((entry, [*self._tar.data()] if entry.type == headers.REGULAR else []))
+
+
+class _Kept:
+    """What `_Recorder` has kept, to be read as a tar is."""
+
+    def __init__(self, kept: list[tuple[Entry, list[tuple[int, bytes]]]]) -> None:
+        self._kept = kept
+        self._data: list[tuple[int, bytes]] = []
+
+    def entries(self) -> Iterator[Entry]:
+        for entry, data in self._kept:
+            self._data = data
+            yield entry
+
+    def data(self) -> Iterator[tuple[int, bytes]]:
+        return iter(self._data)
+
+
+class _Level:
+    """A directory that is being read.
+
+    Attributes:
+        path: its path.
+        raw: the same as the tar has it; None: that is not known.
+        last: the name of the last entry in it.
+        deletions: names that were deleted before its first entry, as far as they are still to come.
+    """
+
+    __slots__ = ("deletions", "last", "path", "raw")
+
+    def __init__(self, path: TreePath, raw: str | None) -> None:
+        self.path = path
+        self.raw = raw
+        self.last = ""
+        self.deletions: deque[str] = deque()
+
+
+def _in_order(tar: TarReader | _Recorder, linked: Mapping[int, int]) -> Generator[Item, None, None]:
+    """Give what a layer says that is in order. Of the last item that was given, the data can be read from the tar.
+
+    Args:
+        tar: the layer.
+        linked: hashes of the paths of files that hard links lead to, and a number for each.
+
+    Raises:
+        _NotInOrderError: the layer is not in order, or nothing says so in advance.
+        ArchiveError, OSError: see `TarReader.entries`.
+    """
+    levels: list[_Level] = []
+    held: Item | None = None  # a directory: a mark that it is opaque may come next
+    for entry in tar.entries():
+        directory, _, name = entry.name.rpartition("/")
+        if not levels or directory != levels[-1].raw or name in _NO_NAMES or "\0" in name:
+            parts = split_path(entry.name)
+            if not parts:
+                if levels or entry.type != headers.DIRECTORY:
+                    raise _NotInOrderError
+                held = Item(-1, TOP, "", entry)
+                levels.append(_Level(TOP, entry.name))
+                continue
+            name = parts.pop()
+            common = _common(levels, parts)
+            if held is not None and not common == len(levels) == len(parts) + 1:
+                yield held
+                held = None
+            while len(levels) > common:
+                yield from _deletions(levels)
+                levels.pop().path.forget()
+            while len(levels) <= len(parts):
+                if held is not None:
+                    yield held
+                held = yield from _enter(levels, parts, entry)
+            levels[-1].raw = directory
+        level = levels[-1]
+        if name == OPAQUE_MARKER:
+            if held is None:
+                raise _NotInOrderError
+            held.opaque = True
+            yield held
+            held = None
+            continue
+        if held is not None:
+            yield held
+            held = None
+        if name.startswith(WHITEOUT_PREFIX):
+            deleted = whiteout_of(name, entry.name)
+            if deleted.startswith(WHITEOUT_PREFIX):  # no layer has such names
+                continue
+            if level.last:
+                yield from _come_to(levels, deleted)
+                yield Item(len(levels) - 1, level.path, deleted, None)
+            elif level.deletions and deleted <= level.deletions[-1]:
+                raise _NotInOrderError
+            else:
+                level.deletions.append(deleted)
+            continue
+        yield from _come_to(levels, name)
+        kind = entry.type
+        if kind == headers.DIRECTORY:
+            held = Item(len(levels) - 1, level.path, name, entry)
+            levels.append(_Level(TreePath(level.path, name), entry.name))
+        elif kind == headers.CHARACTER_DEVICE and not entry.device:
+            yield Item(len(levels) - 1, level.path, name, None)  # see `LayerTree.add`
+        else:
+            item = Item(len(levels) - 1, level.path, name, entry)
+            if linked:
+                path = (
+                    "/".join(split_link(entry.link))
+                    if kind == headers.HARD_LINK
+                    else level.path.prefix + name
+                )
+                item.file = linked.get(hash(path), 0)
+            yield item
+    if held is not None:
+        yield held
+    while levels:
+        yield from _deletions(levels)
+        levels.pop().path.forget()
+
+
+def _common(levels: list[_Level], parts: list[str]) -> int:
+    """Say how many levels are those of a directory, or above it."""
+    common = min(len(levels), 1)
+    for level, part in zip(levels[1:], parts):
+        if level.path.name != part:
+            break
+        common += 1
+    return common
+
+
+def _enter(levels: list[_Level], parts: list[str], entry: Entry) -> Generator[Item, None, Item]:
+    """Enter the next directory on the way to an entry, which has no entry of its own before that; return its item."""
+    made = implicit_directory(entry.mtime_ns)
+    if not levels:
+        levels.append(_Level(TOP, None))
+        return Item(-1, TOP, "", made, implicit=True)
+    name = parts[len(levels) - 1]
+    if name.startswith(WHITEOUT_PREFIX):
+        raise _NotInOrderError
+    yield from _come_to(levels, name)
+    above = levels[-1].path
+    item = Item(len(levels) - 1, above, name, made, implicit=True)
+    levels.append(_Level(TreePath(above, name), None))
+    return item
+
+
+def _come_to(levels: list[_Level], name: str) -> Iterator[Item]:
+    """Give what comes before a name in the last level."""
+    level = levels[-1]
+    if name <= level.last:
+        raise _NotInOrderError
+    level.last = name
+    deletions = level.deletions
+    while deletions and deletions[0] <= name:
+        if deletions[0] == name:
+            raise _NotInOrderError
+        yield Item(len(levels) - 1, level.path, deletions.popleft(), None)
+
+
+def _deletions(levels: list[_Level]) -> Iterator[Item]:
+    """Give the deletions that are still to come in the last level."""
+    level = levels[-1]
+    while level.deletions:
+        yield Item(len(levels) - 1, level.path, level.deletions.popleft(), None)
+
+
+def _change(item: Item, kind: str, entry: Entry) -> Change:
+    change = Change.__new__(Change)
+    change.kind = kind
+    change.directory = item.directory
+    change.name = item.name
+    change.mode = entry.mode
+    change.uid = entry.uid
+    change.gid = entry.gid
+    change.atime_ns = change.mtime_ns = entry.mtime_ns
+    change.size = entry.size
+    change.rdev = entry.device
+    change.attributes = entry.attributes
+    change.target = entry.link if kind is SYMLINK else ""
+    change.opaque = change.implicit = change.sparse = False
+    change.shared = 0
+    change.link_to = change.data = change.pieces = None
+    change.fd = -1
+    return change
