@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tracemalloc
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -125,6 +125,56 @@ def test_an_unlisted_directory_in_the_place_of_something_else_is_listed(hidden: 
     made = composed([tar(directory("."), hidden), tar(entry("./d/new"))], spool)
 
     assert names(made) == [".", "./d", "./d/.wh..wh..opq", "./d/new"]
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize(
+    ("newer", "expected"),
+    [
+        ((entry("./d", data=b"1"), directory("./d"), entry("./d/x")), ["./d", "./d/.wh..wh..opq", "./d/x"]),
+        ((entry("./.wh.d"), directory("./d"), entry("./d/x")), ["./d", "./d/.wh..wh..opq", "./d/x"]),
+        ((directory("./d"), entry("./d/x"), entry("./.wh.d")), ["./d", "./d/.wh..wh..opq", "./d/x"]),
+        ((entry("./.wh.d"), entry("./d")), ["./d"]),
+        ((directory("./d"), entry("./d/.wh..wh..opq"), entry("./d/e/x")), ["./d", "./d/.wh..wh..opq", "./d/e", "./d/e/x"]),
+        ((directory("./d"), entry("./d/e/x"), entry("./d/.wh..wh..opq")), ["./d", "./d/.wh..wh..opq", "./d/e", "./d/e/x"]),
+        ((directory("./d"), entry("./d/.wh.z"), entry("./d/a"), entry("./d/.wh.b")), ["./d", "./d/a", "./d/.wh.b", "./d/old", "./d/.wh.z"]),
+        ((entry("./d/.wh..wh.plnk"),), ["./d", "./d/old"]),
+    ],
+)  # fmt: skip
+def test_it_does_not_matter_where_marks_stand(
+    newer: tuple[bytes, ...], expected: list[str], small: bool, spool: int
+) -> None:
+    older = tar(directory("."), directory("./d"), entry("./d/old"))
+
+    with nullcontext() if small else streaming():
+        assert names(composed([older, tar(directory("."), *newer)], spool)) == [".", *expected]
+
+
+@pytest.mark.parametrize(
+    "mark", [(entry("./d/.wh..wh..opq"), entry("./d/new")), (entry("./d/new"), entry("./d/.wh..wh..opq"))]
+)
+def test_an_unlisted_directory_may_be_opaque(mark: tuple[bytes, ...], spool: int) -> None:
+    older = tar(directory("."), directory("./d", mode=0o711), entry("./d/old"))
+
+    made = composed([older, tar(*mark)], spool)
+
+    assert names(made) == [".", "./d", "./d/.wh..wh..opq", "./d/new"]
+    assert seen_in(made, spool)["d"].facts[1:5] == (0o711, 1, 2, 10**18)
+
+
+def test_an_unlisted_directory_below_an_opaque_one_is_listed(spool: int) -> None:
+    older = tar(directory("."), directory("./d"), entry("./d/.wh..wh..opq"))
+
+    made = composed([older, tar(entry("./d/e/f/new"))], spool)
+
+    assert names(made) == [".", "./d", "./d/.wh..wh..opq", "./d/e", "./d/e/f", "./d/e/f/new"]
+
+
+def test_a_hard_link_before_its_file_is_refused(spool: int) -> None:
+    layer = tar(directory("."), entry("./a", headers.HARD_LINK, link=b"./b"), entry("./b", data=LARGE))
+
+    with pytest.raises(ArchiveError, match="which its layer does not have"):
+        composed([layer], spool)
 
 
 def test_a_hole_is_not_kept_but_its_size_is(spool: int) -> None:
