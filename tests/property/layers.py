@@ -5,6 +5,7 @@ Layers have no form for sockets and some names and attributes, so these are left
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 from contextlib import ExitStack, closing, contextmanager
@@ -14,6 +15,7 @@ from archive_overlay.history import layer_source
 from archive_overlay.history.composing import compose_layers
 from archive_overlay.history.layer_source import LayerSource
 from archive_overlay.history.revert import changes_back
+from archive_overlay.history.unpack import Unpacker
 from archive_overlay.layout.layer import write_layer
 from archive_overlay.log import Log
 from archive_overlay.overlay.change import DIRECTORY, FILE, SOCKET, WHITEOUT
@@ -22,6 +24,7 @@ from archive_overlay.overlay.upper import UpperReader
 from archive_overlay.system.open_flags import READ_DIRECTORY
 from archive_overlay.tar.decompress import Reader
 from archive_overlay.tar.reader import TarReader
+from tests.support import image_layouts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,6 +64,7 @@ def opener(tar: bytes) -> Opener:
         os.lseek(fd, 0, os.SEEK_SET)
         with closing(Reader(fd)) as reader:
             yield TarReader(reader)
+            reader.finish()
 
     return opened
 
@@ -100,6 +104,23 @@ def reverted(state: bytes, since: bytes, spool: int) -> bytes:
         return written(changes_back(before, after))
 
 
+def extract(layers: Sequence[bytes], directory: Path) -> None:
+    """Do what `extract` does with layers, one after the other."""
+    directory.mkdir()
+    top = os.open(directory, READ_DIRECTORY)
+    unpacker = Unpacker(top)
+    try:
+        for layer in layers:
+            with opener(layer)() as tar:
+                unpacker.hide(tar)
+            with opener(layer)() as tar:
+                unpacker.apply(tar)
+        unpacker.finish()
+    finally:
+        unpacker.close()
+        os.close(top)
+
+
 @contextmanager
 def streaming() -> Iterator[None]:
     """Let no layer be kept in memory because it is small."""
@@ -123,6 +144,7 @@ def faults_of(mounts: Sequence[OverlayMount], directory: Path) -> Iterator[str]:
         yield from _differences("layers, kept", expected, seen_in(composed(layers, spool), spool))
         with streaming():
             whole = composed(layers, spool)
+            yield from image_layouts.Layer({}, gzip.decompress(whole)).faults()
             yield from _differences("layers, streaming", expected, seen_in(whole, spool))
             older, newer = composed(layers[:2], spool), composed(layers[2:] or layers[1:], spool)
             there = layers[:2] if layers[2:] else layers[:1]

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from archive_overlay.errors import ArchiveError
-from archive_overlay.history.unpack import Unpacker
 from archive_overlay.system.open_flags import READ_DIRECTORY
 from archive_overlay.tar import headers
 from tests.property.conftest import EXAMPLES, SEED
-from tests.property.layers import composed, opener, reverted, streaming
+from tests.property.layers import composed, extract, reverted, streaming
 from tests.support import trees
 
 if TYPE_CHECKING:
@@ -139,19 +138,7 @@ def some_path(chance: random.Random) -> str:
 
 def extracted(layers: Sequence[bytes], directory: Path) -> trees.View:
     """Give what `extract` makes of layers."""
-    directory.mkdir()
-    top = os.open(directory, READ_DIRECTORY)
-    unpacker = Unpacker(top)
-    try:
-        for layer in layers:
-            with opener(layer)() as tar:
-                unpacker.hide(tar)
-            with opener(layer)() as tar:
-                unpacker.apply(tar)
-        unpacker.finish()
-    finally:
-        unpacker.close()
-        os.close(top)
+    extract(layers, directory)
     return trees.view(directory)
 
 

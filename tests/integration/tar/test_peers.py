@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from archive_overlay.errors import ArchiveError
 from archive_overlay.tar import headers
+from tests.property import layers
 from tests.support import history, image_layouts, overlays, tools, trees
 from tests.support.history import directory, file, layer, link, symlink
 
@@ -277,6 +279,11 @@ INPUTS = {
     "a whiteout below a lower file": Input(
         layer(file("x/.wh.a")), changes={"x": "/"}, gnu=REFUSES, umoci=OTHERWISE
     ),
+    # What is composed has them where their names belong.
+    "whiteouts after other entries": Input(
+        layer(directory("d"), file("d/e", b"new"), file("d/.wh.f"), file("n", b"new"), file(".wh.x")),
+        changes={**HAS_NEW, "d/e": "new", "d/f": None, "x": None},
+    ),
     "a whiteout of nothing": Input(
         layer(file(".wh.")),
         refused=".wh. is a whiteout without a valid name",
@@ -495,6 +502,8 @@ def compare(given: Input) -> None:
         assert (done.status, done.stderr) == (0, "")
         assert contents(here / "ours") == given.tree
 
+    assert by_composing(here, given) == (None if given.refused else given.tree)
+
     ours = None if given.refused else seen(here / "ours")
     for peer, read, expected in (
         ("GNU tar", by_gnu_tar, given.gnu),
@@ -507,6 +516,22 @@ def compare(given: Input) -> None:
             if found and ours and found != ours:
                 verdict = OTHERWISE
             assert verdict == expected, f"{peer} has {found}, and this program {ours}"
+
+
+def by_composing(here: Path, given: Input) -> dict[str, str] | None:
+    """Compose both layers, and extract the result; None: there is a complaint.
+
+    What leads out of the layer itself, composing cannot know.
+    """
+    spool = os.open(here, os.O_RDONLY)
+    try:
+        made = layers.composed([BELOW, given.stored], spool)
+    except ArchiveError as error:
+        return given.tree if "its layer does not have" in error.message and not given.refused else None
+    finally:
+        os.close(spool)
+    layers.extract([made], here / "composed")
+    return contents(here / "composed")
 
 
 def put(layout: Path, given: Input) -> None:
