@@ -9,9 +9,10 @@ listed before what is in it, unless none of the layers lists it.
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 
-from archive_overlay.history.layer_source import LayerSource
+from archive_overlay.history.layer_source import LayerSource, NeedsLookError
 from archive_overlay.layout.layer import write_layer
 from archive_overlay.overlay.compose import changes_of, compose
 
@@ -39,22 +40,33 @@ def compose_layers(
 
     Args:
         layers: each opens one of them, the oldest first.
-        fd: an empty file, open for writing. The caller keeps it. It is worth nothing after an error.
+        fd: an empty file, open for writing. The caller keeps it. What it has is worth nothing after an error.
         directory: file descriptor of a directory where files without a name may be made.
         where, compression, level, jobs, log: see `write_layer`.
 
     Raises:
         ArchiveError: one of them is damaged, or cannot be composed; or the result cannot be written.
     """
-    with ExitStack() as stack:
-        sources = [stack.enter_context(LayerSource(each, directory)) for each in layers]
-        # At the end of the context, it is known that all that was read was what the layers should be.
-        return write_layer(
-            changes_of(compose(sources)),
-            fd,
-            where=where,
-            compression=compression,
-            level=level,
-            jobs=jobs,
-            log=log,
-        )
+
+    def write(*, look_first: bool) -> Layer:
+        with ExitStack() as stack:
+            sources = [
+                stack.enter_context(LayerSource(each, directory, look_first=look_first)) for each in layers
+            ]
+            # At the end of the context, it is known that all that was read was what the layers should be.
+            return write_layer(
+                changes_of(compose(sources)),
+                fd,
+                where=where,
+                compression=compression,
+                level=level,
+                jobs=jobs,
+                log=log,
+            )
+
+    try:
+        return write(look_first=False)
+    except NeedsLookError:
+        os.ftruncate(fd, 0)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return write(look_first=True)

@@ -1,12 +1,15 @@
 """A stored layer as a change set that can be composed: with its data, in the order that composing needs.
 
-A layer is read for the first time to see what it needs, and to verify it before any of it is believed:
+A layer is read for the first time to see what it needs, and to verify it before any of it is believed. There are three
+kinds:
 
 - A small one is kept in memory, and not read again.
-- One in order (depth first, names in the order of their code points, as this program writes them) is read once more,
+- A large one in order (depth first, names in the order of their code points, as this program writes them) is read once more,
   while it is composed. Of it no more is held than of an upperdir, and 8 bytes for each entry. Deletions may come first in
   each directory.
 - Any other is kept aside, whole, in a file without a name: see `layer_tree`.
+
+Who can begin anew may read large layers without this first look: most are in order, and reading takes half of the time.
 """
 
 from __future__ import annotations
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
 # A layer up to this size is kept in memory, each entry counted as so many bytes besides what it has.
 _SMALL_LAYER = 64 * 1024
 _ENTRY = 512
+# Names of a layer with hard links that may be remembered without a first look.
+_MOST_FOUND = 250_000
 # A file up to this size is held whole.
 _SMALL_FILE = 128 * 1024
 _NO_NAMES = ("", ".", "..")
@@ -71,13 +76,18 @@ class LayerSource:
     Args:
         open_layer: opens it. It is called once or twice.
         spool: file descriptor of a directory in which files without a name may be made.
+        look_first: whether a large layer is looked at before it is read. Otherwise it is verified only at the end,
+            and everything can raise NeedsLookError.
     """
 
-    def __init__(self, open_layer: Opener, spool: int) -> None:
+    def __init__(self, open_layer: Opener, spool: int, *, look_first: bool = True) -> None:
         self._open_layer = open_layer
         self._spool = Spool(spool)
         self._opened: AbstractContextManager[TarReader] | None = None
-        self._tar: TarReader | None = None
+        self._tar: TarReader | _Beginning | None = None
+        self._look_first = look_first
+        self._taken = array("q")  # hashes of names that have been taken, without a first look
+        self._found: set[int] | None = None  # the same, once there is a hard link
         self._items: Iterator[Item] = iter(())
         self._item: Item | None = None
         self._begun = False
@@ -151,6 +161,10 @@ class LayerSource:
             return change
         if item.file:
             return self._one_of_several(item, entry)
+        if self._opened is not None and not self._look_first:
+            if entry.type == headers.HARD_LINK:
+                return self._link_to_taken(item, entry)
+            self._note(hash(item.directory.prefix + item.name))
         change = _change(item, _KINDS[entry.type], entry)
         if entry.type == headers.REGULAR:
             self._add_data(change, item)
@@ -177,6 +191,26 @@ class LayerSource:
         file.forget_attributes()
         if entry.type == headers.REGULAR:
             self._add_data(change, item)
+        return change
+
+    def _note(self, name: int) -> None:
+        if self._found is None:
+            self._taken.append(name)
+        else:
+            self._found.add(name)
+
+    def _link_to_taken(self, item: Item, entry: Entry) -> Change:
+        """Give a hard link, if what it leads to has been taken."""
+        target = "/".join(split_link(entry.link))
+        if self._found is None:
+            if len(self._taken) > _MOST_FOUND:
+                raise NeedsLookError
+            self._found = set(self._taken)
+        if hash(target) not in self._found:
+            raise NeedsLookError
+        change = _change(item, FILE, entry)
+        change.link_to = TreePath(TOP, target)
+        change.attributes = {}
         return change
 
     def _pass_over(self, item: Item) -> None:
@@ -231,43 +265,36 @@ class LayerSource:
             self._give_up(error)
 
     def _open(self) -> Iterator[Item]:
-        """Read the layer for the first time, and say how its items are got."""
-        hashes = array("q")  # of what is neither a directory nor a hard link
-        links: dict[int, int] = {}  # where hard links lead: how many of these were there before
-        ordered = True
-        with self._open_layer() as tar:
-            recorder = _Recorder(tar)
+        """Read the layer for the first time, as far as that has to be, and say how its items are got."""
+        if not self._look_first:
+            self._opened = self._open_layer()
+            self._tar = beginning = _Beginning(self._opened.__enter__())
             try:
-                for item in _in_order(recorder, {}):
-                    entry = item.entry
-                    if entry is None or entry.type == headers.DIRECTORY:
-                        continue
-                    if entry.type == headers.HARD_LINK:
-                        links.setdefault(hash("/".join(split_link(entry.link))), len(hashes))
-                    else:
-                        hashes.append(hash(item.directory.prefix + item.name))
-            except _NotInOrderError:
-                ordered = False
-                if recorder.kept is not None:
-                    recorder.finish()
-        tree = LayerTree(self._spool)
-        if recorder.kept is not None:
-            tree.add(_Kept(recorder.kept))
-            return tree.items()
-        linked = {}
-        if links:
-            linked = {
-                each: number
-                for number, each in enumerate(hashes, 1)
-                if each in links and number <= links[each]
-            }
-        if not ordered or len(linked) < len(links):
+                beginning.read()
+            except (ArchiveError, OSError) as error:
+                self._give_up(error)
+            if not beginning.is_all:
+                return _in_order(beginning, {})
+            opened, self._opened = self._opened, None
+            opened.__exit__(None, None, None)
+            return self._sorted(beginning)
+        with self._open_layer() as tar:
+            beginning = _Beginning(tar)
+            beginning.read()
+            linked = None if beginning.is_all else _look(beginning)
+        if beginning.is_all:
+            return self._sorted(beginning)
+        if linked is None:
             with self._open_layer() as tar:
-                tree.add(tar)
-            return tree.items()
+                return self._sorted(tar)
         self._opened = self._open_layer()
         self._tar = self._opened.__enter__()
         return _in_order(self._tar, linked)
+
+    def _sorted(self, tar: TarReader | _Beginning) -> Iterator[Item]:
+        tree = LayerTree(self._spool)
+        tree.add(tar)
+        return tree.items()
 
     def _give_up(self, error: ArchiveError | OSError) -> NoReturn:
         """Raise an error of the layer, as whoever opened it puts it."""
@@ -293,8 +320,8 @@ class _Abandoned(BaseException):
     """What ends the context of a layer that nothing is wrong with."""
 
 
-class _NotInOrderError(Exception):
-    """The layer is not in order."""
+class NeedsLookError(Exception):
+    """The layer is not in order, or refers to what was passed over. Whoever looks at it first can read it."""
 
 
 class _File:
@@ -329,54 +356,53 @@ class _File:
         )
 
 
-class _Recorder:
-    """The entries of a tar, which are kept as long as they are few.
+class _Beginning:
+    """A tar of which the beginning is held in memory, to be read as a tar is.
 
     Attributes:
-        kept: each entry, and its data; None: they are too many.
+        is_all: whether that is all of it.
     """
 
     def __init__(self, tar: TarReader) -> None:
-        self.kept: list[tuple[Entry, list[tuple[int, bytes]]]] | None = []
+        self.is_all = True
         self._tar = tar
         self._entries = tar.entries()
-        self._size = 0
+        self._held: list[tuple[Entry, list[tuple[int, bytes]]]] = []
+        self._next: Entry | None = None  # the first one whose data are not held
+        self._data: list[tuple[int, bytes]] | None = None  # of the present one, if they are
 
-    def entries(self) -> Iterator[Entry]:
+    def read(self) -> None:
+        """Read as much as is to be held.
+
+        Raises:
+            ArchiveError, OSError: see `TarReader.entries`.
+        """
+        size = 0
         for entry in self._entries:
-            if self.kept is not None:
-                self._keep(entry, self.kept)
-            yield entry
-
-    def finish(self) -> None:
-        """Take the rest."""
-        for _ in self.entries():
-            pass
-
-    def _keep(self, entry: Entry, kept: list[tuple[Entry, list[tuple[int, bytes]]]]) -> None:
-        self._size += _ENTRY + len(entry.name) + len(entry.link) + sum(map(len, entry.attributes.values()))
-        if entry.type == headers.REGULAR:
-            self._size += entry.size
-        if self._size > _SMALL_LAYER:
-            self.kept = None
-            return
-        kept.append((entry, [*self._tar.data()] if entry.type == headers.REGULAR else []))
-
-
-class _Kept:
-    """What `_Recorder` has kept, to be read as a tar is."""
-
-    def __init__(self, kept: list[tuple[Entry, list[tuple[int, bytes]]]]) -> None:
-        self._kept = kept
-        self._data: list[tuple[int, bytes]] = []
+            size += _ENTRY + len(entry.name) + len(entry.link) + sum(map(len, entry.attributes.values()))
+            if entry.type == headers.REGULAR:
+                size += entry.size
+            if size > _SMALL_LAYER:
+                self._next = entry
+                self.is_all = False
+                return
+            self._held.append((entry, [*self._tar.data()] if entry.type == headers.REGULAR else []))
 
     def entries(self) -> Iterator[Entry]:
-        for entry, data in self._kept:
+        for entry, data in self._held:
             self._data = data
             yield entry
+        self._held.clear()
+        self._data = None
+        if self._next is not None:
+            yield self._next
+            yield from self._entries
 
     def data(self) -> Iterator[tuple[int, bytes]]:
-        return iter(self._data)
+        return self._tar.data() if self._data is None else iter(self._data)
+
+    def whole_data(self) -> bytes | None:
+        return self._tar.whole_data() if self._data is None else None
 
 
 class _Level:
@@ -398,7 +424,30 @@ class _Level:
         self.deletions: deque[str] = deque()
 
 
-def _in_order(tar: TarReader | _Recorder, linked: Mapping[int, int]) -> Generator[Item, None, None]:
+def _look(tar: _Beginning) -> dict[int, int] | None:
+    """Look at a layer; give what `_in_order` needs to read it, or None: that cannot read it."""
+    hashes = array("q")  # of what is neither a directory nor a hard link
+    links: dict[int, int] = {}  # where hard links lead: how many of these were there before
+    try:
+        for item in _in_order(tar, {}):
+            entry = item.entry
+            if entry is None or entry.type == headers.DIRECTORY:
+                continue
+            if entry.type == headers.HARD_LINK:
+                links.setdefault(hash("/".join(split_link(entry.link))), len(hashes))
+            else:
+                hashes.append(hash(item.directory.prefix + item.name))
+    except NeedsLookError:
+        return None
+    if not links:
+        return {}
+    linked = {
+        each: number for number, each in enumerate(hashes, 1) if each in links and number <= links[each]
+    }
+    return linked if len(linked) == len(links) else None
+
+
+def _in_order(tar: TarReader | _Beginning, linked: Mapping[int, int]) -> Generator[Item, None, None]:
     """Give what a layer says that is in order. Of the last item that was given, the data can be read from the tar.
 
     Args:
@@ -406,7 +455,7 @@ def _in_order(tar: TarReader | _Recorder, linked: Mapping[int, int]) -> Generato
         linked: hashes of the paths of files that hard links lead to, and a number for each.
 
     Raises:
-        _NotInOrderError: the layer is not in order, or nothing says so in advance.
+        NeedsLookError: the layer is not in order, or nothing says so in advance.
         ArchiveError, OSError: see `TarReader.entries`.
     """
     levels: list[_Level] = []
@@ -417,7 +466,7 @@ def _in_order(tar: TarReader | _Recorder, linked: Mapping[int, int]) -> Generato
             parts = split_path(entry.name)
             if not parts:
                 if levels or entry.type != headers.DIRECTORY:
-                    raise _NotInOrderError
+                    raise NeedsLookError
                 held = Item(-1, TOP, "", entry)
                 levels.append(_Level(TOP, entry.name))
                 continue
@@ -437,7 +486,7 @@ def _in_order(tar: TarReader | _Recorder, linked: Mapping[int, int]) -> Generato
         level = levels[-1]
         if name == OPAQUE_MARKER:
             if held is None:
-                raise _NotInOrderError
+                raise NeedsLookError
             held.opaque = True
             yield held
             held = None
@@ -453,7 +502,7 @@ def _in_order(tar: TarReader | _Recorder, linked: Mapping[int, int]) -> Generato
                 yield from _come_to(levels, deleted)
                 yield Item(len(levels) - 1, level.path, deleted, None)
             elif level.deletions and deleted <= level.deletions[-1]:
-                raise _NotInOrderError
+                raise NeedsLookError
             else:
                 level.deletions.append(deleted)
             continue
@@ -499,7 +548,7 @@ def _enter(levels: list[_Level], parts: list[str], entry: Entry) -> Generator[It
         return Item(-1, TOP, "", made, implicit=True)
     name = parts[len(levels) - 1]
     if name.startswith(WHITEOUT_PREFIX):
-        raise _NotInOrderError
+        raise NeedsLookError
     yield from _come_to(levels, name)
     above = levels[-1].path
     item = Item(len(levels) - 1, above, name, made, implicit=True)
@@ -511,12 +560,12 @@ def _come_to(levels: list[_Level], name: str) -> Iterator[Item]:
     """Give what comes before a name in the last level."""
     level = levels[-1]
     if name <= level.last:
-        raise _NotInOrderError
+        raise NeedsLookError
     level.last = name
     deletions = level.deletions
     while deletions and deletions[0] <= name:
         if deletions[0] == name:
-            raise _NotInOrderError
+            raise NeedsLookError
         yield Item(len(levels) - 1, level.path, deletions.popleft(), None)
 
 

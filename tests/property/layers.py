@@ -81,10 +81,15 @@ def written(changes: Iterable[Change]) -> bytes:
 
 def composed(layers: Sequence[bytes], spool: int) -> bytes:
     """Compose layers as the program does it."""
+    return composed_of([opener(layer) for layer in layers], spool)
+
+
+def composed_of(layers: Sequence[Opener], spool: int) -> bytes:
+    """Compose what is opened."""
     fd = os.memfd_create("layer")
     try:
         compose_layers(
-            [opener(layer) for layer in layers],
+            layers,
             fd,
             directory=spool,
             where="memory",

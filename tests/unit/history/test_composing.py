@@ -15,7 +15,7 @@ from archive_overlay.overlay.compose import changes_of
 from archive_overlay.system.open_flags import READ_DIRECTORY
 from archive_overlay.tar import headers
 from archive_overlay.tar.reader import TarReader
-from tests.property.layers import composed, opener, seen_in, streaming
+from tests.property.layers import composed, composed_of, opener, seen_in, streaming
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -257,7 +257,7 @@ def test_a_layer_that_changes_between_two_readings_is_blamed(spool: int) -> None
         read(changing, spool)
 
 
-def test_a_small_layer_is_read_once_and_a_large_one_twice(spool: int) -> None:
+def test_composing_reads_layers_once_unless_there_is_a_reason(spool: int) -> None:
     opened = []
 
     def counting(layer: bytes) -> Opener:
@@ -268,10 +268,20 @@ def test_a_small_layer_is_read_once_and_a_large_one_twice(spool: int) -> None:
         return open_layer
 
     small = tar(directory("."), entry("./b", data=b"b"), entry("./a", data=b"a"))
-    assert read(counting(small), spool) == 3
-    assert read(counting(LINKED), spool) == 4
+    hiding = tar(directory("."), entry("./a", data=b"new"))
 
-    assert opened == [len(small), len(LINKED), len(LINKED)]
+    assert read(counting(small), spool) == 3
+    composed_of([counting(small), counting(LINKED)], spool)
+    assert opened == [len(small), len(small), len(LINKED)]
+
+    opened.clear()
+    assert read(counting(LINKED), spool) == 4
+    assert opened == 2 * [len(LINKED)]
+
+    opened.clear()
+    made = composed_of([counting(LINKED), opener(hiding)], spool)
+    assert opened == 3 * [len(LINKED)]
+    assert made == composed([LINKED, hiding], spool)
 
 
 def test_memory_does_not_grow_with_a_layer_that_is_in_order(spool: int) -> None:
