@@ -34,7 +34,6 @@ from archive_overlay.overlay.change import (
     LargeAttributes,
     TreePath,
 )
-from archive_overlay.overlay.compose import changes_of
 from archive_overlay.overlay.lowers import Directory, Lowers
 from archive_overlay.system import tree
 from archive_overlay.system.open_flags import LOOK, READ, READ_TOP_DIRECTORY
@@ -85,7 +84,10 @@ def read_changes(
     """
     reader = UpperReader(overlay, log, deletions_first=deletions_first, max_entries=max_entries)
     try:
-        yield from changes_of(reader)
+        while reader.ahead() is not None:
+            change = reader.take()
+            if change is not None:
+                yield change
     finally:
         reader.close()
 
