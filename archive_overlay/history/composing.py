@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from archive_overlay.history.layer_source import LayerSource, NeedsLookError
+from archive_overlay.history.layer_order import NotInOrderError
+from archive_overlay.history.layer_source import LayerSource
 from archive_overlay.layout.layer import write_layer
 from archive_overlay.overlay.compose import changes_of, compose
 
@@ -66,7 +67,7 @@ def compose_layers(
 
     try:
         return write(look_first=False)
-    except NeedsLookError:
+    except NotInOrderError:
         os.ftruncate(fd, 0)
         os.lseek(fd, 0, os.SEEK_SET)
         return write(look_first=True)

@@ -184,6 +184,20 @@ def gz(*pieces: bytes) -> bytes:
 NEW = layer(file("n", b"new"))
 CUT = whole_blocks(NEW)
 HAS_NEW = {"n": "new"}
+COMPOSED = layers.composed(
+    [
+        layer(directory("d"), file("d/e", b"old"), file(".wh.x"), file("o/old", b"old")),
+        layer(
+            directory("d/e"),
+            file("d/e/new", b"new"),
+            file("d/.wh.f"),
+            file("o/.wh..wh..opq"),
+            file("o/n", b"new"),
+        ),
+        layer(file("n", b"new")),
+    ],
+    -1,  # so few entries are kept in memory
+)
 RANDOM = layer(file("n", random.Random(1).randbytes(200_000)))
 HAS_RANDOM = {"n": hashlib.sha256(RANDOM[512 : 512 + 200_000]).hexdigest()}
 SKIPPABLE = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"to be"
@@ -283,6 +297,13 @@ INPUTS = {
     "whiteouts after other entries": Input(
         layer(directory("d"), file("d/e", b"new"), file("d/.wh.f"), file("n", b"new"), file(".wh.x")),
         changes={**HAS_NEW, "d/e": "new", "d/f": None, "x": None},
+    ),
+    "what composing makes": Input(
+        COMPOSED,
+        tar=gzip.decompress(COMPOSED),
+        compression="+gzip",
+        changes={**HAS_NEW, "d/e": "/", "d/e/new": "new", "d/f": None, "o": "/", "o/n": "new", "x": None},
+        gnu=NOT_ASKED,  # what is in opaque directories goes with what was there
     ),
     "a whiteout of nothing": Input(
         layer(file(".wh.")),
