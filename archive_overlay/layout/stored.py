@@ -13,7 +13,7 @@ import hashlib
 from archive_overlay.errors import ArchiveError
 from archive_overlay.keys import PREFIX
 from archive_overlay.layout.blobs import Blobs
-from archive_overlay.layout.packs import Kept, history_of, parse_ranges, read_history, read_pack
+from archive_overlay.layout.packs import Kept, blobs_of, history_of, parse_ranges, read_history, read_pack
 from archive_overlay.layout.pieces import Piece
 from archive_overlay.layout.provenance import CREATED_BY, numbers_in
 from archive_overlay.layout.read import read_image
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
     from archive_overlay.layout.packs import PackEntry
 
-# Annotations of a layer: the revisions it has, that the last of them is none any more, and the ids that the top layer of an
-# image ending in it has had in stores.
+# Annotations of a layer: the revisions it has, that the last of them is none any more, the ids that the top layer of an
+# image ending in it has had in stores, and what it weighs when layers are composed.
 REVISION = f"{PREFIX}revision"
 PRUNED = f"{PREFIX}pruned"
 CHAINS = f"{PREFIX}chains"
+WEIGHT = f"{PREFIX}weight"
 # Of an image's manifest: what the next publication may delete.
 SUPERSEDED = f"{PREFIX}superseded"
 
@@ -137,6 +138,16 @@ class StoredImage:
         with Blobs(self._layout) as blobs:
             pack = read_pack(blobs, entry)
         return pack.revisions, pack.pieces
+
+    def blobs_of(self, entry: PackEntry) -> list[str]:
+        """Give the digests of all blobs of a pack but its manifest.
+
+        Raises:
+            ArchiveError: it is missing or damaged.
+            OSError: it cannot be read.
+        """
+        with Blobs(self._layout) as blobs:
+            return blobs_of(blobs, entry)
 
     def chain(self) -> str:
         """Give the id that its top layer has in a store that has pulled it; "" if there is none."""
