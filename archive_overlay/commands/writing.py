@@ -14,8 +14,9 @@ from archive_overlay.destination.paths import Paths
 from archive_overlay.destination.staging import Staging
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.history.compaction import Composer, Form
-from archive_overlay.history.references import find_image
+from archive_overlay.history.references import find_image, looks_like_layout
 from archive_overlay.history.revisions import Image
+from archive_overlay.history.tending import make_room
 from archive_overlay.layout.add_layer import expect_own_blobs
 from archive_overlay.layout.edit import Edit, until_published
 from archive_overlay.layout.lock import lock
@@ -157,6 +158,37 @@ def find_tagged(text: str, *, numbered: bool) -> Found:
             hint=f"archive_overlay tag {found.path} latest gives it one",
         )
     return found
+
+
+def find_layout_or_image(text: str) -> tuple[str, str]:
+    """Find what LAYOUT or LAYOUT:TAG names: give the path of the layout, and the tag; "" if none is named.
+
+    Raises:
+        ArchiveError: there is no such image.
+    """
+    if looks_like_layout(text):
+        return text, ""
+    found = find_tagged(text, numbered=False)
+    return found.path, found.name
+
+
+def make_room_in(path: str, tag: str, most: int, *, fsync: bool, log: Log) -> None:
+    """Compose layers of an image that has more than it may have.
+
+    Raises:
+        ArchiveError: that is not possible. What was done before stays.
+    """
+    with open_layout(path, fsync=fsync, log=log) as layout:
+        make_room(
+            layout.path,
+            tag,
+            layout.staging,
+            most=most + 1,
+            form=Form(),
+            paths=layout.paths,
+            patience=layout.patience,
+            log=log,
+        )
 
 
 def _mode(fd: int) -> int | None:
