@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from archive_overlay.destination.paths import Paths
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.history.compaction import Form
-from archive_overlay.history.tending import make_room
 from archive_overlay.history.revisions import open_image
+from archive_overlay.history.tending import make_room
 from archive_overlay.layout.add_layer import judge_destination
 from archive_overlay.layout.layer import MEDIA_TYPES, Layer
 from archive_overlay.layout.provenance import Provenance
@@ -77,7 +77,7 @@ def append(
             bytes=0,
         )
         place.publish(staging, layer)
-    if most and place.layers >= most:
+    if most and place.layers[0] >= most:
         with place.stage_again() as staging:
             make_room(
                 place.path, tag, staging, most=most, form=Form(), paths=paths, patience=patience, log=LOG
