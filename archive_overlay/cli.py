@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from typing import NoReturn
 
 _MOST_JOBS = 1024
 # What may come after a number, and how many bits that is.
@@ -88,14 +89,14 @@ def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
     """
     if not arguments:
         return Settings()  # argparse costs 6 ms, and most hooks have no arguments
-    parser = build_parser()
+    if not arguments[0].startswith("-"):
+        return _parse_command(arguments)
+    # Only people ask for help: what hooks have in their configuration is read without the parsers of the commands.
+    parser = _build_hook_parser(add_help=False)
+    parser.error = lambda message: build_parser().error(message)  # type: ignore[method-assign]
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        options.refuse(f"unrecognized arguments: {' '.join(unknown)}")
-    if options.command:
-        if options.command != arguments[0]:
-            parser.error(f"the options of the hook mean nothing to {options.command}")
-        return options
+        _refuse(arguments, unknown)
     return Settings(
         bundle=options.bundle,
         mount_program=options.mount_program,
@@ -116,12 +117,41 @@ def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the whole command line, from which the man page and the completions are made."""
-    parser = _build_hook_parser()
-    _add_commands(parser)
+    from archive_overlay.commands.parsers import add_commands
+
+    parser = _build_hook_parser(add_help=True)
+    add_commands(parser, parse=parse, width=_WIDTH)
     return parser
 
 
-def _build_hook_parser() -> argparse.ArgumentParser:
+def _parse_command(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line of a command. A wrong one ends the program."""
+    from archive_overlay.commands.parsers import commands_of
+
+    parser = build_parser()
+    name, *rest = arguments
+    command = commands_of(parser).get(name)
+    if command is None:
+        return parser.parse_args([name])  # says which there are
+    options, unknown = command.parse_known_args(rest)
+    if unknown:
+        # Arguments may stand on both sides of an option (log LAYOUT --json PATH), though argparse by itself gives all that
+        # an argument may have what stands before it.
+        options = command.parse_intermixed_args(rest)
+    options.command = name
+    return options
+
+
+def _refuse(arguments: Sequence[str], unknown: Sequence[str]) -> NoReturn:
+    """End the program because of what the hook does not take, or show the help that is asked for."""
+    parser = build_parser()
+    options, _ = parser.parse_known_args(arguments)
+    if options.command:
+        parser.error(f"the options of the hook mean nothing to {options.command}")
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+
+
+def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
     import argparse
 
     # It would look for translations of its messages where the environment says.
@@ -136,6 +166,7 @@ def _build_hook_parser() -> argparse.ArgumentParser:
             " container say which mounts are saved, where, and how."
         ),
         allow_abbrev=False,
+        add_help=add_help,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=_WIDTH),
     )
     parser.add_argument(
@@ -233,181 +264,7 @@ def _build_hook_parser() -> argparse.ArgumentParser:
         help="read config.json from this bundle, and no container state from standard input: for running by hand",
     )
     parser.add_argument("-v", "--version", action="version", version=f"archive_overlay version {__version__}")
-    parser.set_defaults(refuse=parser.error)
     return parser
-
-
-def _add_commands(parser: argparse.ArgumentParser) -> None:
-    """Add what a person runs. What the commands do is in `commands`, which no hook imports."""
-    import argparse
-
-    commands = parser.add_subparsers(
-        title="commands",
-        dest="command",
-        metavar="COMMAND",
-        description="For people, who look at what was saved, or at what is set up:",
-    )
-
-    def add(name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=description,
-            epilog=f"examples:\n{examples}",
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=_WIDTH),
-            allow_abbrev=False,
-            add_help=False,
-        )
-        command.set_defaults(refuse=command.error)
-        command.add_argument("--help", action="help", help="show this help and exit")
-        return command
-
-    command = add(
-        "log",
-        "list the revisions of an image, newest first",
-        "List the revisions of an image in an OCI image layout, newest first.",
-        "  archive_overlay log /srv/data\n"
-        "  archive_overlay log --human-readable /srv/data:main\n"
-        "  archive_overlay log --json /srv/data:main",
-    )
-    command.add_argument(
-        "layout",
-        metavar="LAYOUT[:TAG]",
-        help="an image; without a tag it is latest, or the only image, if that has no tag",
-    )
-    _add_form(command)
-
-    command = add(
-        "diff",
-        "list what an archive, a revision or an upperdir changes",
-        "List what a change set holds, one line a path: a letter (A: added or changed, D: deleted, O: opaque, a\n"
-        "directory that hides all that was below), the size of a file in bytes, and the path.",
-        "  archive_overlay diff /srv/changes.tar.gz\n"
-        "  archive_overlay diff /srv/data:main\n"
-        "  archive_overlay diff --as layout /srv/data\n"
-        "  archive_overlay diff --stat -h /srv/data:main@3",
-    )
-    command.add_argument(
-        "what",
-        metavar="WHAT",
-        help="an archive (a directory or a tar), an upperdir, or LAYOUT:TAG[@N]: revision N, or else the last one",
-    )
-    _add_form(command)
-    command.add_argument("--stat", action="store_true", help="show totals only")
-    _add_kind(command, "WHAT")
-
-    command = add(
-        "extract",
-        "make a directory of a revision of an image",
-        "Make a plain directory of a revision of an image: all layers up to it, one on top of the other.\n"
-        "The directory is whole in the end, or not there.",
-        "  archive_overlay extract /srv/data:main /srv/now\n"
-        "  archive_overlay extract /srv/data:main@3 /srv/as-it-was",
-    )
-    command.add_argument(
-        "revision", metavar="LAYOUT:TAG[@N]", help="an image: its revision N, or else the last one"
-    )
-    command.add_argument("directory", metavar="DIR", help="the directory, which is empty or does not exist")
-    command.add_argument(
-        "--force",
-        action="store_true",
-        help="take layers whose diff ID is wrong, with a warning; their digest must be right",
-    )
-    command.add_argument(
-        "--no-fsync",
-        dest="fsync",
-        action="store_false",
-        help="do not wait until the directory is on disk",
-    )
-
-    command = add(
-        "apply",
-        "make a change set the new state of a directory",
-        "Carry out a change set on a plain directory: what was added or changed is put there, what was deleted is\n"
-        "removed. DIR is then what a container saw that had DIR below and the change set on top. Each entry is the old one\n"
-        "or the new one at every moment. If it is interrupted, run it again without --reverse.",
-        "  archive_overlay apply --dry-run /srv/changes.tar.gz /srv/data\n"
-        "  archive_overlay apply --reverse /srv/undo.tar.zst /srv/changes /srv/data\n"
-        "  archive_overlay apply /srv/undo.tar.zst /srv/data\n"
-        "  archive_overlay apply /srv/history:main@3 /srv/data",
-    )
-    command.add_argument(
-        "archive",
-        metavar="ARCHIVE",
-        help="an archive (a directory or a tar), an upperdir, or LAYOUT:TAG[@N]: revision N, or else the last one",
-    )
-    command.add_argument(
-        "directory", metavar="DIR", help="the directory; no mounted overlay may have it among its layers"
-    )
-    command.add_argument(
-        "--dry-run", action="store_true", help="list what would happen, as diff does, and change nothing"
-    )
-    command.add_argument(
-        "--reverse",
-        metavar="FILE",
-        help=(
-            "first save what will be overwritten or deleted in FILE, a new tar; apply that to undo the changes. FILE ends in"
-            " .tar, .tar.gz or .tar.zst"
-        ),
-    )
-    _add_form(command)
-    command.set_defaults(stat=False)
-    _add_kind(command, "ARCHIVE")
-    command.add_argument(
-        "--no-fsync",
-        dest="fsync",
-        action="store_false",
-        help="do not wait until the changes are on disk",
-    )
-
-    command = add(
-        "check",
-        "say whether this host is set up",
-        "Say whether this host is set up, one line for each finding: ok, note, warning, or problem, which stops\n"
-        "archives. Nothing is written. Run it as root, or rootless as the user whose containers it is about.",
-        "  archive_overlay check\n"
-        "  archive_overlay check --json\n"
-        "  archive_overlay check --hooks-dir /etc/containers/oci/hooks.d",
-    )
-    command.add_argument(
-        "--hooks-dir",
-        metavar="DIR",
-        action="append",
-        default=[],
-        help=(
-            "look for hook configurations in this directory; may be repeated, later ones take precedence (default: those that"
-            " podman reads, as containers.conf says)"
-        ),
-    )
-    command.add_argument("--json", action="store_true", help="write JSON, for programs")
-    command.set_defaults(parse=parse)
-
-
-def _add_form(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "-h", "--human-readable", dest="human", action="store_true", help="show sizes as 1.2K, 34M"
-    )
-    command.add_argument("--json", action="store_true", help="write JSON, for programs")
-
-
-def _add_kind(command: argparse.ArgumentParser, what: str) -> None:
-    command.add_argument(
-        "--as",
-        dest="kind",
-        choices=("layout", "directory", "tar"),
-        help=(
-            f"what {what} is. Needed where a path could also be LAYOUT:TAG, and for a directory that has the files of an image"
-            " layout in it, because a container can make such files"
-        ),
-    )
-    command.add_argument(
-        "--marks",
-        choices=("trusted", "user", "fuse", "oci"),
-        help=(
-            "how deletions and opaque directories are marked: by 0:0 devices and trusted.overlay.opaque, or user.overlay.opaque;"
-            " as fuse-overlayfs marks them; or by .wh. names (default: as the tar says, or a guess from what is there)"
-        ),
-    )
 
 
 def _log_level(value: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 from typing import NoReturn
@@ -48,3 +49,57 @@ def test_a_limit_can_have_a_unit(text: str, number: int) -> None:
     for option in ("bytes", "entries"):
         settings = cli.parse([f"--max-{option}={text}"])
         assert getattr(settings, f"max_{option}") == number
+
+
+def test_arguments_may_stand_on_both_sides_of_an_option() -> None:
+    for line in (
+        ["log", "--json", "L", "a", "b"],
+        ["log", "L", "--json", "a", "b"],
+        ["log", "L", "a", "--json", "b"],
+    ):
+        options = cli.parse(line)
+        assert isinstance(options, argparse.Namespace)
+        assert (options.command, options.layout, options.paths, options.json) == (
+            "log",
+            "L",
+            ["a", "b"],
+            True,
+        )
+
+
+def test_what_follows_two_hyphens_is_no_option() -> None:
+    assert vars(cli.parse(["log", "--", "L", "-a"]))["paths"] == ["-a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("30s", 30), ("90min", 5400), ("1h", 3600), ("2d", 172800), ("2w", 1209600)],
+)
+def test_ages(text: str, seconds: int) -> None:
+    assert vars(cli.parse(["gc", "--older", text, "L"]))["older"] == seconds
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["gc", "--older=90m", "L"], "write 0, 30s, 90min"),  # months, for prune
+        (["gc", "--older=", "L"], "not an age"),
+        (["gc", "--older=-1h", "L"], "not an age"),
+        (["gc", "--older=1h30min", "L"], "not an age"),
+        (["prune", "--keep-last=0", "L"], "from 1 to"),
+        (["prune", "--keep-daily=many", "L"], "how many"),
+        (["prune", "--keep-within=30", "L"], "30d, 1y6m"),
+        (["tag", "--max-layers=1", "L:a", "b"], "from 2 to 500"),
+        (["revert", "--message=two\nlines", "L:a@1"], "not one line"),
+        (["revert", f"--message={'long' * 300}", "L:a@1"], "1200 characters"),
+        (["revert"], "required: LAYOUT:TAG@N\n"),
+        (["nothing"], "invalid choice"),
+        (["--jobs=2", "log", "L"], "mean nothing to log"),
+    ],
+)
+def test_wrong_command_lines(capsys: pytest.CaptureFixture[str], line: list[str], said: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.parse(line)
+
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
