@@ -501,7 +501,7 @@ def test_help_has_examples() -> None:
     assert "archive_overlay diff /srv/changes.tar.gz\n" in history.output_of("diff", "--help")
 
 
-@pytest.mark.parametrize("arguments", [(), ("a", "b"), ("--marks", "none", "a"), ("--wrong", "a")])
+@pytest.mark.parametrize("arguments", [(), ("a", "b", "c"), ("--marks", "none", "a"), ("--wrong", "a")])
 def test_a_wrong_command_line(arguments: tuple[str, ...]) -> None:
     result = history.run("diff", *arguments)
 
