@@ -18,4 +18,9 @@ KEYS = (
     "compression-level",
     "whiteouts",
     "parent",
+    "max-layers",
+    "if-moved",
+    "base",
+    "keep",
+    "message",
 )

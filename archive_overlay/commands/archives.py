@@ -131,7 +131,12 @@ def open_archive(
     if kind == LAYOUT:
         image, revision = open_revision(what)
         with image:
-            yield Tar(kind, _form(marks or "oci"), lambda: image.layer(revision))
+            pieces = image.change_set(revision)
+            if len(pieces) != 1:
+                raise ArchiveError(
+                    f"revision {revision.number} of {image.name} is stored in {len(pieces)} parts"
+                )
+            yield Tar(kind, _form(marks or "oci"), lambda: image.read(pieces[0]))
     elif kind == DIRECTORY:
         path = os.path.abspath(what)
         yield Directory(

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from archive_overlay.history.missing import Missing
-    from archive_overlay.history.revisions import Image, Revision
+    from archive_overlay.history.revisions import Image
+    from archive_overlay.layout.pieces import Piece
     from archive_overlay.log import Log
     from archive_overlay.system.flush import Flush
 
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     image, last = open_revision(options.revision)
     with image, Staging(parent, name, paths=paths, flush=flush, log=log) as staging:
         wrong: dict[int, str] | None = {} if options.force else None
-        missing = _unpack(image, image.revisions[: last.number], staging, wrong)
+        missing = _unpack(image, image.state(last), staging, wrong)
         try:
             flush.file_system(staging.directory)
             # Takes the place of nothing but an empty directory.
@@ -90,9 +91,7 @@ def _judge(directory: str) -> None:
         )
 
 
-def _unpack(
-    image: Image, revisions: list[Revision], staging: Staging, wrong: dict[int, str] | None
-) -> Missing:
+def _unpack(image: Image, pieces: list[Piece], staging: Staging, wrong: dict[int, str] | None) -> Missing:
     """Apply the layers to what is going to be the directory; give what was not given to entries."""
     try:
         os.mkdir(ARCHIVE, stat.S_IRWXU, dir_fd=staging.directory)
@@ -101,15 +100,15 @@ def _unpack(
         fail(f"cannot make {staging.path}", error)
     try:
         # All but the lowest are read twice.
-        total = 2 * sum(revision.size for revision in revisions) - revisions[0].size
+        total = 2 * sum(piece.size for piece in pieces) - pieces[0].size
         with _Progress(total) as progress:
             unpacker = Unpacker(top)
             try:
-                for revision in revisions:
-                    if revision.number > 1:
-                        with image.layer(revision, progress=progress.add, wrong_diff_ids=wrong) as tar:
+                for piece in pieces:
+                    if piece is not pieces[0]:
+                        with image.read(piece, progress=progress.add, wrong_diff_ids=wrong) as tar:
                             unpacker.hide(tar)
-                    with image.layer(revision, progress=progress.add, wrong_diff_ids=wrong) as tar:
+                    with image.read(piece, progress=progress.add, wrong_diff_ids=wrong) as tar:
                         unpacker.apply(tar)
                 unpacker.finish()
             finally:

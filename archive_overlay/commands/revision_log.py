@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from archive_overlay.history.revisions import Revision
+    from archive_overlay.layout.pieces import Piece
     from archive_overlay.log import Log
 
 _HEADINGS = ("REVISION", "DIGEST", "WHEN", "CONTAINER", "MOUNT POINT", "ENTRIES", "DELETIONS", "SIZE", "BY")
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
         ArchiveError: there is no such image, or the layout is damaged.
     """
     with open_image(options.layout) as image:
-        revisions = image.revisions[::-1]
+        revisions = [(revision, image.change_set(revision)) for revision in image.revisions[::-1]]
     output = Output()
     if options.json:
         _write_json(revisions, output)
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     output.flush()
 
 
-def _write_json(revisions: list[Revision], output: Output) -> None:
+def _write_json(revisions: list[tuple[Revision, list[Piece]]], output: Output) -> None:
     # One at a time: what all of them become is several times as large as what they are.
     output.line("[" if revisions else "[]")
     for revision in revisions:
@@ -60,7 +61,7 @@ def _write_json(revisions: list[Revision], output: Output) -> None:
         output.line("]")
 
 
-def _write_table(revisions: list[Revision], output: Output, *, human: bool) -> None:
+def _write_table(revisions: list[tuple[Revision, list[Piece]]], output: Output, *, human: bool) -> None:
     widths = [len(heading) for heading in _HEADINGS]
     for revision in revisions:
         widths = [max(width, len(text)) for width, text in zip(widths, _row(revision, human=human))]
@@ -72,20 +73,21 @@ def _write_table(revisions: list[Revision], output: Output, *, human: bool) -> N
         output.line("  ".join(cells).rstrip())
 
 
-def _row(revision: Revision, *, human: bool) -> tuple[str, ...]:
+def _row(listed: tuple[Revision, list[Piece]], *, human: bool) -> tuple[str, ...]:
+    revision, pieces = listed
     origin = revision.provenance or _UNKNOWN
     container = origin.container
     if _CONTAINER_ID.fullmatch(container):
         container = container[:_DIGEST_LENGTH]
     return (
         str(revision.number),
-        revision.digest.partition(":")[2][:_DIGEST_LENGTH],
+        pieces[-1].digest.partition(":")[2][:_DIGEST_LENGTH],
         _cell(_FRACTION.sub("", revision.created[:_LONGEST_CELL])),
         _cell(container),
         _cell(origin.mount_point),
         "-" if origin.entries is None else str(origin.entries),
         "-" if origin.deletions is None else str(origin.deletions),
-        human_size(revision.size) if human else str(revision.size),
+        human_size(_size(pieces)) if human else str(_size(pieces)),
         _maker(revision),
     )
 
@@ -103,19 +105,24 @@ def _cell(text: str, most: int = _LONGEST_CELL) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def _object(revision: Revision) -> dict[str, Any]:
+def _size(pieces: list[Piece]) -> int:
+    return sum(piece.size for piece in pieces)
+
+
+def _object(listed: tuple[Revision, list[Piece]]) -> dict[str, Any]:
+    revision, pieces = listed
     origin = revision.provenance or _UNKNOWN
     return {
         "revision": revision.number,
-        "digest": revision.digest,
-        "diff_id": revision.diff_id or None,
+        "digest": pieces[-1].digest,
+        "diff_id": pieces[-1].diff_id or None,
         "created": revision.created or None,
         "container": origin.container or None,
         "archive": origin.archive or None,
         "mount_point": origin.mount_point or None,
         "entries": origin.entries,
         "deletions": origin.deletions,
-        "size": revision.size,
+        "size": _size(pieces),
         "created_by": revision.created_by or None,
         "comment": revision.comment or None,
     }

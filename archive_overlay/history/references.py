@@ -154,6 +154,6 @@ def _nothing_found(reading: _Reading, index: Mapping[str, Any], *, numbered: boo
     name = match[1] if match else reading.name or read.DEFAULT_TAG
     tags = sorted({tag for each in index["manifests"] if (tag := read.tag_of(each))})
     hint = f"its tags are: {brief(', '.join(tags)) or 'none'}"
-    if untagged := sum(not read.tag_of(each) for each in index["manifests"]):
+    if untagged := sum(not read.tag_of(each) for each in read.images(index)):
         hint += f", and {'one image has' if untagged == 1 else f'{untagged} images have'} no tag"
     return ArchiveError(f"cannot read {reading.path}: the image layout has no tag {name}", hint=hint)

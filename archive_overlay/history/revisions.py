@@ -1,4 +1,4 @@
-"""The revisions of an image in an OCI image layout: each of its layers, and what is known of it.
+"""The revisions of an image in an OCI image layout, what is known of each, and the change sets that they are made of.
 
 Source: OCI image specification, config.md, "history" and "rootfs.diff_ids"; manifest.md, "layers".
 """
@@ -12,7 +12,10 @@ from archive_overlay.errors import ArchiveError, brief, fail
 from archive_overlay.history.references import find_image
 from archive_overlay.layout import read
 from archive_overlay.layout.blobs import Blobs
+from archive_overlay.layout.packs import read_shared
+from archive_overlay.layout.pieces import cover
 from archive_overlay.layout.provenance import read_provenance
+from archive_overlay.layout.stored import chains_in, open_stored
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 from archive_overlay.system.record import Record
 from archive_overlay.tar.decompress import Reader
@@ -20,50 +23,68 @@ from archive_overlay.tar.reader import TarReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Collection, Generator, Mapping
     from types import TracebackType
     from typing import Any, Callable
 
     from archive_overlay.history.references import Found
+    from archive_overlay.layout.packs import Kept
+    from archive_overlay.layout.pieces import Piece
     from archive_overlay.layout.provenance import Provenance
+    from archive_overlay.layout.stored import StoredImage
 
 
 class Revision(Record):
-    """A layer of an image.
+    """A revision.
 
     Attributes:
-        number: 1 is the lowest layer.
-        digest, diff_id: of the layer as it is stored, and as a tar.
-        size: of the layer as it is stored, in bytes.
+        number: its number. Numbers grow, and may have gaps where revisions were pruned.
+        previous: number of the revision before it; 0 if there is none.
         created: when, as RFC 3339 has it; "" if that is not known.
         created_by, comment: from the image's history; "" if there is nothing.
         provenance: where it comes from; None if this program did not make it.
-        descriptor: as in the manifest.
+        chains: ids that the top layer of an image ending in it has had in stores.
     """
 
     number: int
-    digest: str
-    diff_id: str
-    size: int
+    previous: int
     created: str
     created_by: str
     comment: str
     provenance: Provenance | None
-    descriptor: Mapping[str, Any]
+    chains: tuple[str, ...] = ()
 
 
 class Image:
     """An image of a layout, open for reading. Use it as a context manager.
 
     Attributes:
-        name: the path of the layout, and the tag of the image there.
-        revisions: all of them, the lowest layer first.
+        path: of the layout.
+        tag: of the image there; "" if it has none.
+        name: both.
+        stored: the image as it is stored.
+        revisions: all of them, the lowest number first.
     """
 
-    def __init__(self, path: str, tag: str, layout: int, revisions: list[Revision]) -> None:
+    def __init__(self, path: str, tag: str, layout: int, stored: StoredImage) -> None:
+        self.path = path
+        self.tag = tag
         self.name = f"{path}:{tag}" if tag else path
-        self.revisions = revisions
+        self.stored = stored
+        self.revisions = _revisions(stored)
         self._layout = layout
+
+    @property
+    def lacks_base(self) -> bool:
+        """Whether what the history began with is not in the layout."""
+        stored = self.stored
+        lowest = self.revisions[0].provenance if self.revisions else None
+        return stored.first > 1 or (lowest is not None and lowest.base.startswith("absent"))
+
+    @property
+    def lost(self) -> list[str]:
+        """What cannot be read of the history, a line for each."""
+        return self.stored.lost
 
     def __enter__(self) -> Image:  # noqa: PYI034, Self is not in Python 3.9
         return self
@@ -86,45 +107,92 @@ class Image:
         Raises:
             ArchiveError: there is no such revision.
         """
-        there = len(self.revisions)
-        if not there:
+        if not self.revisions:
             raise ArchiveError(f"{self.name} is an image without a layer, so it has no revision")
-        if number > there:
-            only = "only revision 1" if there == 1 else f"only revisions 1 to {there}"
-            raise ArchiveError(f"{self.name} has no revision {number}, {only}")
-        return self.revisions[number - 1]
+        if not number:
+            return self.revisions[-1]
+        for revision in self.revisions:
+            if revision.number == number:
+                return revision
+        last = self.revisions[-1].number
+        if number < last:
+            raise ArchiveError(
+                f"{self.name} has no revision {number}: it was pruned, or is not in this layout",
+                hint=f"archive_overlay log {self.name} lists its revisions",
+            )
+        only = "only revision 1" if last == 1 else f"only revisions 1 to {last}"
+        raise ArchiveError(f"{self.name} has no revision {number}, {only}")
+
+    def state(self, revision: Revision, *, without: Collection[str] = ()) -> list[Piece]:
+        """Give the pieces that, one on top of the other, are what a revision left: the oldest first.
+
+        Args:
+            revision: which one.
+            without: digests of pieces that are not to be used, because they are damaged.
+
+        Raises:
+            ArchiveError: there are not enough.
+        """
+        return self._cover(self.stored.first, revision.number, without)
+
+    def change_set(self, revision: Revision, *, without: Collection[str] = ()) -> list[Piece]:
+        """Give the pieces that are what a revision changed. See `state`."""
+        return self.between(revision.previous, revision.number, without=without)
+
+    def between(self, older: int, newer: int, *, without: Collection[str] = ()) -> list[Piece]:
+        """Give the pieces that are what the revisions after one, up to another one, changed. See `state`.
+
+        Args:
+            older, newer: numbers of the two; 0 for the older one is the state before the first.
+        """
+        return self._cover(max(older + 1, self.stored.first), newer, without)
+
+    def _cover(self, first: int, last: int, without: Collection[str]) -> list[Piece]:
+        found = cover(self.stored.pieces(first, last), first, last, without=without)
+        if found is None:
+            raise ArchiveError(
+                f"{self.name}: the change sets of revisions {first} to {last} are not all in the layout",
+                hint=f"archive_overlay verify {self.path} says what is missing",
+            )
+        return found
 
     @contextmanager
-    def layer(
+    def read(
         self,
-        revision: Revision,
+        piece: Piece,
         *,
         progress: Callable[[int], None] | None = None,
         wrong_diff_ids: dict[int, str] | None = None,
     ) -> Generator[TarReader, None, None]:
-        """Read a revision's layer, and in the end verify that it is what the image says.
+        """Read a piece, and in the end verify that it is what the image says.
 
-        What fails meanwhile is an `ArchiveError` that names the revision.
+        What fails meanwhile is an `ArchiveError` that names its revisions.
 
         Args:
-            revision: which one.
-            progress: called with the number of bytes that were read from the layer, again and again.
-            wrong_diff_ids: gets what is wrong with the diff ID, by the revision's number; None: that is an error.
+            piece: which one.
+            progress: called with the number of bytes that were read from it, again and again.
+            wrong_diff_ids: gets what is wrong with the diff ID, by the piece's last revision; None: that is an error.
         """
         try:
             with Blobs(self._layout) as blobs:
-                fd = blobs.open(revision.descriptor)
+                if piece.offset is None:
+                    fd = blobs.open(piece.blob)
+                else:
+                    ((_, data),) = read_shared(blobs, [piece])
+                    fd = os.memfd_create("change set")
+                    os.write(fd, data)
+                    os.lseek(fd, 0, os.SEEK_SET)
             reader = Reader(fd, digests=True, progress=progress)
             try:
                 yield TarReader(reader)
                 reader.finish()
-                _verify(reader, revision, wrong_diff_ids)
+                _verify(reader, piece, wrong_diff_ids)
             finally:
                 reader.close()
         except OSError as error:
-            fail(f"cannot read revision {revision.number} of {self.name}", error)
+            fail(f"cannot read {piece.label} of {self.name}", error)
         except ArchiveError as error:
-            message = f"revision {revision.number} of {self.name}: {error.message}"
+            message = f"{piece.label} of {self.name}: {error.message}"
             raise ArchiveError(message, hint=error.hint) from error
 
 
@@ -137,7 +205,7 @@ def open_image(text: str) -> Image:
     Raises:
         ArchiveError: there is no such image, or the layout is damaged.
     """
-    return _open(find_image(text, numbered=False))
+    return _open(text, numbered=False)[0]
 
 
 def open_revision(text: str) -> tuple[Image, Revision]:
@@ -149,23 +217,38 @@ def open_revision(text: str) -> tuple[Image, Revision]:
     Raises:
         ArchiveError: there is no such image or revision, or the layout is damaged.
     """
-    found = find_image(text, numbered=True)
-    image = _open(found)
+    image, number = _open(text, numbered=True)
     try:
-        return image, image.numbered(found.number)
+        return image, image.numbered(number)
     except ArchiveError:
         image.close()
         raise
 
 
-def _open(found: Found) -> Image:
+def _open(text: str, *, numbered: bool) -> tuple[Image, int]:
+    """Open an image, and give the number of the revision that is meant.
+
+    Revisions may be added meanwhile, and what those made superfluous deleted: then it is looked for again.
+    """
+    found = find_image(text, numbered=numbered)
+    while True:
+        try:
+            return _open_found(found), found.number
+        except ArchiveError:
+            again = find_image(text, numbered=numbered)
+            if again == found:
+                raise
+            found = again
+
+
+def _open_found(found: Found) -> Image:
     path = found.path
     try:
         layout = os.open(path, READ_TOP_DIRECTORY)
     except OSError as error:
         fail(f"cannot read the image layout {path}", error)
     try:
-        return Image(path, found.name, layout, _revisions(*read.read_image(layout, found.descriptor)))
+        return Image(path, found.name, layout, open_stored(layout, found.descriptor, whole=False))
     except OSError as error:
         os.close(layout)
         fail(f"cannot read the image layout {path}", error)
@@ -177,10 +260,10 @@ def _open(found: Found) -> Image:
         raise
 
 
-def _verify(reader: Reader, revision: Revision, wrong_diff_ids: dict[int, str] | None) -> None:
-    if fault := _difference("digest", reader.digest(), revision.digest):
+def _verify(reader: Reader, piece: Piece, wrong_diff_ids: dict[int, str] | None) -> None:
+    if fault := _difference("digest", reader.digest(), piece.digest):
         raise ArchiveError(f"it is damaged: {fault}")
-    if fault := _difference("diff ID", reader.data_digest(), revision.diff_id):
+    if fault := _difference("diff ID", reader.data_digest(), piece.diff_id):
         # podman 4.3 and skopeo 1.9 leave the zeros at the end of a tar out when they compress it for zstd:chunked, and
         # keep the diff ID of the whole.
         if wrong_diff_ids is None:
@@ -188,41 +271,30 @@ def _verify(reader: Reader, revision: Revision, wrong_diff_ids: dict[int, str] |
                 f"it is damaged, or compressed for zstd:chunked: {fault}",
                 hint="its digest is right, so extract --force takes it as it is",
             )
-        wrong_diff_ids[revision.number] = fault
+        wrong_diff_ids[piece.last] = fault
 
 
 def _difference(what: str, found: str, said: str) -> str:
     return f"its {what} is {found}, but the image says {brief(said) or 'none'}" if found != said else ""
 
 
-def _revisions(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> list[Revision]:
-    layers = manifest["layers"]
-    history = [
-        each
-        for each in config.get("history", [])
-        if isinstance(each, dict) and each.get("empty_layer") is not True
-    ]
-    if len(history) != len(layers):
-        history = [{} for _ in layers]  # nobody knows which entry is of which layer
-    diff_ids = config["rootfs"]["diff_ids"]
-    return [_revision(i + 1, layers[i], diff_ids[i], history[i]) for i in range(len(layers))]
+def _revisions(stored: StoredImage) -> list[Revision]:
+    found: list[Revision] = []
+    for kept in stored.kept():
+        found.append(_revision(kept, found[-1].number if found else 0))
+    return found
 
 
-def _revision(
-    number: int, descriptor: Mapping[str, Any], diff_id: object, history: Mapping[str, Any]
-) -> Revision:
-    annotations = descriptor.get("annotations")
-    known = annotations if isinstance(annotations, dict) else {}
+def _revision(kept: Kept, previous: int) -> Revision:
+    history = {"created_by": kept.created_by, "comment": kept.comment}
     return Revision(
-        number=number,
-        digest=_text(descriptor, "digest"),
-        diff_id=diff_id if isinstance(diff_id, str) else "",
-        size=descriptor["size"],
-        created=_text(known, read.CREATED) or _text(history, "created"),
-        created_by=_text(history, "created_by"),
-        comment=_text(history, "comment"),
-        provenance=read_provenance(known, history),
-        descriptor=descriptor,
+        number=kept.number,
+        previous=previous,
+        created=_text(kept.annotations, read.CREATED) or kept.created,
+        created_by=kept.created_by,
+        comment=kept.comment,
+        provenance=read_provenance(kept.annotations, history),
+        chains=tuple(chains_in(kept.annotations)),
     )
 
 

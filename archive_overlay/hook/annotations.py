@@ -6,7 +6,7 @@ import os
 import time
 
 from archive_overlay import methods
-from archive_overlay.errors import ArchiveError
+from archive_overlay.errors import ArchiveError, brief
 from archive_overlay.hook.runtime import normal_destination
 from archive_overlay.keys import KEYS, PREFIX
 from archive_overlay.log import Repeated
@@ -20,10 +20,23 @@ if TYPE_CHECKING:
     from archive_overlay.methods import Method
 
 # What means something to some methods only.
-_METHOD_KEYS = ("tar-content-owner", "compression", "compression-level", "whiteouts", "parent")
+_METHOD_KEYS = (
+    "tar-content-owner",
+    "compression",
+    "compression-level",
+    "whiteouts",
+    "parent",
+    "max-layers",
+    "if-moved",
+    "base",
+    "keep",
+    "message",
+)
 
 # The largest id that chown(2) takes: one more means "leave it as it is".
 _LARGEST_ID = 2**32 - 2
+
+_LONGEST_MESSAGE = 1000
 
 
 class Context(Record):
@@ -62,7 +75,13 @@ class ArchiveRequest(Record):
         compression: of a tar, a name in `methods.COMPRESSIONS`; "" where there is no tar.
         level: of the compression; 0 where there is none.
         whiteouts: how a tar says that something was deleted: one of `methods.WHITEOUTS`.
-        parent: tag of the image that the archive is a layer on; "" for the one that it replaces.
+        parent: TAG or TAG@N: the image, or the revision of it, that a new tag begins with; "" for none.
+        max_layers: how many layers the image may have.
+        if_moved: what to do if the container started from something else than the tag's newest revision: one of
+            `methods.IF_MOVED`.
+        base: "include" if a history is to begin with the container's image; "" if not.
+        keep: which revisions to keep, as the annotation says it; "" for all.
+        message: what the user says of the revision; "" for nothing.
     """
 
     container: str
@@ -78,6 +97,11 @@ class ArchiveRequest(Record):
     level: int
     whiteouts: str
     parent: str
+    max_layers: int = methods.DEFAULT_LAYERS
+    if_moved: str = methods.IF_MOVED[0]
+    base: str = ""
+    keep: str = ""
+    message: str = ""
 
 
 def group_by_name(annotations: Mapping[str, object], log: Log) -> Iterator[tuple[str, dict[str, object]]]:
@@ -185,12 +209,17 @@ def parse_request(name: str, keys: Mapping[str, object], context: Context, log: 
         success=_path(texts["success"], "success", values) if "success" in texts else None,
         method=method,
         if_exists=_if_exists(texts.get("if-exists", ""), method),
-        owners=_owners(texts.get("owners", "container")),
+        owners=_one_of(methods.OWNERS, texts.get("owners", "container"), "owners"),
         owner=_owner(texts["tar-content-owner"], name, log) if "tar-content-owner" in texts else None,
         compression=compression,
         level=_level(texts.get("compression-level", ""), compression),
-        whiteouts=_whiteouts(texts.get("whiteouts", "overlay")),
+        whiteouts=_one_of(methods.WHITEOUTS, texts.get("whiteouts", "overlay"), "whiteouts"),
         parent=texts.get("parent", ""),
+        max_layers=_max_layers(texts.get("max-layers", "")),
+        if_moved=_one_of(methods.IF_MOVED, texts.get("if-moved", methods.IF_MOVED[0]), "if-moved"),
+        base=_one_of(methods.BASE, texts.get("base", ""), "base"),
+        keep=texts.get("keep", ""),
+        message=_message(texts.get("message", "")),
     )
 
 
@@ -247,16 +276,45 @@ def _level(value: str, compression: str) -> int:
     return int(value)
 
 
-def _whiteouts(value: str) -> str:
-    if value not in methods.WHITEOUTS:
-        raise ArchiveError(f"unknown whiteouts {value!r}", hint=f"known are {', '.join(methods.WHITEOUTS)}")
+def _one_of(known: tuple[str, ...], value: str, key: str) -> str:
+    if value not in known:
+        raise ArchiveError(
+            f"unknown {key} {brief(value)!r}", hint=f"known are {', '.join(filter(None, known))}"
+        )
     return value
 
 
-def _owners(value: str) -> str:
-    if value not in methods.OWNERS:
-        raise ArchiveError(f"unknown owners {value!r}", hint=f"known are {', '.join(methods.OWNERS)}")
+def _max_layers(value: str) -> int:
+    if not value:
+        return methods.DEFAULT_LAYERS
+    if not (value.isascii() and value.isdigit() and len(value) < 4 and int(value) in methods.LAYERS):
+        raise ArchiveError(
+            f"max-layers {brief(value)!r} is not possible",
+            hint=f"possible are {methods.LAYERS[0]} to {methods.LAYERS[-1]}",
+        )
+    return int(value)
+
+
+def _message(value: str) -> str:
+    if len(value) > _LONGEST_MESSAGE:
+        raise ArchiveError(
+            f"the message has {len(value)} characters", hint=f"it may have at most {_LONGEST_MESSAGE}"
+        )
+    if any(map(_is_control, value)):
+        raise ArchiveError(
+            f"the message {value!r} has control characters", hint="a message is one line of text"
+        )
     return value
+
+
+def _is_control(character: str) -> bool:
+    """Say whether a character is none of a line of text: a control character, an end of a line, or half a character."""
+    return (
+        character < " "
+        or "\x7f" <= character <= "\x9f"
+        or "\ud800" <= character <= "\udfff"
+        or character in "\u2028\u2029"
+    )
 
 
 def _path(text: str, key: str, values: Mapping[str, str]) -> str:

@@ -25,7 +25,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from archive_overlay.hook.annotations import ArchiveRequest
     from archive_overlay.hook.image_annotations import Refusal
@@ -69,6 +69,18 @@ class Run(Record):
     flush: Flush
     ledger: Ledger
     log: Log
+
+    @property
+    def place(self) -> store.Place:
+        """Where the container is in an engine's store, by what the runtime says."""
+        spec = self.spec
+        return store.Place(
+            container=self.context.id,
+            bundle=self.bundle,
+            root=spec.root,
+            environment_file=environment_file(spec.mounts),
+            annotations=spec.annotations,
+        )
 
     def find(self, mount_point: str) -> OverlayMount:
         """Find the overlay that the container has at a mount point.
@@ -160,23 +172,28 @@ def run(settings: Settings, log: Log) -> int:
             unkept = {name for name, refusal in refused.items() if not refusal.keep}
             for fault in spec.faults:
                 ledger.complain(fault)
-            _archive_all(asked, refused, this)
+            saved = _archive_all(asked, refused, this)
         except Interrupted as interruption:
             ledger.give_up(str(interruption), unkept=unkept)
             hurry = True
             raise
         finally:
             rescue.settle(ledger, this.find, this.lifetime, keeper, hurry=hurry)
+        # Only now, for it takes time, in which whoever started the hook may lose patience with it.
+        _tend_all(saved, this)
         return 0 if ledger.saved_all else 1
 
 
-def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> None:
+def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> methods.Destination:
     """Do one request: judge it, remove the old marker, write, publish, create the marker.
 
     Args:
         request: what is asked for.
         writer: its method.
         run: what it has in common with the others.
+
+    Returns:
+        Where the archive is.
 
     Raises:
         ArchiveError: it cannot be done. The destination is as it was, but for `merge`.
@@ -192,7 +209,9 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> No
     if overlay.may_lack:
         log.warning(f"archive {request.name}: something may be missing: {overlay.may_lack}")
     log.debug(f"archive {request.name}: the upperdir of {request.mount_point} is {upper}")
-    destination = writer.destination(request, upper=upper, paths=run.paths, patience=run.patience, log=log)
+    destination = writer.destination(
+        request, overlay=overlay, container=run.place, paths=run.paths, patience=run.patience, log=log
+    )
     path = destination.path
     ledger.expect_free(request, path)
     marker = None
@@ -239,6 +258,7 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> No
         f"archive {request.name}: saved {tally} of {request.mount_point} to {path} by {request.method.name}"
         f"{f', as {done}' if done else ''} in {time.monotonic() - started:.2f} s"
     )
+    return destination
 
 
 def _with_container_owners(overlay: OverlayMount, request: ArchiveRequest, run: Run) -> OverlayMount:
@@ -270,7 +290,10 @@ def _with_owners(
     )
 
 
-def _archive_all(asked: Mapping[str, Mapping[str, object]], refused: Mapping[str, Refusal], run: Run) -> None:
+def _archive_all(
+    asked: Mapping[str, Mapping[str, object]], refused: Mapping[str, Refusal], run: Run
+) -> dict[str, methods.Destination]:
+    """Do all requests, and give the destinations of the archives that are safe, by the archives' names."""
     # All code that is needed is imported before the first archive begins, because a package upgrade may replace
     # this file in the meantime.
     ready: list[tuple[ArchiveRequest, methods.Writer]] = []
@@ -283,16 +306,39 @@ def _archive_all(asked: Mapping[str, Mapping[str, object]], refused: Mapping[str
             ready.append((request, methods.load(request.method, request.compression)))
             if request.method.renames:
                 _load("archive_overlay.overlay.lifetime")
+            if request.base:
+                _load("archive_overlay.overlay.image_layers")
     if run.spec.user_namespace or any(mount.is_id_mapped for mount in run.spec.mounts):
         __import__("archive_overlay.overlay.mappings")
     if len(ready) > 1:
         _load(*_FOR_UNUSUAL_MOUNTS)
     # What renames the upperdir comes last, for it leaves nothing to archive for the others.
     ready.sort(key=lambda each: each[0].method.renames)
+    saved: dict[str, methods.Destination] = {}
     for request, writer in ready:
         with run.ledger.failing_alone(request.name):
-            archive_one(request, writer, run)
+            saved[request.name] = archive_one(request, writer, run)
             run.ledger.done(request.name)
+    return saved
+
+
+def _tend_all(saved: Mapping[str, methods.Destination], run: Run) -> None:
+    """Do what is left to do at destinations whose archives are safe: nothing of it makes them less so."""
+    for name, destination in saved.items():
+        tend: Callable[[], None] | None = getattr(destination, "tend", None)
+        if not tend:
+            continue
+        try:
+            tend()
+        except Exception as error:
+            if end := interruption(error):
+                raise end from error
+            expected = isinstance(error, (ArchiveError, OSError, ImportError))
+            reason = str(error) if expected else internal_error(error)
+            run.log.warning(
+                f"archive {name}: it is safe at {destination.path}, but what was to be done there afterwards has failed:"
+                f" {reason}; the next stop tries again"
+            )
 
 
 def _what_images_ask_for(asked: Mapping[str, Mapping[str, object]], run: Run) -> Mapping[str, Refusal]:

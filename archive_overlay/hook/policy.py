@@ -16,7 +16,7 @@ _CAPABILITY = "security.capability"
 
 
 class Policy:
-    """Limits of what an archive may hold. Its bytes are counted where they are written (`methods.Allowance`).
+    """Limits of what an archive may hold. Its bytes are counted where they are written (`change.Allowance`).
 
     Args:
         setid: whether set-user-ID and set-group-ID bits and file capabilities may be in it.

@@ -1,98 +1,84 @@
-"""One more layer of an image in an OCI image layout: where it goes is judged, locked, and written to.
+"""One more revision of a history in an OCI image layout: where it goes is judged, locked, and written to.
 
-Blobs come first, flushed; index.json is exchanged last, in one rename, under a lock on the layout's
-directory. A run that is killed leaves at most blobs that nothing refers to.
+A run that is killed leaves at most blobs that nothing refers to (see `edit`).
 
 Source: OCI image specification, image-layout.md, image-index.md, manifest.md, config.md, descriptor.md.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import stat
 import time
 
 from archive_overlay.destination.apart import keep_apart
-from archive_overlay.destination.names import is_staging_name
 from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.layout.blobs import BLOBS
+from archive_overlay.layout.edit import Edit, MovedError, is_new
+from archive_overlay.layout.images import empty_image, image_at, put_image, put_same, with_layer
 from archive_overlay.layout.layer import Layer
+from archive_overlay.layout.lineage import BRANCH, Wish, find_place
 from archive_overlay.layout.lock import lock
-from archive_overlay.layout.provenance import CREATED_BY, Provenance
+from archive_overlay.layout.provenance import Provenance
 from archive_overlay.layout.pulling import advice_on_pulling, quoted
 from archive_overlay.layout.read import (
-    CREATED,
-    INDEX_FILE,
-    MANIFEST_TYPE,
-    REF_NAME,
-    VERSION_FILE,
-    check_json,
     check_name,
-    is_tagged,
-    only_untagged,
-    read_image,
+    images,
     read_index,
     split_reference,
     tag_of,
     tagged,
 )
-from archive_overlay.system.open_flags import READ, READ_DIRECTORY
-from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
+    from collections.abc import Collection, Mapping
+    from typing import Any, Callable
 
     from archive_overlay.destination.paths import Paths
+    from archive_overlay.layout.lineage import Place
     from archive_overlay.log import Log
     from archive_overlay.system.flush import Flush
     from archive_overlay.system.patience import Patience
 
-_CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
-_INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
-# Names of processors: config.md, "architecture" (those of Go).
-_ARCHITECTURES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "i386": "386",
-    "i686": "386",
-    "armv6l": "arm",
-    "armv7l": "arm",
-    "loongarch64": "loong64",
-}
+_EMPTY_INDEX: dict[str, Any] = {"manifests": []}
+# Programs that do not take the lock may be faster again and again, but not for ever.
+_MOST_ATTEMPTS = 20
 
 
-class LayoutDestination(Record):
-    """A tag of an image layout, which is to get one more layer.
+class LayoutDestination:
+    """A tag of an image layout, which is to get one more revision.
 
-    Attributes:
-        path: of the layout: absolute, symbolic links are resolved.
-        tag: names the image.
-        parent: tag of the image that is built upon: the same one by default.
+    Args:
+        wish: which tag, and what is known of the container's image.
         provenance: where the layer comes from, without the numbers that are known when it is written.
         paths: how to get there.
         patience: how long publishing may wait for another program.
         log: is told if it does.
+
+    Attributes:
+        path: of the layout: absolute, symbolic links are resolved.
+        published: the tag that got the revision; "" if none did.
     """
 
-    path: str
-    tag: str
-    parent: str
-    provenance: Provenance
-    paths: Paths
-    patience: Patience
-    log: Log
+    def __init__(
+        self, wish: Wish, *, provenance: Provenance, paths: Paths, patience: Patience, log: Log
+    ) -> None:
+        self.path = wish.path
+        self.published = ""
+        self.wish = wish
+        self.paths = paths
+        self.patience = patience
+        self.log = log
+        self._provenance = provenance
 
     def stage(self, flush: Flush, log: Log, file_mode: int | None = None) -> Staging:
         """Give the place in the layout to write the layer in."""
         return Staging(self.path, "", paths=self.paths, flush=flush, log=log, file_mode=file_mode)
 
     def publish(self, staging: Staging, result: object) -> str:
-        """Add the layer to the image.
+        """Add the revision to the history.
 
         Args:
             staging: has the layer.
@@ -109,17 +95,86 @@ class LayoutDestination(Record):
             layout = self.paths.open(self.path)
             try:
                 lock(layout, self.path, self.patience, self.log)
-                return _add_layer(self, layout, staging, result)
+                return self._add(layout, staging, result)
             finally:
                 os.close(layout)
         except OSError as error:
             fail(f"cannot write to the image layout {self.path}", error)
+
+    def _add(self, layout: int, staging: Staging, layer: Layer) -> str:
+        edit = Edit(layout, staging)
+        for _ in range(_MOST_ATTEMPTS):
+            place = find_place(layout, edit.index, self.wish)
+            try:
+                done = self._add_at(place, layout, edit, layer)
+            except MovedError:
+                edit.begin()
+                continue
+            if place.warning:
+                self.log.warning(f"archive {self._provenance.archive}: {place.warning}")
+            return done
+        raise ArchiveError(
+            f"the image layout {self.path} was changed by another program {_MOST_ATTEMPTS} times while a revision was to"
+            " be added",
+            hint=f"let it take the lock: flock {quoted(self.path)} PROGRAM ...",
+        )
+
+    def _add_at(self, place: Place, layout: int, edit: Edit, layer: Layer) -> str:
+        """Add the revision at its place, and say what was done."""
+        old = tagged(edit.index, place.tag)
+        image = place.image
+        if layer.empty and (old or image is None):
+            self.published = place.tag if old else ""
+            return "no layer, because nothing was changed,"
+        whole = image is not None and place.number == image.last
+        if layer.empty and whole:
+            assert image
+            put_same(edit, place.tag, image)
+            edit.publish()
+            self.published = place.tag
+            return f"no layer, because nothing was changed, but the tag {place.tag},"
+        if image is None:
+            manifest, config = empty_image()
+        elif whole:
+            manifest, config = dict(image.manifest), dict(image.config)
+        else:
+            manifest, config = image_at(layout, image, place.number, edit)
+        done = f"no layer, because nothing was changed, but the tag {place.tag},"
+        if not layer.empty:
+            number = place.number + 1
+            edit.add_file(ARCHIVE, layer.digest)
+            provenance = self._provenance.replace(
+                entries=layer.entries,
+                deletions=layer.deletions,
+                bytes=layer.bytes,
+                parent=place.parent,
+                base=place.base,
+            )
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            manifest, config = with_layer(manifest, config, layer, provenance, number, now)
+            done = f"revision {number} of {place.tag}"
+        put_image(
+            edit,
+            place.tag,
+            manifest,
+            config,
+            instead_of=image if old else None,
+            platform=image.descriptor.get("platform") if image else None,
+        )
+        edit.publish()
+        self.published = place.tag
+        if old is None and (advice := advice_on_pulling(self.path, place.tag)):
+            self.log.warning(f"archive {self._provenance.archive}: {advice}")
+        return done
 
 
 def judge_destination(
     archive_to: str,
     *,
     parent: str,
+    if_moved: str = BRANCH,
+    had: Collection[str] | None = None,
+    all_had: Callable[[], Collection[str]] = tuple,
     provenance: Provenance,
     upper: str,
     paths: Paths,
@@ -130,7 +185,8 @@ def judge_destination(
 
     Args:
         archive_to: absolute path of the layout, with `:TAG` or without.
-        parent: tag of the image to build upon; "" for the one that gets the layer.
+        parent: TAG or TAG@N to begin a new tag with; "" for none.
+        if_moved, had, all_had: see `lineage.Wish`.
         provenance: where the layer comes from.
         upper: the upperdir that is archived.
         paths: where it may be.
@@ -138,8 +194,8 @@ def judge_destination(
         log: is told if it does.
 
     Raises:
-        ArchiveError: there is something else, the layout is damaged, its path is none that other programs
-            take, or a tag is none.
+        ArchiveError: there is something else, the layout is damaged, other programs do not take its path or tag, or the
+            revision has no place there (see `lineage.find_place`).
     """
     path, tag = split_reference(archive_to)
     if ":" in path:
@@ -149,19 +205,10 @@ def judge_destination(
         )
     if parent:
         check_name(parent)
-    for each in (tag, parent):
-        _expect_no_revision(each)
+    _expect_no_revision(tag)
     path = paths.resolve(path, "archive-to")
     keep_apart("archive-to", path, upper)
-    destination = LayoutDestination(
-        path=path,
-        tag=tag,
-        parent=parent or tag,
-        provenance=provenance,
-        paths=paths,
-        patience=patience,
-        log=log,
-    )
+    wish = Wish(path=path, tag=tag, parent=parent, if_moved=if_moved, container=provenance.container, had=had)
     try:
         layout = paths.open(path)
     except FileNotFoundError:
@@ -171,13 +218,8 @@ def judge_destination(
     try:
         if layout >= 0:
             _expect_own_blobs(layout, path)
-        index = read_index(layout) if layout >= 0 and not _is_new(layout) else None
-        manifest = tagged(index, destination.parent) if index else None
-        if manifest is None and destination.parent != tag:
-            raise _no_parent(destination, index)
-        if manifest is not None:
-            read_image(layout, manifest)
-        elif index and not all(map(tag_of, index["manifests"])):
+        place, index = _find_place(layout, wish)
+        if place.image is None and not all(map(tag_of, images(index))):
             log.warning(
                 f"archive {provenance.archive}: the image layout {path} has an image without a tag, which is ignored:"
                 f" {tag} begins without it. To begin with it, copy it there once more, as skopeo copy IMAGE"
@@ -188,7 +230,24 @@ def judge_destination(
     finally:
         if layout >= 0:
             os.close(layout)
-    return destination
+    return LayoutDestination(wish, provenance=provenance, paths=paths, patience=patience, log=log)
+
+
+def _find_place(layout: int, wish: Wish) -> tuple[Place, Mapping[str, Any]]:
+    """Find the place of a revision without the lock, and give the index as well.
+
+    Meanwhile others may add revisions, and delete what those made superfluous: then it is looked at again.
+    """
+    attempt = 0
+    while True:
+        attempt += 1
+        there = layout >= 0 and not is_new(layout)
+        index = read_index(layout) if there else _EMPTY_INDEX
+        try:
+            return find_place(layout, index, wish), index
+        except ArchiveError:
+            if not there or attempt == _MOST_ATTEMPTS or read_index(layout) == index:
+                raise
 
 
 def _expect_no_revision(tag: str) -> None:
@@ -219,215 +278,3 @@ def _expect_own_blobs(layout: int, path: str) -> None:
                 " through it",
                 hint="name another layout; skopeo copy oci:LAYOUT:TAG oci:OTHER:TAG takes an image there",
             )
-
-
-def _add_layer(destination: LayoutDestination, layout: int, staging: Staging, layer: Layer) -> str:
-    new = _is_new(layout)
-    index: dict[str, Any] = {"schemaVersion": 2, "mediaType": _INDEX_TYPE, "manifests": []}
-    if not new:
-        index = read_index(layout)
-    old = tagged(index, destination.tag)
-    parent = tagged(index, destination.parent)
-    if parent is None and destination.parent != destination.tag:
-        raise _no_parent(destination, index)
-    if layer.empty and (parent is None or destination.parent == destination.tag):
-        return "no layer, because nothing was changed,"
-    manifest, config = read_image(layout, parent) if parent else _empty_image()
-    files = _Files(layout, staging)
-    if layer.empty:
-        assert parent is not None
-        descriptor = parent
-        done = f"no layer, because nothing was changed, but the tag {destination.tag},"
-    else:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        provenance = destination.provenance.replace(entries=layer.entries, deletions=layer.deletions)
-        files.add_layer(layer)
-        config = _config_with(config, manifest, layer, provenance.comment(), now)
-        config_descriptor = {"mediaType": _CONFIG_TYPE, **files.add_json_blob(config)}
-        manifest = _manifest_with(manifest, config_descriptor, layer, provenance.annotations(), now)
-        descriptor = {
-            **{key: value for key, value in (parent or {}).items() if key == "platform"},
-            "mediaType": MANIFEST_TYPE,
-            **files.add_json_blob(manifest),
-        }
-        done = f"revision {len(manifest['layers'])} of {destination.tag}"
-    annotations = {**(old or {}).get("annotations", {}), REF_NAME: destination.tag}
-    others = [each for each in index["manifests"] if not is_tagged(each, destination.tag)]
-    if new:
-        files.add(VERSION_FILE, b'{"imageLayoutVersion": "1.0.0"}\n')
-    files.add(
-        INDEX_FILE,
-        _dump({**index, "manifests": [*others, {**descriptor, "annotations": annotations}]}),
-    )
-    files.publish()
-    if old is None and (advice := advice_on_pulling(destination.path, destination.tag)):
-        destination.log.warning(f"archive {destination.provenance.archive}: {advice}")
-    return done
-
-
-def _config_with(
-    config: Mapping[str, Any], manifest: Mapping[str, Any], layer: Layer, comment: str, now: str
-) -> dict[str, Any]:
-    """Give the config of an image with one more layer."""
-    history = config["history"]
-    # Readers take the n-th entry for the n-th layer's, but not every image has one for each layer.
-    known = sum(not each.get("empty_layer") for each in history)
-    unknown = [{"created_by": "unknown"}] * (len(manifest["layers"]) - known)
-    return {
-        **config,
-        "created": now,
-        "rootfs": {**config["rootfs"], "diff_ids": [*config["rootfs"]["diff_ids"], layer.diff_id]},
-        "history": [
-            *history,
-            *unknown,
-            {"created": now, "created_by": CREATED_BY, "comment": comment},
-        ],
-    }
-
-
-def _manifest_with(
-    manifest: Mapping[str, Any],
-    config_descriptor: Mapping[str, Any],
-    layer: Layer,
-    facts: Mapping[str, str],
-    now: str,
-) -> dict[str, Any]:
-    """Give the manifest of an image with one more layer."""
-    annotations = {CREATED: now, **facts}
-    descriptor = {
-        "mediaType": layer.media_type,
-        "digest": layer.digest,
-        "size": layer.size,
-        "annotations": annotations,
-    }
-    return {
-        **manifest,
-        "config": config_descriptor,
-        "layers": [*manifest["layers"], descriptor],
-        "annotations": {**manifest["annotations"], **annotations},
-    }
-
-
-class _Files:
-    """Files that are to be in a layout. They are written elsewhere, so what fails there leaves nothing in it."""
-
-    def __init__(self, layout: int, staging: Staging) -> None:
-        self._layout = layout
-        self._staging = staging
-        self._flush = staging.flush
-        self._blobs: list[tuple[str, str]] = []  # names in staging and in the layout
-        self._names: list[str] = []
-
-    def add_layer(self, layer: Layer) -> None:
-        """Add the layer that was written as a blob."""
-        fd = os.open(ARCHIVE, READ, dir_fd=self._staging.directory)
-        try:
-            self._flush.file(fd)
-        finally:
-            os.close(fd)
-        self._blobs.append((ARCHIVE, layer.digest.partition(":")[2]))
-
-    def add_json_blob(self, value: object) -> dict[str, Any]:
-        """Add a value as a blob, and give its digest and size."""
-        data = _dump(value)
-        digest = hashlib.sha256(data).hexdigest()
-        check_json(data, f"{BLOBS}/{digest}")  # what is written must be read again
-        self._write(digest, data)
-        self._blobs.append((digest, digest))
-        return {"digest": f"sha256:{digest}", "size": len(data)}
-
-    def add(self, name: str, data: bytes) -> None:
-        """Add a file at the top of the layout."""
-        check_json(data, name)
-        self._write(name, data)
-        self._names.append(name)
-
-    def publish(self) -> None:
-        """Give all files their names: blobs first, and the one that was added last when all others last."""
-        if self._blobs:
-            self._publish_blobs()
-        for name in self._names[:-1]:
-            self._rename(name, name, self._layout)
-        self._flush.file(self._layout)
-        self._rename(self._names[-1], self._names[-1], self._layout)
-        self._flush.file(self._layout)
-
-    def _publish_blobs(self) -> None:
-        directories = [self._layout]
-        try:
-            for name in BLOBS.split("/"):
-                try:
-                    os.mkdir(name, 0o755, dir_fd=directories[-1])
-                except FileExistsError:
-                    pass
-                directories.append(os.open(name, READ_DIRECTORY, dir_fd=directories[-1]))
-            for name, blob in self._blobs:
-                self._rename(name, blob, directories[-1])
-            for directory in directories[:0:-1]:
-                self._flush.file(directory)
-        finally:
-            for directory in directories[1:]:
-                os.close(directory)
-
-    def _rename(self, name: str, to: str, directory: int) -> None:
-        os.rename(name, to, src_dir_fd=self._staging.directory, dst_dir_fd=directory)
-
-    def _write(self, name: str, data: bytes) -> None:
-        fd = self._staging.create_file(name)
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            self._flush.file(fd)
-
-
-def _is_new(layout: int) -> bool:
-    """Say whether a directory is to become a layout: it is empty but for what killed runs left.
-
-    Raises:
-        ArchiveError: there is something else in it.
-    """
-    names = {name for name in os.listdir(layout) if not is_staging_name(name, "")}
-    if INDEX_FILE in names:
-        return False
-    if names - {"blobs", VERSION_FILE}:
-        raise ArchiveError(
-            "archive-to is a directory that is no image layout: it has no index.json", hint="name another one"
-        )
-    return True
-
-
-def _empty_image() -> tuple[dict[str, Any], dict[str, Any]]:
-    machine = os.uname().machine
-    manifest: dict[str, Any] = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST_TYPE,
-        "config": {},
-        "layers": [],
-        "annotations": {},
-    }
-    config = {
-        "architecture": _ARCHITECTURES.get(machine, machine),
-        "os": "linux",
-        "config": {},
-        "rootfs": {"type": "layers", "diff_ids": []},
-        "history": [],
-    }
-    return manifest, config
-
-
-def _dump(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _no_parent(destination: LayoutDestination, index: Mapping[str, Any] | None) -> ArchiveError:
-    layout = f"oci:{destination.path}"
-    tag = f"{layout}:{destination.parent}"
-    hint = ""
-    if index and only_untagged(index):
-        hint = f"its only image has no tag: skopeo copy {quoted(layout)} {quoted(tag)} gives it this one"
-    elif index and not all(map(tag_of, index["manifests"])):
-        hint = f"it has images without a tag: copy one there once more, as skopeo copy IMAGE {quoted(tag)}"
-    return ArchiveError(
-        f"the image layout {destination.path} has no tag {destination.parent}, which is to be the parent",
-        hint=hint,
-    )

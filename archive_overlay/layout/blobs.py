@@ -105,6 +105,28 @@ class Blobs:
         if not stat.S_ISREG(status.st_mode) or not is_size(descriptor.get("size"), status.st_size):
             raise damaged(f"{name} is not what the manifest says")
 
+    def has(self, descriptor: Mapping[str, Any]) -> bool:
+        """Say whether a blob is there, as it should be."""
+        try:
+            self.expect(descriptor)
+        except (ArchiveError, OSError):
+            return False
+        return True
+
+    def delete(self, digest: str) -> None:
+        """Delete a blob, if it is there as a file of its own; what is a link to elsewhere is not this layout's alone.
+
+        Raises:
+            ArchiveError: it is not a digest.
+            OSError: it cannot be deleted.
+        """
+        name = os.path.basename(blob_path({"digest": digest}))
+        try:
+            if stat.S_ISREG(os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=self._directory)
+        except FileNotFoundError:
+            pass
+
     def _open_directory(self) -> int:
         try:
             directory = os.open("blobs", STEP, dir_fd=self._layout)

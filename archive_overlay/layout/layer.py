@@ -1,11 +1,25 @@
-"""A layer that has been written, and is to be added to an image.
+"""A layer: written, and what an image is to say of it.
 
 Source: OCI image specification, descriptor.md; layer.md.
 """
 
 from __future__ import annotations
 
+import hashlib
+
+from archive_overlay.errors import fail
+from archive_overlay.overlay.change import FILE, WHITEOUT
 from archive_overlay.system.record import Record
+from archive_overlay.tar import compress
+from archive_overlay.tar.writer import TarWriter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from archive_overlay.log import Log
+    from archive_overlay.overlay.change import Change
+    from archive_overlay.tar.compress import Sink, Writer
 
 MEDIA_TYPES = {
     "none": "application/vnd.oci.image.layer.v1.tar",
@@ -23,6 +37,7 @@ class Layer(Record):
         size: of the compressed tar, in bytes.
         diff_id: digest of the tar itself.
         entries, deletions: how many are in it, the root directory not counted.
+        bytes: what the contents of its files are together.
     """
 
     media_type: str
@@ -31,8 +46,130 @@ class Layer(Record):
     diff_id: str
     entries: int
     deletions: int
+    bytes: int
 
     @property
     def empty(self) -> bool:
         """Whether it holds nothing but the root directory."""
         return not self.entries and not self.deletions
+
+
+def write_layer(
+    changes: Iterable[Change],
+    fd: int,
+    *,
+    where: str,
+    compression: str,
+    level: int,
+    jobs: int,
+    owner: tuple[int, int] | None = None,
+    max_bytes: int | None = None,
+    log: Log,
+) -> Layer:
+    """Write changes as a layer.
+
+    Args:
+        changes: depth first.
+        fd: an empty file, open for writing. The caller keeps it.
+        where: the directory that it is in, for messages.
+        compression: a name in `MEDIA_TYPES`.
+        level: of the compression.
+        jobs: how many threads may compress; 0: as many as there are processors for this process.
+        owner, max_bytes: see `TarWriter`.
+        log: takes warnings of what is left out.
+
+    Raises:
+        ArchiveError: something cannot be stored, or a system call failed.
+    """
+    blob, tar = _Digest(), _Digest()
+    counted = _Counted()
+    try:
+        output = compress.open_writer(
+            _Watched(compress.FileSink(fd), blob), compression=compression, level=level, jobs=jobs
+        )
+        try:
+            writer = TarWriter(
+                _WatchedTar(output, tar), opaque_attribute="", owner=owner, max_bytes=max_bytes, log=log
+            )
+            for change in counted.changes(changes):
+                writer.add(change)
+            writer.finish()
+        finally:
+            output.close()
+    except OSError as error:
+        fail(f"cannot write {counted.shown} into {where}", error)
+    return Layer(
+        media_type=MEDIA_TYPES[compression],
+        digest=blob.name,
+        size=blob.size,
+        diff_id=tar.name,
+        entries=counted.entries,
+        deletions=counted.deletions,
+        bytes=counted.bytes,
+    )
+
+
+class _Counted:
+    """What changes come to that go by."""
+
+    def __init__(self) -> None:
+        self.entries = self.deletions = self.bytes = 0
+        self._last: Change | None = None
+
+    @property
+    def shown(self) -> str:
+        """The path of the last one."""
+        return self._last.shown if self._last else "."
+
+    def changes(self, changes: Iterable[Change]) -> Iterator[Change]:
+        for change in changes:
+            self._last = change
+            if change.kind is WHITEOUT:
+                self.deletions += 1
+            elif change.name and (change.opaque or not change.implicit):
+                self.entries += 1
+                if change.kind is FILE and change.link_to is None:
+                    self.bytes += change.size
+            yield change
+
+
+class _Digest:
+    """The digest and the number of bytes that went by."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def add(self, data: bytes | bytearray) -> None:
+        self._hash.update(data)
+        self.size += len(data)
+
+    @property
+    def name(self) -> str:
+        return f"sha256:{self._hash.hexdigest()}"
+
+
+class _Watched:
+    """Passes bytes on to a file."""
+
+    def __init__(self, sink: Sink, digest: _Digest) -> None:
+        self._sink = sink
+        self._digest = digest
+
+    def write(self, data: bytes | bytearray) -> None:
+        self._digest.add(data)
+        self._sink.write(data)
+
+
+class _WatchedTar(_Watched):
+    """Passes bytes on to a compressor."""
+
+    def __init__(self, writer: Writer, digest: _Digest) -> None:
+        super().__init__(writer, digest)
+        self._writer = writer
+
+    def finish(self) -> None:
+        self._writer.finish()
+
+    def close(self) -> None:
+        self._writer.close()

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 CREATED_BY = "archive_overlay"
+# What `Provenance.base` says, besides nothing.
+UNKNOWN = "unknown"
+ABSENT = "absent"
+OTHER = "other"
+_NUMBER = "revision "
 _CONTAINER = "container "
 _ARCHIVE = ", archive "
 _MOUNT_POINT = ", mount point "
@@ -26,10 +31,17 @@ class Provenance(Record):
     """Where a revision comes from.
 
     Attributes:
-        container: id of the container.
+        container: id of the container; "" if a person made the revision.
         archive: what the user calls the archive.
         mount_point: the mount's destination in the container.
         entries, deletions: how many there are in the revision; None if that is not known.
+        bytes: of the contents of its files; None if that is not known.
+        container_name, image: what people call the container, and its image; "" if that is not known.
+        message: what the user says of it.
+        parent: the revision that it lies on, "TAG@N", if that is not the one before it.
+        base: UNKNOWN if nobody knows what the container had mounted; ABSENT, and after a space the id of its top layer in
+            the store, if that is no revision here; OTHER, and after a space what it had, if the user wants it on its parent all
+            the same; "" if the parent is what the container had.
     """
 
     container: str
@@ -37,6 +49,12 @@ class Provenance(Record):
     mount_point: str
     entries: int | None = None
     deletions: int | None = None
+    bytes: int | None = None
+    container_name: str = ""
+    image: str = ""
+    message: str = ""
+    parent: str = ""
+    base: str = ""
 
     def annotations(self) -> dict[str, str]:
         """Give what the layer and the manifest are annotated with."""
@@ -46,12 +64,23 @@ class Provenance(Record):
             "mount-point": self.mount_point,
             "entries": self.entries,
             "deletions": self.deletions,
+            "bytes": self.bytes,
         }
-        return {f"{PREFIX}{key}": str(value) for key, value in facts.items() if value is not None}
+        said = {
+            "container-name": self.container_name,
+            "image": self.image,
+            "message": self.message,
+            "parent": self.parent,
+            "base": self.base,
+        }
+        known = {key: str(value) for key, value in facts.items() if value is not None}
+        return {
+            f"{PREFIX}{key}": value for key, value in (*known.items(), *said.items()) if key in known or value
+        }
 
-    def comment(self) -> str:
+    def comment(self, number: int) -> str:
         """Give the comment of the entry in the image's history."""
-        return f"{_CONTAINER}{self.container}{_ARCHIVE}{self.archive}{_MOUNT_POINT}{self.mount_point}"
+        return f"{_NUMBER}{number}: {_CONTAINER}{self.container}{_ARCHIVE}{self.archive}{_MOUNT_POINT}{self.mount_point}"
 
 
 def read_provenance(annotations: Mapping[str, Any], history: Mapping[str, Any]) -> Provenance | None:
@@ -64,19 +93,50 @@ def read_provenance(annotations: Mapping[str, Any], history: Mapping[str, Any]) 
     Returns:
         None: another program made it.
     """
-    container = _text(annotations, "container")
-    if container:
+    if f"{PREFIX}container" in annotations:
         return Provenance(
-            container=container,
+            container=_text(annotations, "container"),
             archive=_text(annotations, "archive"),
             mount_point=_text(annotations, "mount-point"),
             entries=_count(annotations, "entries"),
             deletions=_count(annotations, "deletions"),
+            bytes=_count(annotations, "bytes"),
+            container_name=_text(annotations, "container-name"),
+            image=_text(annotations, "image"),
+            message=_text(annotations, "message"),
+            parent=_text(annotations, "parent"),
+            base=_text(annotations, "base"),
         )
     comment = history.get("comment")
     if history.get("created_by") == CREATED_BY and isinstance(comment, str):
-        return _read_comment(comment)
+        return _read_comment(_without_number(comment))
     return None
+
+
+def composed_comment(first: int, last: int) -> str:
+    """Give the comment in the image's history for a layer of several revisions."""
+    return f"revisions {first} to {last}"
+
+
+def numbers_in(comment: object) -> tuple[int, int] | None:
+    """Give the first and the last revision that the comment of an entry in an image's history names; None: it names none."""
+    if not isinstance(comment, str):
+        return None
+    words = comment[:64].split(" ")
+    if words[0] == "revision" and len(words) > 1 and words[1].endswith(":"):
+        numbers = [words[1][:-1]]
+    elif words[0] == "revisions" and len(words) == 4 and words[2] == "to":
+        numbers = [words[1], words[3]]
+    else:
+        return None
+    if not all(number.isascii() and number.isdigit() and len(number) < 10 for number in numbers):
+        return None
+    return int(numbers[0]), int(numbers[-1])
+
+
+def _without_number(comment: str) -> str:
+    number, colon, rest = comment.partition(": ")
+    return rest if colon and number.startswith(_NUMBER) else comment
 
 
 def _read_comment(comment: str) -> Provenance | None:

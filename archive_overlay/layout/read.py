@@ -15,6 +15,7 @@ import re
 import stat
 
 from archive_overlay.errors import ArchiveError, brief
+from archive_overlay.keys import PREFIX
 from archive_overlay.layout.blobs import Blobs, blob_path, damaged, is_size
 from archive_overlay.system.open_flags import READ
 
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 
 DEFAULT_TAG = "latest"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 REF_NAME = "org.opencontainers.image.ref.name"
 CREATED = "org.opencontainers.image.created"
+# Of an image's manifest: digest and size of the index of its packs. Of that index in index.json: "index".
+HISTORY = f"{PREFIX}history"
 VERSION_FILE = "oci-layout"
 INDEX_FILE = "index.json"
 
@@ -105,10 +109,21 @@ def tag_of(descriptor: Mapping[str, Any]) -> str:
     return tag if isinstance(tag, str) else ""
 
 
+def is_history(descriptor: Mapping[str, Any]) -> bool:
+    """Say whether an entry of an index is no image but revisions kept beside images (see `packs`)."""
+    annotations = descriptor.get("annotations")
+    return isinstance(annotations, dict) and HISTORY in annotations and not tag_of(descriptor)
+
+
+def images(index: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Give the entries of an index that are images."""
+    return [each for each in index["manifests"] if not is_history(each)]
+
+
 def only_untagged(index: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Give the entry of an index that is the only one, if it has no tag: it is the image that is meant."""
-    manifests: list[dict[str, Any]] = index["manifests"]
-    return manifests[0] if len(manifests) == 1 and not tag_of(manifests[0]) else None
+    """Give the image of an index that is the only one, if it has no tag: it is the one that is meant."""
+    found = images(index)
+    return found[0] if len(found) == 1 and not tag_of(found[0]) else None
 
 
 def is_tagged(descriptor: Mapping[str, Any], tag: str) -> bool:
@@ -129,19 +144,36 @@ def read_index(layout: int) -> dict[str, Any]:
     version = _parse(_read_file(layout, VERSION_FILE), VERSION_FILE)
     if version.get("imageLayoutVersion") != "1.0.0":
         raise damaged(f"{VERSION_FILE} does not say that it is version 1.0.0")
-    index = _parse(_read_file(layout, INDEX_FILE), INDEX_FILE)
+    return parse_index(_read_file(layout, INDEX_FILE))
+
+
+def read_index_file(layout: int) -> bytes:
+    """Read a layout's index as it stands there. See `read_index`."""
+    return _read_file(layout, INDEX_FILE)
+
+
+def parse_index(data: bytes) -> dict[str, Any]:
+    """Check what an index has.
+
+    Raises:
+        ArchiveError: it is damaged.
+    """
+    index = _parse(data, INDEX_FILE)
     manifests = _or_empty(index, "manifests", list)
     if not isinstance(manifests, list) or not all(isinstance(each, dict) for each in manifests):
         raise damaged(f"{INDEX_FILE} has no list of manifests")
     return {**index, "manifests": manifests}
 
 
-def read_image(layout: int, descriptor: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read and check an image: its manifest and its config. Layers must be there, with the right size.
+def read_image(
+    layout: int, descriptor: Mapping[str, Any], *, whole: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read and check an image: its manifest and its config.
 
     Args:
         layout: file descriptor of the layout's directory.
         descriptor: of the manifest.
+        whole: whether all layers must be there, with the right size.
 
     Raises:
         ArchiveError: the layout is damaged, or the image is none that can be built upon.
@@ -150,13 +182,16 @@ def read_image(layout: int, descriptor: Mapping[str, Any]) -> tuple[dict[str, An
     with Blobs(layout) as blobs:
         manifest, config = _read_json_blobs(blobs, descriptor)
         for layer in manifest["layers"]:
-            blobs.expect(layer)
+            if whole:
+                blobs.expect(layer)
+            else:
+                blob_path(layer)
     return manifest, config
 
 
 def _read_json_blobs(blobs: Blobs, descriptor: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read and check the manifest and the config of an image."""
-    manifest = _read_json_blob(blobs, descriptor)
+    manifest = read_json_blob(blobs, descriptor)
     media_type = manifest.get("mediaType", descriptor.get("mediaType", MANIFEST_TYPE))
     if media_type != MANIFEST_TYPE:
         raise ArchiveError(
@@ -170,7 +205,7 @@ def _read_json_blobs(blobs: Blobs, descriptor: Mapping[str, Any]) -> tuple[dict[
         raise damaged("a manifest has no layers or no config")
     if not isinstance(annotations, dict):
         raise damaged("the manifest's annotations are not an object")
-    config = _read_json_blob(blobs, config_descriptor)
+    config = read_json_blob(blobs, config_descriptor)
     rootfs = _or_empty(config, "rootfs", dict)
     diff_ids = _or_empty(rootfs, "diff_ids", list) if isinstance(rootfs, dict) else None
     if not isinstance(diff_ids, list) or len(diff_ids) != len(layers):
@@ -184,7 +219,7 @@ def _read_json_blobs(blobs: Blobs, descriptor: Mapping[str, Any]) -> tuple[dict[
     )
 
 
-def _read_json_blob(blobs: Blobs, descriptor: Mapping[str, Any]) -> dict[str, Any]:
+def read_json_blob(blobs: Blobs, descriptor: Mapping[str, Any]) -> dict[str, Any]:
     """Read a blob that is JSON, and check its size and digest.
 
     Raises:

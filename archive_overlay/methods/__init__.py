@@ -5,7 +5,6 @@ The documentation, the command line's errors and the hook all read the table bel
 
 from __future__ import annotations
 
-from archive_overlay.errors import ArchiveError
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.overlay.store import Place
     from archive_overlay.system.flush import Flush
     from archive_overlay.system.patience import Patience
 
@@ -30,7 +30,13 @@ if TYPE_CHECKING:
             mount_point: the mount's destination in the container.
             archive_to: absolute path of the archive.
             if_exists: one of `IF_EXISTS`; "" where that is no question.
-            parent: tag of the image to build upon; "" for the one that gets the layer.
+            parent: TAG or TAG@N: what a new tag begins with; "" for nothing.
+            max_layers: how many layers the image may have: one of `LAYERS`.
+            if_moved: what to do if the container started from something else than the tag's newest revision: one of
+                `IF_MOVED`.
+            base: whether a history begins with the container's image: one of `BASE`.
+            keep: which revisions to keep, as the user says it; "" for all.
+            message: what the user says of the revision; "" for nothing.
         """
 
         @property
@@ -45,6 +51,16 @@ if TYPE_CHECKING:
         def if_exists(self) -> str: ...
         @property
         def parent(self) -> str: ...
+        @property
+        def max_layers(self) -> int: ...
+        @property
+        def if_moved(self) -> str: ...
+        @property
+        def base(self) -> str: ...
+        @property
+        def keep(self) -> str: ...
+        @property
+        def message(self) -> str: ...
 
     class Destination(Protocol):
         """Where an archive is to be visible.
@@ -73,6 +89,20 @@ if TYPE_CHECKING:
                 ArchiveError: that was not possible.
             """
 
+    class Tended(Destination, Protocol):
+        """A destination with something to do after its archive is safe. Most have nothing, and are no more than above."""
+
+        def tend(self) -> None:
+            """Do what makes later archives cheaper, or is asked for besides the archive.
+
+            All archives of the container have been made then, and what failed is rescued. Nothing that it does, or fails
+            to do, takes the archive back.
+
+            Raises:
+                ArchiveError: something of it cannot be done; the hook warns.
+                OSError: the same.
+            """
+
     class Writer(Protocol):
         """What each method's module has."""
 
@@ -91,13 +121,21 @@ if TYPE_CHECKING:
             """
 
         def destination(
-            self, request: Request, *, upper: str, paths: Paths, patience: Patience, log: Log
+            self,
+            request: Request,
+            *,
+            overlay: OverlayMount,
+            container: Place,
+            paths: Paths,
+            patience: Patience,
+            log: Log,
         ) -> Destination:
             """Judge where the archive is to be visible.
 
             Args:
                 request: says where.
-                upper: the upperdir that is archived.
+                overlay: what is archived.
+                container: what the runtime says of the container's place in an engine's store.
                 paths: where archives may be.
                 patience: how long publishing may wait for other programs.
                 log: is told if it does.
@@ -120,6 +158,11 @@ if TYPE_CHECKING:
 WHITEOUTS = ("overlay", "oci")
 OWNERS = ("container", "host")
 IF_EXISTS = ("replace", "merge", "backup", "fail")
+IF_MOVED = ("branch", "fail", "append")
+BASE = ("", "include")
+# podman before 4.4 mounts at most 128 layers, later releases and the kernel 500.
+LAYERS = range(2, 501)
+DEFAULT_LAYERS = 100
 
 
 class Compression(Record):
@@ -197,47 +240,22 @@ METHODS = {
             if_exists=(),
             room="oci",
             compression="gzip",
-            keys=("tar-content-owner", "compression", "compression-level", "parent"),
+            keys=(
+                "tar-content-owner",
+                "compression",
+                "compression-level",
+                "parent",
+                "max-layers",
+                "if-moved",
+                "base",
+                "keep",
+                "message",
+            ),
             # Nothing can then be taken for deleted by what is beside it.
             deletions_first=True,
         ),
     )
 }
-
-
-class Allowance:
-    """How many bytes of one archive may still be written, before compression.
-
-    Args:
-        most: in all; None: any number.
-    """
-
-    __slots__ = ("_left", "_most")
-
-    def __init__(self, most: int | None) -> None:
-        self._most = most
-        self._left = 0 if most is None else most
-
-    def expect(self, count: int) -> None:
-        """Refuse what is going to be too much, before the first byte of it is written.
-
-        Args:
-            count: how many more bytes there will be.
-
-        Raises:
-            ArchiveError: that is more than allowed.
-        """
-        if self._most is not None and count > self._left:
-            raise ArchiveError(f"the archive has more than {self._most} bytes, the most that is allowed")
-
-    def take(self, count: int) -> None:
-        """Count bytes that are about to be written.
-
-        Raises:
-            ArchiveError: they are more than allowed.
-        """
-        self.expect(count)
-        self._left -= count
 
 
 class Target(Record):

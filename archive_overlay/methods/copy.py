@@ -10,7 +10,6 @@ import stat
 from archive_overlay.destination.publish import judge_destination
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import fail
-from archive_overlay.methods import Allowance
 from archive_overlay.methods.writer_process import write_beside
 from archive_overlay.overlay.attributes import NO_ATTRIBUTES, attributes_size
 from archive_overlay.overlay.change import (
@@ -22,6 +21,7 @@ from archive_overlay.overlay.change import (
     SOCKET,
     SYMLINK,
     WHITEOUT,
+    Allowance,
 )
 from archive_overlay.system import metadata, sparse
 from archive_overlay.system.open_flags import CREATE, CREATE_AND_READ, LOOK, READ_DIRECTORY
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Attributes, Change
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.overlay.store import Place
     from archive_overlay.system.patience import Patience
 
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
@@ -66,13 +67,15 @@ def judge(overlay: OverlayMount, *, keep_in_place: str) -> None:
     """Nothing is refused. See `methods.Writer`."""
 
 
-def destination(request: Request, *, upper: str, paths: Paths, patience: Patience, log: Log) -> Destination:
+def destination(
+    request: Request, *, overlay: OverlayMount, container: Place, paths: Paths, patience: Patience, log: Log
+) -> Destination:
     """A directory. See `methods.Writer`."""
     return judge_destination(
         request.archive_to,
         makes="directory",
         if_exists=request.if_exists,
-        upper=upper,
+        upper=overlay.upper,
         paths=paths,
         patience=patience,
     )

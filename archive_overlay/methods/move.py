@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.overlay.store import Place
     from archive_overlay.system.patience import Patience
 
 
@@ -47,9 +48,13 @@ def judge(overlay: OverlayMount, *, keep_in_place: str) -> None:
         )
 
 
-def destination(request: Request, *, upper: str, paths: Paths, patience: Patience, log: Log) -> Destination:
+def destination(
+    request: Request, *, overlay: OverlayMount, container: Place, paths: Paths, patience: Patience, log: Log
+) -> Destination:
     """A directory. See `methods.Writer`."""
-    return copy.destination(request, upper=upper, paths=paths, patience=patience, log=log)
+    return copy.destination(
+        request, overlay=overlay, container=container, paths=paths, patience=patience, log=log
+    )
 
 
 def write(changes: Iterator[Change], target: Target, log: Log) -> str:

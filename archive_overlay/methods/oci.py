@@ -5,14 +5,18 @@ Source: OCI image specification, layer.md.
 
 from __future__ import annotations
 
-import hashlib
+import os
 
+from archive_overlay.destination.staging import ARCHIVE
+from archive_overlay.errors import fail
 from archive_overlay.layout.add_layer import judge_destination
-from archive_overlay.layout.layer import MEDIA_TYPES, Layer
+from archive_overlay.layout.keep import parse_keep
+from archive_overlay.layout.layer import Layer, write_layer
 from archive_overlay.layout.provenance import Provenance
-from archive_overlay.methods.tar_entries import write_tar
 from archive_overlay.methods.writer_process import write_beside
-from archive_overlay.overlay.change import WHITEOUT
+from archive_overlay.overlay import store
+from archive_overlay.overlay.base import container_base
+from archive_overlay.overlay.labels import container_labels
 from archive_overlay.tar import compress
 
 TYPE_CHECKING = False
@@ -24,8 +28,8 @@ if TYPE_CHECKING:
     from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.overlay.store import Place
     from archive_overlay.system.patience import Patience
-    from archive_overlay.tar.compress import Sink, Writer
 
 
 def require(compression: str) -> None:
@@ -37,16 +41,29 @@ def judge(overlay: OverlayMount, *, keep_in_place: str) -> None:
     """Nothing is refused. See `methods.Writer`."""
 
 
-def destination(request: Request, *, upper: str, paths: Paths, patience: Patience, log: Log) -> Destination:
+def destination(
+    request: Request, *, overlay: OverlayMount, container: Place, paths: Paths, patience: Patience, log: Log
+) -> Destination:
     """A tag of an image layout. See `methods.Writer`."""
+    parse_keep(request.keep)
+    labels = container_labels(container)
     provenance = Provenance(
-        container=request.container, archive=request.name, mount_point=request.mount_point
+        container=request.container,
+        archive=request.name,
+        mount_point=request.mount_point,
+        container_name=labels.name,
+        image=labels.image,
+        message=request.message,
     )
+    base = container_base(overlay, store.stores_of(container.bundle, container.root))
     return judge_destination(
         request.archive_to,
         parent=request.parent,
+        if_moved=request.if_moved,
+        had=base.ids if base.known else None,
+        all_had=lambda: base.with_all_ids().ids,
         provenance=provenance,
-        upper=upper,
+        upper=overlay.upper,
         paths=paths,
         patience=patience,
         log=log,
@@ -55,88 +72,27 @@ def destination(request: Request, *, upper: str, paths: Paths, patience: Patienc
 
 def write(changes: Iterator[Change], target: Target, log: Log) -> Layer:
     """Write the changes as a layer. See `methods.Writer`."""
-    digest, size, diff_id, entries, deletions = write_beside(
-        changes, lambda stream: _write(stream, target, log), jobs=target.jobs
-    )
-    return Layer(
-        media_type=MEDIA_TYPES[target.compression],
-        digest=digest,
-        size=size,
-        diff_id=diff_id,
-        entries=entries,
-        deletions=deletions,
-    )
+    # What goes from one process to the other is plain values.
+    return Layer(**write_beside(changes, lambda stream: vars(_write(stream, target, log)), jobs=target.jobs))
 
 
-def _write(changes: Iterator[Change], target: Target, log: Log) -> tuple[str, int, str, int, int]:
-    """Write the layer, and give what `Layer` says of it."""
-    blob = _Digest()
-    tar = _Digest()
-    counted = _Counted(changes)
-    write_tar(
-        counted.changes(),
-        target,
-        log,
-        opaque_attribute="",
-        around_file=lambda file: _Watched(file, blob),
-        around_tar=lambda compressor: _WatchedTar(compressor, tar),
-    )
-    return blob.name, blob.size, tar.name, counted.entries, counted.deletions
-
-
-class _Counted:
-    """Changes, and how many there were but for the root directory."""
-
-    def __init__(self, changes: Iterator[Change]) -> None:
-        self._changes = changes
-        self.entries = self.deletions = 0
-
-    def changes(self) -> Iterator[Change]:
-        for change in self._changes:
-            if change.kind is WHITEOUT:
-                self.deletions += 1
-            elif change.name:
-                self.entries += 1
-            yield change
-
-
-class _Digest:
-    """The digest and the number of bytes that went by."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self.size = 0
-
-    def add(self, data: bytes | bytearray) -> None:
-        self._hash.update(data)
-        self.size += len(data)
-
-    @property
-    def name(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
-
-
-class _Watched:
-    """Passes bytes on to a file."""
-
-    def __init__(self, sink: Sink, digest: _Digest) -> None:
-        self._sink = sink
-        self._digest = digest
-
-    def write(self, data: bytes | bytearray) -> None:
-        self._digest.add(data)
-        self._sink.write(data)
-
-
-class _WatchedTar(_Watched):
-    """Passes bytes on to a compressor."""
-
-    def __init__(self, writer: Writer, digest: _Digest) -> None:
-        super().__init__(writer, digest)
-        self._writer = writer
-
-    def finish(self) -> None:
-        self._writer.finish()
-
-    def close(self) -> None:
-        self._writer.close()
+def _write(changes: Iterator[Change], target: Target, log: Log) -> Layer:
+    where = target.staging.path
+    try:
+        fd = target.staging.create_file(ARCHIVE)
+        try:
+            return write_layer(
+                changes,
+                fd,
+                where=where,
+                compression=target.compression,
+                level=target.level,
+                jobs=target.jobs,
+                owner=target.owner,
+                max_bytes=target.max_bytes,
+                log=log,
+            )
+        finally:
+            os.close(fd)
+    except OSError as error:
+        fail(f"cannot write . into {where}", error)

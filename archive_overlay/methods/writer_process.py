@@ -185,7 +185,8 @@ class _Unpacking:
         while len(way) > depth + 1:
             way.pop().forget()
         directory = change.directory = way[-1]
-        change.link_to = None
+        change.link_to = change.pieces = None
+        change.implicit = False
         if not more:
             change.kind, change.attributes = FILE, NO_ATTRIBUTES
             change.target, change.rdev, change.opaque, change.shared = "", 0, False, 0

@@ -200,7 +200,11 @@ class Change:
         fd: of a file that is no link: open for reading, at the start, until the next change is taken.
             -1 otherwise, and if the data are at hand.
         data: of a file, all that is in it, if another process has read it already; None otherwise.
+        pieces: of a file that is read from a layer, if it is large: its data, once, each piece with the offset that it
+            belongs at; what is in between is zeros. None otherwise.
         sparse: whether the file may have holes.
+        implicit: of a directory: its layer does not list it, but has something in it, so that what else is known of it
+            comes from elsewhere: from lower layers, if they have it.
     """
 
     __slots__ = (
@@ -210,12 +214,14 @@ class Change:
         "directory",
         "fd",
         "gid",
+        "implicit",
         "kind",
         "link_to",
         "mode",
         "mtime_ns",
         "name",
         "opaque",
+        "pieces",
         "rdev",
         "shared",
         "size",
@@ -255,6 +261,8 @@ class Change:
         self.link_to = link_to
         self.fd = fd
         self.data: bytes | None = None
+        self.pieces: Iterator[tuple[int, bytes]] | None = None
+        self.implicit = False
         # In units of 512 bytes, whatever the block size (stat(2)).
         self.sparse = status.st_blocks * 512 < status.st_size
 
@@ -290,3 +298,38 @@ class Change:
     def changed(self) -> ArchiveError:
         """Make the error that says that a file has not the size that it had."""
         return ArchiveError(f"{self.shown} changed its size while it was read")
+
+
+class Allowance:
+    """How many bytes of one archive may still be written, before compression.
+
+    Args:
+        most: in all; None: any number.
+    """
+
+    __slots__ = ("_left", "_most")
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._left = 0 if most is None else most
+
+    def expect(self, count: int) -> None:
+        """Refuse what is going to be too much, before the first byte of it is written.
+
+        Args:
+            count: how many more bytes there will be.
+
+        Raises:
+            ArchiveError: that is more than allowed.
+        """
+        if self._most is not None and count > self._left:
+            raise ArchiveError(f"the archive has more than {self._most} bytes, the most that is allowed")
+
+    def take(self, count: int) -> None:
+        """Count bytes that are about to be written.
+
+        Raises:
+            ArchiveError: they are more than allowed.
+        """
+        self.expect(count)
+        self._left -= count

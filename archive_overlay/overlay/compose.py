@@ -15,7 +15,7 @@ from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Protocol
 
     from archive_overlay.overlay.change import Change
@@ -89,6 +89,23 @@ def compose(sources: Sequence[Source]) -> Source:
     return _Composed(compose(sources[:half]), compose(sources[half:]))
 
 
+def changes_of(source: Source) -> Iterator[Change]:
+    """Give what is in a change set, each change valid until the next one is taken.
+
+    Raises:
+        ArchiveError: it cannot be read.
+    """
+    while source.ahead() is not None:
+        change = source.take()
+        if change is not None:
+            yield change
+
+
+def comes_first(one: tuple[int, str], other: tuple[int, str]) -> bool:
+    """Say whether one place comes before another: what is deeper is in a directory that only one of them has."""
+    return one[0] > other[0] or (one[0] == other[0] and one[1] <= other[1])
+
+
 class _Composed:
     """Two change sets as one `Source`."""
 
@@ -110,7 +127,7 @@ class _Composed:
         if older is None or newer is None:
             self._place = older or newer
         else:
-            self._place = older if _comes_first(older, newer) else newer
+            self._place = older if comes_first(older, newer) else newer
         self._in_older = older is not None and older == self._place
         self._in_newer = newer is not None and newer == self._place
         self._looked = True
@@ -139,6 +156,8 @@ class _Composed:
             return None
         if change.kind is DIRECTORY:
             self._covered.append(covered or change.opaque)
+            if covered:
+                change.implicit = False
         return change
 
     def _compose(self, covered: bool) -> Change | None:
@@ -149,12 +168,29 @@ class _Composed:
         result = at_one_name(there, _kind(change), covered=covered)
         if result is MERGED:
             below = self._take_older()
-            change.opaque = below is not None and below.opaque
+            opaque = below is not None and below.opaque
+            if change.implicit and below is not None:
+                change = below
+            change.opaque = opaque
+        elif change.implicit and there is PLAIN:
+            self._describe(change)
         elif self._in_older:
             self._older.skip()
+            change.implicit = False  # nothing that is left below could say more of it
         if result is NEWER_OPAQUE:
             change.opaque = True
         return change if result is not NOTHING else None
+
+    def _describe(self, change: Change) -> None:
+        """Take over what the older one knows of a directory, and leave out what it has in it."""
+        below = self._take_older()
+        if below is not None:
+            change.mode, change.uid, change.gid = below.mode, below.uid, below.gid
+            change.atime_ns, change.mtime_ns = below.atime_ns, below.mtime_ns
+            change.attributes, change.implicit = below.attributes, below.implicit
+        depth = change.directory.depth if change.name else -1
+        while (place := self._older.ahead()) is not None and place[0] > depth:
+            self._older.skip()
 
     def _take_older(self) -> Change | None:
         change = self._older.take()
@@ -167,11 +203,6 @@ class _Composed:
         if change is not None and change.shared:
             change.shared = 2 * change.shared + 1
         return change
-
-
-def _comes_first(one: tuple[int, str], other: tuple[int, str]) -> bool:
-    """Say whether one place comes before another: what is deeper is in a directory that only one of them has."""
-    return one[0] > other[0] or (one[0] == other[0] and one[1] <= other[1])
 
 
 def _kind(change: Change) -> str:

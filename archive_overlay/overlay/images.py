@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Callable
 
+    from archive_overlay.overlay.layers import Driver
+
 _MANIFEST = "manifest"
 # base64 of "manifest-", whose nine bytes are twelve digits of their own.
 _MANIFEST_OF_DIGEST = "=bWFuaWZlc3Qt"
@@ -128,6 +130,19 @@ def manifests(image: Image) -> Iterator[str]:
                 raise store.UnknownError(f"{path} is not UTF-8") from None
 
 
+def with_top_layer(drivers: Iterable[Driver], layer: str) -> list[Image]:
+    """Find the images whose topmost layer, or a copy of it with other owners, is a certain one.
+
+    Args:
+        drivers: where to look.
+        layer: its id.
+
+    Raises:
+        UnknownError: a list cannot be read.
+    """
+    return [image for driver in drivers for image in _with_layer([driver.path], layer, driver.owners)]
+
+
 def _of_record(drivers: Iterable[str], container: str, layer: str) -> str | None:
     """Give the id of the image that a container was made of; "": of none; None: no store knows the container."""
     for driver in drivers:
@@ -153,9 +168,9 @@ def _below(drivers: Iterable[str], layer: str) -> str:
     return ""
 
 
-def _with_layer(drivers: Iterable[str], layer: str) -> list[Image]:
+def _with_layer(drivers: Iterable[str], layer: str, owners: Sequence[int] = ()) -> list[Image]:
     found = []
-    for driver, record in _all(drivers):
+    for driver, record in _all(drivers, owners):
         copies = record.get("mapped-layers")
         if record.get("layer") == layer or (isinstance(copies, list) and layer in copies):
             found.append(_image(driver, record))

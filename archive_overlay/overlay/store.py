@@ -29,11 +29,12 @@ import stat
 
 from archive_overlay.overlay.owners import OwnerMap
 from archive_overlay.system.open_flags import READ
+from archive_overlay.system.record import Record
 from archive_overlay.system.resolve import SHARED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 _CONTAINERS = "overlay-containers"
 _RECORDS = ("containers.json", "volatile-containers.json")
@@ -48,6 +49,25 @@ _LONGEST_LIST = 1 << 16
 _LONGEST_RECORD = 1 << 26
 
 JSON_SPACE = " \t\n\r"
+
+
+class Place(Record):
+    """What the runtime says of a container's place in a store.
+
+    Attributes:
+        container: its id.
+        bundle: its bundle.
+        root: its root.path.
+        environment_file: source of the mount at /run/.containerenv; "" without one. An engine whose list of containers is
+            not to outlive a reboot keeps it where that file is.
+        annotations: of the container, as people and engines chose them: no fact is to be concluded from them.
+    """
+
+    container: str
+    bundle: str
+    root: str
+    environment_file: str
+    annotations: Mapping[str, object]
 
 
 class UnknownError(Exception):
@@ -179,6 +199,20 @@ def lowers(layer: str) -> list[str]:
     return found
 
 
+def directories(layer: str) -> list[str]:
+    """Give the directories that a layer of an image is in, topmost first.
+
+    Args:
+        layer: its directory.
+
+    Raises:
+        UnknownError: it is in none, or they are not there as directories.
+    """
+    if os.path.lexists(f"{_directory(layer)}/composefs-data"):
+        raise UnknownError(f"the lower layer {layer} is an image of composefs, which is not mounted any more")
+    return [_directory(f"{layer}/diff"), *_older(layer)]
+
+
 def lower_owners(layer: str) -> OwnerMap | None:
     """Give the owners that a layer's overlay shows for what lies in its lower layers; None: those on disk.
 
@@ -305,10 +339,7 @@ def _lower_layer(store: str, entry: str) -> list[str]:
     parts = link.split("/")
     if len(parts) != 3 or parts[0] != ".." or not is_identifier(parts[1]) or parts[2] != "diff":
         raise UnknownError(f"{store}/{entry} leads to {link}, which is not a layer")
-    layer = _directory(f"{store}/{parts[1]}")
-    if os.path.lexists(f"{layer}/composefs-data"):
-        raise UnknownError(f"the lower layer {layer} is an image of composefs, which is not mounted any more")
-    return [_directory(f"{layer}/diff"), *_older(layer)]
+    return directories(f"{store}/{parts[1]}")
 
 
 def _older(layer: str) -> list[str]:

@@ -20,7 +20,7 @@ from archive_overlay.overlay.compose import compose
 from archive_overlay.overlay.mount import OverlayMount
 from archive_overlay.overlay.upper import UpperReader
 from archive_overlay.system.flush import Never
-from tests.property import containers, stacks
+from tests.property import containers, layers, stacks
 from tests.support import hooks, overlays, stacking, trees
 
 if TYPE_CHECKING:
@@ -112,16 +112,16 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
     together = composed.write("together", lambda sources: compose(sources))
     reader = layers_of = flavour.standing_alone
     if all(container.on_top for container in example.containers[1:]) and not flavour.program:
-        layers = [mount.upper for mount in reversed(mounts)]
+        stack = [mount.upper for mount in reversed(mounts)]
         layers_of = flavour
     else:
         # Each change set stands alone. An upperdir does so only over the layers that its container had.
-        layers = [str(composed.write_one(number)) for number in reversed(range(len(mounts)))]
+        stack = [str(composed.write_one(number)) for number in reversed(range(len(mounts)))]
         if flavour.program:
             # fuse-overlayfs cannot list some directories that are over a symbolic link of a lower layer.
             reader = layers_of = stacks.USERXATTR_ROOTFUL
     names = trees.names(together)
-    stacked = views.of([*layers, str(base)], layers_of).linked_among(names)
+    stacked = views.of([*stack, str(base)], layers_of).linked_among(names)
     shown = views.of([str(together), str(base)], reader).linked_among(names)
     yield from (f"composed: {fault}" for fault in trees.differences(stacked, shown))
 
@@ -135,6 +135,9 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
         yield from _otherwise("the older ones first", expected, left)
         right = composed.write("right", lambda sources: compose([sources[0], compose(sources[1:])]))
         yield from _otherwise("the newer ones first", expected, right)
+    yield from layers.faults_of(
+        [OverlayMount(upper=str(base), lowers=(), dialect=mounts[0].dialect), *mounts], directory
+    )
 
 
 def _otherwise(how: str, expected: trees.View, archive: Path) -> Iterator[str]:

@@ -310,7 +310,9 @@ def _plain(name: str) -> str:
 
 def _faults_of_layer(layer: Layer) -> Iterator[str]:
     seen: set[str] = set()
-    begun: set[str] = set()  # directories in which something else than a deletion has come
+    begun: set[str] = set()  # directories in which something has come
+    opaque: set[str] = set()
+    deleted: set[str] = set()
     files: set[str] = set()
     for name, member in zip(layer.names, layer.members):
         if name in seen:
@@ -320,16 +322,25 @@ def _faults_of_layer(layer: Layer) -> Iterator[str]:
         if name != "." and (parent or ".") not in seen:
             yield f"{name} is there before its parent"
         if last.startswith(".wh."):
-            if parent in begun:
-                yield f"{name} comes after other entries of its directory"
+            if last == OPAQUE:
+                opaque.add(parent)
+                if parent in begun:
+                    yield f"{name} comes after other entries of its directory"
+            else:
+                deleted.add(f"{parent}/{last[len('.wh.') :]}" if parent else last[len(".wh.") :])
+                if parent in opaque:
+                    yield f"{name} is in an opaque directory"
             if not member.isreg() or member.size:
                 yield f"{name} is no empty regular file"
-        elif name != ".":
+        if name != ".":
             begun.add(parent)
         if member.islnk() and _plain(member.linkname) not in files:
             yield f"{name} is a link to {member.linkname}, which does not come before it"
         if not member.isdir():
             files.add(name)
         for attribute in member.pax_headers:
-            if attribute.endswith((".overlay.opaque", ".fuseoverlayfs.opaque")):
+            escaped = attribute.endswith(".overlay.overlay.opaque")  # an overlay's within the overlay
+            if attribute.endswith((".overlay.opaque", ".fuseoverlayfs.opaque")) and not escaped:
                 yield f"{name} has {attribute}"
+    for name in deleted & seen:
+        yield f"{name} is there, and deleted"

@@ -23,8 +23,8 @@ MAY_IMPORT = {
     "overlay": BASICS | {"marks"},
     "tar": BASICS | {"marks", "overlay.change"},
     "destination": BASICS | {"marks", "overlay.compose"},
-    "layout": BASICS | {"destination", "keys", "marks", "tar"},
-    "history": BASICS | {"destination", "layout", "marks", "overlay.change", "tar"},
+    "layout": BASICS | {"destination", "keys", "marks", "overlay.change", "tar"},
+    "history": BASICS | {"destination", "layout", "marks", "overlay.change", "overlay.compose", "tar"},
     "methods": BASICS | {"destination", "layout", "marks", "overlay", "tar"},
     "hook": BASICS | {"destination", "keys", "marks", "methods", "overlay", "settings"},
     "commands": BASICS

@@ -19,7 +19,7 @@ from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, Interrupted, fail
 from archive_overlay.marks import TRUSTED_OPAQUE, USER_OPAQUE
 from archive_overlay.methods import COMPRESSIONS, Target
-from archive_overlay.methods.tar_entries import write_tar
+from archive_overlay.methods.tar import write_tar
 from archive_overlay.overlay import in_use, upper
 from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
 from archive_overlay.overlay.dialect import RAW

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from archive_overlay.errors import ArchiveError
 from archive_overlay.tar import headers
+from tests.property import layers
 from tests.support import history, image_layouts, overlays, tools, trees
 from tests.support.history import directory, file, layer, link, symlink
 
@@ -182,6 +184,20 @@ def gz(*pieces: bytes) -> bytes:
 NEW = layer(file("n", b"new"))
 CUT = whole_blocks(NEW)
 HAS_NEW = {"n": "new"}
+COMPOSED = layers.composed(
+    [
+        layer(directory("d"), file("d/e", b"old"), file(".wh.x"), file("o/old", b"old")),
+        layer(
+            directory("d/e"),
+            file("d/e/new", b"new"),
+            file("d/.wh.f"),
+            file("o/.wh..wh..opq"),
+            file("o/n", b"new"),
+        ),
+        layer(file("n", b"new")),
+    ],
+    -1,  # so few entries are kept in memory
+)
 RANDOM = layer(file("n", random.Random(1).randbytes(200_000)))
 HAS_RANDOM = {"n": hashlib.sha256(RANDOM[512 : 512 + 200_000]).hexdigest()}
 SKIPPABLE = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"to be"
@@ -276,6 +292,18 @@ INPUTS = {
     # As an overlay has it: a directory hides a file. podman's has names in it that are not there.
     "a whiteout below a lower file": Input(
         layer(file("x/.wh.a")), changes={"x": "/"}, gnu=REFUSES, umoci=OTHERWISE
+    ),
+    # What is composed has them where their names belong.
+    "whiteouts after other entries": Input(
+        layer(directory("d"), file("d/e", b"new"), file("d/.wh.f"), file("n", b"new"), file(".wh.x")),
+        changes={**HAS_NEW, "d/e": "new", "d/f": None, "x": None},
+    ),
+    "what composing makes": Input(
+        COMPOSED,
+        tar=gzip.decompress(COMPOSED),
+        compression="+gzip",
+        changes={**HAS_NEW, "d/e": "/", "d/e/new": "new", "d/f": None, "o": "/", "o/n": "new", "x": None},
+        gnu=NOT_ASKED,  # what is in opaque directories goes with what was there
     ),
     "a whiteout of nothing": Input(
         layer(file(".wh.")),
@@ -495,6 +523,8 @@ def compare(given: Input) -> None:
         assert (done.status, done.stderr) == (0, "")
         assert contents(here / "ours") == given.tree
 
+    assert by_composing(here, given) == (None if given.refused else given.tree)
+
     ours = None if given.refused else seen(here / "ours")
     for peer, read, expected in (
         ("GNU tar", by_gnu_tar, given.gnu),
@@ -507,6 +537,22 @@ def compare(given: Input) -> None:
             if found and ours and found != ours:
                 verdict = OTHERWISE
             assert verdict == expected, f"{peer} has {found}, and this program {ours}"
+
+
+def by_composing(here: Path, given: Input) -> dict[str, str] | None:
+    """Compose both layers, and extract the result; None: there is a complaint.
+
+    What leads out of the layer itself, composing cannot know.
+    """
+    spool = os.open(here, os.O_RDONLY)
+    try:
+        made = layers.composed([BELOW, given.stored], spool)
+    except ArchiveError as error:
+        return given.tree if "its layer does not have" in error.message and not given.refused else None
+    finally:
+        os.close(spool)
+    layers.extract([made], here / "composed")
+    return contents(here / "composed")
 
 
 def put(layout: Path, given: Input) -> None:

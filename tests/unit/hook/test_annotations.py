@@ -168,9 +168,11 @@ def test_an_empty_value_is_none(log: Log, kept: Kept, key: str, method: str) -> 
     assert kept.lines == []
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("tar-content-owner", "parent")])
+@pytest.mark.parametrize(
+    "key", [key for key in KEYS if key not in ("tar-content-owner", "parent", "keep", "message")]
+)
 def test_a_space_is_a_value(log: Log, key: str) -> None:
-    method = "oci" if key == "compression" else "tar.gz"
+    method = "oci" if key in METHODS["oci"].keys else "tar.gz"
     values: dict[str, object] = {"method": method, key.replace("-", "_"): " "}
     if key == "mount-point":
         assert request(log, **values).mount_point == "/ "
@@ -198,6 +200,16 @@ def test_a_space_is_a_value(log: Log, key: str) -> None:
         ({"method": "tar", "whiteouts": "docker"}, "known are overlay, oci"),
         ({"owners": "root"}, "known are container, host"),
         ({"method": "move", "if_exists": "merge"}, "possible are backup, replace, fail"),
+        ({"method": "oci", "max_layers": "1"}, "possible are 2 to 500"),
+        ({"method": "oci", "max_layers": "501"}, "possible are 2 to 500"),
+        ({"method": "oci", "max_layers": "²"}, "possible are 2 to 500"),
+        ({"method": "oci", "if_moved": "rebase"}, "known are branch, fail, append"),
+        ({"method": "oci", "base": "exclude"}, "known are include"),
+        ({"method": "oci", "message": "x" * 1001}, "at most 1000"),
+        ({"method": "oci", "message": "one\ntwo"}, "one line"),
+        ({"method": "oci", "message": "\033[2J"}, "one line"),
+        ({"method": "oci", "message": "one\u2028two"}, "one line"),
+        ({"method": "oci", "message": "\ud800"}, "one line"),
     ],
 )
 def test_a_value_that_cannot_be_used_fails_the_request(
@@ -205,6 +217,35 @@ def test_a_value_that_cannot_be_used_fails_the_request(
 ) -> None:
     with pytest.raises(ArchiveError, match=said.replace(".", r"\.")):
         request(log, **values)
+
+
+def test_what_is_of_a_history_is_read_for_method_oci(log: Log, kept: Kept) -> None:
+    made = request(log, method="oci")
+    assert (made.max_layers, made.if_moved, made.base, made.keep, made.message) == (100, "branch", "", "", "")
+
+    made = request(
+        log,
+        method="oci",
+        max_layers="500",
+        if_moved="fail",
+        base="include",
+        keep="last=3",
+        message="before the 2.0 upgrade: schönes Wetter",
+        parent="main@3",
+    )
+
+    assert (made.max_layers, made.if_moved, made.base) == (500, "fail", "include")
+    assert (made.keep, made.message) == ("last=3", "before the 2.0 upgrade: schönes Wetter")
+    assert made.parent == "main@3"
+    assert kept.lines == []
+
+
+@pytest.mark.parametrize("key", ["parent", "max-layers", "if-moved", "base", "keep", "message"])
+def test_what_is_of_histories_is_ignored_with_a_warning_by_the_others(log: Log, kept: Kept, key: str) -> None:
+    assert request(log, method="tar", **{key.replace("-", "_"): "1"}) == request(log, method="tar")
+    assert kept.lines == [
+        ("warning", f"archive data: {key} is ignored, because it means nothing to method tar")
+    ]
 
 
 @pytest.mark.parametrize("key", ["tar-content-owner", "compression-level", "whiteouts"])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from archive_overlay.errors import Interrupted
+from archive_overlay.destination.publish import Destination
+from archive_overlay.errors import ArchiveError, Interrupted
 from archive_overlay.hook import hook
 from archive_overlay.hook.rescue_dir import RescueDirectory
 from archive_overlay.keys import PREFIX
@@ -155,3 +156,72 @@ def test_a_signal_before_the_first_archive_costs_no_failure_its_report(
     assert [error.partition(":")[0] for error in kept.errors] == ["archive data"]
     assert (tmp_path / "rescue" / tmp_path.name / "data" / "made").is_dir()
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+class Lines(Kept):
+    """A log sink that keeps the warnings and errors it is given."""
+
+    def write(self, level: str, message: str) -> None:
+        if level in ("warning", "error"):
+            self.errors.append(f"{level}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (ArchiveError("the disk is full", hint="run prune"), "the disk is full; run prune"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ImportError("bad local file header"), "bad local file header"),
+        (ZeroDivisionError("nobody knows"), "internal error: ZeroDivisionError"),
+    ],
+)
+def test_what_fails_after_all_archives_are_safe_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str
+) -> None:
+    (tmp_path / "upper" / "made").mkdir(parents=True)
+    mount = {"destination": "/data", "type": "overlay", "options": [f"upperdir={tmp_path / 'upper'}"]}
+    annotations = {}
+    for name in ("first", "second"):
+        annotations[f"{PREFIX}{name}.mount-point"] = "/data"
+        annotations[f"{PREFIX}{name}.archive-to"] = str(tmp_path / name)
+        annotations[f"{PREFIX}{name}.success"] = str(tmp_path / f"{name}.done")
+    (tmp_path / "config.json").write_text(json.dumps({"mounts": [mount], "annotations": annotations}))
+    tended = []
+
+    def tend(self: Destination) -> None:
+        tended.append((self.path, (tmp_path / "second.done").exists()))
+        raise raised
+
+    monkeypatch.setattr(Destination, "tend", tend, raising=False)
+    kept = Lines()
+
+    assert hook.run(Settings(bundle=str(tmp_path)), Log("info", [kept])) == 0
+
+    assert tended == [(str(tmp_path / "first"), True), (str(tmp_path / "second"), True)]
+    first, second = kept.errors
+    assert first.startswith(f"warning: archive first: it is safe at {tmp_path / 'first'}, ")
+    assert said in first
+    assert said in second
+
+
+def test_a_signal_after_all_archives_are_safe_ends_the_run_and_fails_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "upper" / "made").mkdir(parents=True)
+    mount = {"destination": "/data", "type": "overlay", "options": [f"upperdir={tmp_path / 'upper'}"]}
+    annotations = {f"{PREFIX}data.mount-point": "/data", f"{PREFIX}data.archive-to": str(tmp_path / "data")}
+    (tmp_path / "config.json").write_text(json.dumps({"mounts": [mount], "annotations": annotations}))
+
+    def tend(_: Destination) -> None:
+        try:
+            raise Interrupted(15)
+        finally:
+            raise OSError("what was closed just before is closed again")
+
+    monkeypatch.setattr(Destination, "tend", tend, raising=False)
+    kept = Lines()
+
+    with pytest.raises(Interrupted):
+        hook.run(Settings(bundle=str(tmp_path)), Log("info", [kept]))
+
+    assert kept.errors == []

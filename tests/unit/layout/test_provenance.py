@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from archive_overlay.layout.provenance import Provenance, read_provenance
+from archive_overlay.layout.provenance import Provenance, numbers_in, read_provenance
 
 # What a comment means, whatever is in it: but to find out by this can take the cube of its length.
 MEANING = re.compile(r"container (.+), archive (.+), mount point (.+)", re.DOTALL)
@@ -21,7 +21,8 @@ def read(comment: str) -> tuple[str, str, str] | None:
 def test_what_is_written_is_read_again() -> None:
     written = Provenance(container="c1", archive="a\nb", mount_point="/data, archive, mount point")
 
-    assert read(written.comment()) == ("c1", "a\nb", "/data, archive, mount point")
+    assert read(written.comment(7)) == ("c1", "a\nb", "/data, archive, mount point")
+    assert numbers_in(written.comment(7)) == (7, 7)
 
 
 def test_a_comment_means_what_it_always_meant() -> None:

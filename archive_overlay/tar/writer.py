@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 
-from archive_overlay.destination.staging import ARCHIVE
-from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.errors import ArchiveError
 from archive_overlay.log import Repeated
 from archive_overlay.marks import (
     FORM_COMMENT,
@@ -20,7 +19,6 @@ from archive_overlay.marks import (
     USER,
     WHITEOUT_PREFIX,
 )
-from archive_overlay.methods import Allowance
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -30,20 +28,19 @@ from archive_overlay.overlay.change import (
     SOCKET,
     SYMLINK,
     WHITEOUT,
+    Allowance,
     LargeAttributes,
 )
 from archive_overlay.system import sparse
-from archive_overlay.tar import compress, headers
+from archive_overlay.tar import headers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Callable
 
     from archive_overlay.log import Log
-    from archive_overlay.methods import Target
     from archive_overlay.overlay.change import Change
-    from archive_overlay.tar.compress import Sink, Writer
+    from archive_overlay.tar.compress import Writer
 
 _RECORD = 20 * headers.BLOCK
 # Headers and small files are gathered up to this size before they go on.
@@ -74,58 +71,6 @@ _SET_GROUP_ID = 0o2000
 # overlay within the overlay are escaped, and mean nothing to anybody else.
 _OVERLAY_ATTRIBUTES = (TRUSTED, USER, FUSE_USER, FUSE_SECURITY)
 _ESCAPED_ATTRIBUTES = (f"{TRUSTED}overlay.", f"{USER}overlay.")
-
-
-def write_tar(
-    changes: Iterator[Change],
-    target: Target,
-    log: Log,
-    *,
-    opaque_attribute: str,
-    around_file: Callable[[Sink], Sink] = lambda file: file,
-    around_tar: Callable[[Writer], Writer] = lambda tar: tar,
-) -> None:
-    """Write changes as a tar into a staging directory.
-
-    Args:
-        changes: from `overlay.upper`.
-        target: where to, and in which form.
-        log: takes warnings of what is left out.
-        opaque_attribute: see `TarWriter`.
-        around_file: watches what is written to the file.
-        around_tar: watches what is compressed.
-
-    Raises:
-        ArchiveError: something cannot be stored, or a system call failed.
-    """
-    change = None
-    try:
-        fd = target.staging.create_file(ARCHIVE)
-        try:
-            output = compress.open_writer(
-                around_file(compress.FileSink(fd)),
-                compression=target.compression,
-                level=target.level,
-                jobs=target.jobs,
-            )
-            try:
-                writer = TarWriter(
-                    around_tar(output),
-                    opaque_attribute=opaque_attribute,
-                    owner=target.owner,
-                    max_bytes=target.max_bytes,
-                    log=log,
-                )
-                for change in changes:
-                    writer.add(change)
-                writer.finish()
-            finally:
-                output.close()
-        finally:
-            os.close(fd)
-    except OSError as error:
-        shown = change.shown if change else "."
-        fail(f"cannot write {shown} into {target.staging.path}", error)
 
 
 class TarWriter:
@@ -229,7 +174,8 @@ class TarWriter:
             marks[b"comment"] = f"{FORM_COMMENT}{FORMS[self._opaque_attribute]}".encode()
         if change.opaque and self._opaque_attribute:
             marks[_ATTRIBUTE + os.fsencode(self._opaque_attribute)] = b"y"
-        self._add_header(change, type_flag=headers.DIRECTORY, name=name, records=marks)
+        if not change.implicit or self._opaque_attribute:
+            self._add_header(change, type_flag=headers.DIRECTORY, name=name, records=marks)
         if change.opaque and not self._opaque_attribute:
             uid, gid = self._owner or (change.uid, change.gid)
             self._gathered += headers.of_entry(
@@ -260,7 +206,9 @@ class TarWriter:
         else:
             uid, gid, mode = self._owner_and_mode(change)
             self._gathered += headers.of_file(_path(change), mode, uid, gid, change.mtime_ns, size)
-        if size < _GATHERED:
+        if change.pieces is not None:
+            self._add_pieces(change, change.pieces)
+        elif size < _GATHERED:
             self._gathered += change.contents()
         else:
             self._add_data(change, size)
@@ -305,9 +253,31 @@ class TarWriter:
             if len(self._gathered) >= _GATHERED:
                 self._flush()
 
+    def _add_pieces(self, change: Change, pieces: Iterator[tuple[int, bytes]]) -> None:
+        """Add the data of a file that come in pieces."""
+        self._flush()
+        end = 0
+        for offset, piece in pieces:
+            self._add_zeros(change, offset - end)
+            self._write(piece)
+            end = offset + len(piece)
+        self._add_zeros(change, change.size - end)
+
+    def _add_zeros(self, change: Change, count: int) -> None:
+        if count < 0:
+            raise change.changed()
+        self._count_zeros(change, count)
+        zeros = bytes(min(count, _GATHERED))
+        while count:
+            self._write(zeros[:count])
+            count -= min(count, _GATHERED)
+
     def _refuse_endless_zeros(self, change: Change) -> None:
         # A container can make files with 8 EiB of holes in no time; to write so many zeros takes for ever.
-        self._zeros += max(0, change.size - os.fstat(change.fd).st_blocks * 512)
+        self._count_zeros(change, max(0, change.size - os.fstat(change.fd).st_blocks * 512))
+
+    def _count_zeros(self, change: Change, count: int) -> None:
+        self._zeros += count
         if self._zeros > _MOST_ZEROS:
             raise ArchiveError(
                 f"{change.shown} cannot be stored: with it the archive has {self._zeros} bytes of holes that are"

@@ -10,9 +10,9 @@ import pytest
 
 from archive_overlay.errors import ArchiveError
 from archive_overlay.log import Log
-from archive_overlay.methods import tar_entries
 from archive_overlay.overlay.change import DIRECTORY, FILE, TOP, Change, LargeAttributes, TreePath
 from archive_overlay.tar import headers
+from archive_overlay.tar import writer as tar_writer
 from archive_overlay.tar.decompress import Reader
 from archive_overlay.tar.reader import TarReader
 
@@ -40,8 +40,8 @@ class Written:
         pass
 
 
-def writer(written: Written) -> tar_entries.TarWriter:
-    return tar_entries.TarWriter(
+def writer(written: Written) -> tar_writer.TarWriter:
+    return tar_writer.TarWriter(
         written, opaque_attribute="trusted.overlay.opaque", owner=None, log=Log("panic", [])
     )
 
@@ -92,7 +92,7 @@ def decorated(tmp_path: Path) -> Iterator[Change]:
 def test_large_attributes_are_written_one_by_one(
     decorated: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tar_entries, "_GATHERED", 1024)
+    monkeypatch.setattr(tar_writer, "_GATHERED", 1024)
     written = Written()
     tar = writer(written)
     decorated.mtime_ns = 1_500_000_000_123_456_789
@@ -147,7 +147,7 @@ def test_a_layer_takes_no_header_that_programs_in_go_do_not_read(
     decorated.attributes.sizes = {"user.a": 400_000, "user.b": 400_000, "user.c": last}
     decorated.attributes.replaced = {name: bytes(value) for name, value in decorated.attributes.sizes.items()}
     written = Written()
-    tar = tar_entries.TarWriter(written, opaque_attribute=opaque_attribute, owner=None, log=Log("panic", []))
+    tar = tar_writer.TarWriter(written, opaque_attribute=opaque_attribute, owner=None, log=Log("panic", []))
 
     if over and not opaque_attribute:
         with pytest.raises(
@@ -165,7 +165,7 @@ def test_a_layer_takes_no_header_that_programs_in_go_do_not_read(
 @pytest.mark.parametrize(("length", "fits"), [(4094, True), (4095, False)])
 def test_a_layer_takes_no_path_that_the_kernel_does_not_take(length: int, fits: bool) -> None:
     written = Written()
-    tar = tar_entries.TarWriter(written, opaque_attribute="", owner=None, log=Log("panic", []))
+    tar = tar_writer.TarWriter(written, opaque_attribute="", owner=None, log=Log("panic", []))
     directory = deep(15, "d" * 255)
     change = Change(DIRECTORY, directory, "n" * (length - directory.length), DIRECTORY_STATUS, {})
 
@@ -178,7 +178,7 @@ def test_a_layer_takes_no_path_that_the_kernel_does_not_take(length: int, fits: 
 
 
 def test_bytes_of_a_path_count_and_not_characters() -> None:
-    tar = tar_entries.TarWriter(Written(), opaque_attribute="", owner=None, log=Log("panic", []))
+    tar = tar_writer.TarWriter(Written(), opaque_attribute="", owner=None, log=Log("panic", []))
 
     with pytest.raises(ArchiveError, match="its path has 4096 bytes"):
         tar.add(Change(DIRECTORY, deep(16, "\u00e9" * 127), "e" * 16, DIRECTORY_STATUS, {}))
@@ -195,7 +195,7 @@ def test_an_attribute_that_readers_of_layers_lose_is_named(decorated: Change, la
     else:
         change.attributes = {"user.a": b"a", "user.b": b""}
     for opaque_attribute in ("", "trusted.overlay.opaque"):
-        tar = tar_entries.TarWriter(
+        tar = tar_writer.TarWriter(
             Written(), opaque_attribute=opaque_attribute, owner=None, log=Log("info", [log])
         )
         tar.add(change)
@@ -221,7 +221,7 @@ class Said:
 )
 def test_a_tar_says_which_marks_are_in_it(tmp_path: Path, opaque_attribute: str, marks: str) -> None:
     written = Written()
-    tar = tar_entries.TarWriter(written, opaque_attribute=opaque_attribute, owner=None, log=Log("panic", []))
+    tar = tar_writer.TarWriter(written, opaque_attribute=opaque_attribute, owner=None, log=Log("panic", []))
     # What a container can do: names and values that look like the record.
     forged = b"\n39 comment=archive_overlay marks=other\n"
     forging: dict[str, bytes] = {"user.comment": forged, f"user.{forged.decode().replace('=', '')}": forged}
@@ -263,7 +263,7 @@ def test_a_file_with_more_segments_than_anybody_reads_is_stored_whole(
     assert len(written.data) > entry.size
 
 
-def add_hole(writer: tar_entries.TarWriter, directory: Path, name: str, size: int) -> None:
+def add_hole(writer: tar_writer.TarWriter, directory: Path, name: str, size: int) -> None:
     """Add a file that is nothing but a hole."""
     path = directory / name
     path.touch()
@@ -278,9 +278,9 @@ def add_hole(writer: tar_entries.TarWriter, directory: Path, name: str, size: in
 def test_the_zeros_of_all_files_of_a_layer_are_bounded_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tar_entries, "_MOST_ZEROS", 1 << 20)
+    monkeypatch.setattr(tar_writer, "_MOST_ZEROS", 1 << 20)
     output = Written()
-    writer = tar_entries.TarWriter(output, opaque_attribute="", owner=None, log=Log("panic", []))
+    writer = tar_writer.TarWriter(output, opaque_attribute="", owner=None, log=Log("panic", []))
     for number in range(4):
         add_hole(writer, tmp_path, f"{number}", 1 << 18)
 
@@ -294,7 +294,7 @@ def test_the_zeros_of_all_files_of_a_layer_are_bounded_together(
 
 def test_what_is_too_large_is_refused_before_its_first_byte_is_written(tmp_path: Path) -> None:
     output = Written()
-    writer = tar_entries.TarWriter(
+    writer = tar_writer.TarWriter(
         output, opaque_attribute="", owner=None, max_bytes=1 << 20, log=Log("panic", [])
     )
 

@@ -1,0 +1,258 @@
+"""On which revision a new one lies: on what the container had mounted, as far as that is known.
+
+Engines name the layers of a pulled image by what is in them and below them (`stored.chains_of`), and a mount of an image says
+the name of its top layer. So the hook knows the revision that a container began with, whatever has become of the tag since.
+
+Words as git's: a new revision of a tag is a fast-forward if the container had the tag's last revision.
+"""
+
+from __future__ import annotations
+
+import re
+
+from archive_overlay.errors import ArchiveError
+from archive_overlay.layout.provenance import ABSENT, OTHER, UNKNOWN
+from archive_overlay.layout.pulling import quoted
+from archive_overlay.layout.read import images, is_tagged, only_untagged, tag_of, tagged
+from archive_overlay.layout.stored import StoredImage, chains_in, chains_of, open_stored
+from archive_overlay.system.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from typing import Any, Callable
+
+BRANCH = "branch"
+FAIL = "fail"
+APPEND = "append"
+
+_NUMBERED = re.compile(r"(.+)@([1-9][0-9]{0,8})", re.DOTALL)
+_ID_LENGTH = 12
+# In how many other images of a layout the container's revision is looked for.
+_MOST_IMAGES = 200
+
+
+class Wish(Record):
+    """What the annotations ask for, and what is known of the container.
+
+    Attributes:
+        path: of the layout, for messages.
+        tag: names the image.
+        parent: TAG or TAG@N that a new tag begins with; "" for none.
+        if_moved: BRANCH, FAIL or APPEND: what to do if it is no fast-forward.
+        container: the container's id.
+        had: the ids that the top layer of what the container had mounted may have in a store; None: nobody knows.
+        all_had: gives further ones, where these say nothing, which takes longer; none: nobody knows.
+    """
+
+    path: str
+    tag: str
+    parent: str
+    if_moved: str
+    container: str
+    had: Collection[str] | None
+    all_had: Callable[[], Collection[str]] = tuple
+
+
+class Place(Record):
+    """Where a new revision goes.
+
+    Attributes:
+        tag: that it gets.
+        image: that it lies on, or on one of whose revisions; None: on nothing.
+        number: of the revision that it lies on; 0 for none.
+        parent: the same as "TAG@N", if that is a revision of another tag, or was not the last one; "" otherwise.
+        base: see `provenance.Provenance`.
+        warning: what the user has to hear of it; "" for nothing.
+    """
+
+    tag: str
+    image: StoredImage | None
+    number: int
+    parent: str = ""
+    base: str = ""
+    warning: str = ""
+
+
+def find_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
+    """Say where a new revision goes.
+
+    Args:
+        layout: file descriptor of the layout's directory.
+        index: the layout's.
+        wish: what is asked for.
+
+    Raises:
+        ArchiveError: there is no such parent, the layout is damaged, or the container had another revision than the last
+            one and `if_moved` is FAIL.
+        OSError: the layout cannot be read.
+    """
+    usual = _usual_place(layout, index, wish)
+    if wish.had is None:
+        return usual.replace(base=UNKNOWN)
+    if usual.image and _is_revision(usual.image, usual.number, wish.had):
+        return usual
+    wish = wish.replace(had=wish.all_had() or None)
+    if wish.had is None:
+        return usual.replace(base=UNKNOWN)
+    if usual.image and _is_revision(usual.image, usual.number, wish.had):
+        return usual
+    true = _search(layout, index, wish, usual.image)
+    if wish.if_moved == APPEND and usual.image:
+        return usual.replace(base=f"{OTHER} {true[2] if true else next(iter(wish.had), '')}".rstrip())
+    new = tagged(index, wish.tag) is None
+    if true is None:
+        return _without_parent(index, wish, usual, new=new)
+    image, number, name = true
+    if new and not wish.parent:
+        return Place(tag=wish.tag, image=image, number=number, parent=name)
+    what = f"the container had {name}, and not {_named(wish, usual)}"
+    if wish.if_moved == FAIL:
+        raise ArchiveError(
+            f"{what}, and if-moved=fail refuses that",
+            hint="mount the last revision and do the work again, or archive with if-moved=branch",
+        )
+    tag = wish.tag if new else _branch_tag(index, wish)
+    hint = f"if the two belong together, mount oci:{wish.path}:{tag}, and merge by hand what {wish.tag} has besides"
+    return Place(
+        tag=tag,
+        image=image,
+        number=number,
+        parent=name,
+        warning=f"{what}: so the revision is on {name}, with the tag {tag}; {hint}"
+        if tag != wish.tag
+        else f"{what}: so {tag} begins on {name}",
+    )
+
+
+def _usual_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
+    """Give the place for a container that had what the annotations say."""
+    descriptor = tagged(index, wish.tag)
+    if descriptor is not None:
+        image = open_stored(layout, descriptor)
+        return Place(tag=wish.tag, image=image, number=image.last)
+    if not wish.parent:
+        return Place(tag=wish.tag, image=None, number=0)
+    descriptor = tagged(index, wish.parent)
+    name, number = wish.parent, 0
+    if descriptor is None and (match := _NUMBERED.fullmatch(wish.parent)):
+        name, number = match[1], int(match[2])
+        descriptor = tagged(index, name)
+    if descriptor is None:
+        raise _no_parent(wish, name, index)
+    image = open_stored(layout, descriptor)
+    if number and all(each.number != number for each in image.kept()):
+        raise ArchiveError(
+            f"the image layout {wish.path} has no revision {number} of {name}, which is to be the parent",
+            hint=f"archive_overlay log {quoted(f'{wish.path}:{name}')} lists its revisions",
+        )
+    number = number or image.last
+    return Place(tag=wish.tag, image=image, number=number, parent=f"{name}@{number}")
+
+
+def _without_parent(index: Mapping[str, Any], wish: Wish, usual: Place, *, new: bool) -> Place:
+    """Give the place for a container that had what is nowhere in the layout."""
+    assert wish.had is not None
+    base = f"{ABSENT} {next(iter(wish.had), '')}".rstrip()
+    if not usual.image:
+        return Place(
+            tag=wish.tag,
+            image=None,
+            number=0,
+            base=base,
+            warning=f"{wish.tag} begins without the image that the container had mounted: that is not in the layout"
+            f" {wish.path}, so only what was changed is. base=include copies it there",
+        )
+    what = f"the container had an image mounted that is not in the layout, and not {_named(wish, usual)}"
+    if wish.if_moved == FAIL:
+        raise ArchiveError(
+            f"{what}, and if-moved=fail refuses that",
+            hint=f"mount oci:{wish.path}:{wish.tag} and do the work again, or archive with if-moved=branch",
+        )
+    tag = _branch_tag(index, wish)
+    return Place(
+        tag=tag,
+        image=None,
+        number=0,
+        base=base,
+        warning=f"{what}: so the revision begins a history of its own, with the tag {tag}; to go on with {wish.tag}, mount"
+        f" oci:{wish.path}:{wish.tag}, or archive with if-moved=append to take its last revision for what the container had",
+    )
+
+
+def _named(wish: Wish, usual: Place) -> str:
+    if usual.parent:
+        return usual.parent
+    return f"{wish.tag}@{usual.number}, which is the last revision"
+
+
+def _is_revision(image: StoredImage, number: int, had: Collection[str]) -> bool:
+    """Say whether a revision is the one that the container had."""
+    if number == image.last:
+        if image.chain() in had:
+            return True
+        annotations = image.manifest["layers"][-1].get("annotations") if image.layers else None
+        return isinstance(annotations, dict) and any(chain in had for chain in chains_in(annotations))
+    return _find(image, had) == number
+
+
+def _search(
+    layout: int, index: Mapping[str, Any], wish: Wish, usual: StoredImage | None
+) -> tuple[StoredImage, int, str] | None:
+    """Find the revision that the container had; None: it is not in the layout."""
+    assert wish.had is not None
+    descriptors = images(index)[-_MOST_IMAGES:][::-1]
+    # Of several images that have it, the one that is asked for.
+    descriptors.sort(key=lambda each: not is_tagged(each, wish.tag))
+    for descriptor in descriptors:
+        if usual and descriptor.get("digest") == usual.descriptor.get("digest"):
+            image = usual
+        else:
+            try:
+                image = open_stored(layout, descriptor)
+            except ArchiveError:
+                continue  # damaged, or no image: another one's matter
+        if number := _find(image, wish.had):
+            return image, number, f"{tag_of(descriptor) or 'an image without a tag'}@{number}"
+    return None
+
+
+def _find(image: StoredImage, had: Collection[str]) -> int:
+    """Find the last revision of an image that a container may have had; 0: there is none."""
+    if image.layers and image.chain() in had:
+        return image.last
+    for each in reversed(image.kept()):
+        if any(chain in had for chain in chains_in(each.annotations)):
+            return each.number
+    # Of what was there before, or is of 3.0, nobody has noted the ids.
+    chains = chains_of(image.config["rootfs"]["diff_ids"])
+    for piece, chain in zip(reversed(image.layers), reversed(chains)):
+        if chain in had:
+            return piece.last
+    return 0
+
+
+def _branch_tag(index: Mapping[str, Any], wish: Wish) -> str:
+    """Find a tag for a branch that nobody asked for: TAG-ID12, and a number after it if that is taken."""
+    identifier = re.sub("[^A-Za-z0-9]", "", wish.container)[:_ID_LENGTH] or "branch"
+    taken = {tag_of(each) for each in index["manifests"]}
+    tag = first = f"{wish.tag}-{identifier}"
+    number = 1
+    while tag in taken:
+        number += 1
+        tag = f"{first}.{number}"
+    return tag
+
+
+def _no_parent(wish: Wish, name: str, index: Mapping[str, Any]) -> ArchiveError:
+    layout = f"oci:{wish.path}"
+    tag = f"{layout}:{name}"
+    hint = ""
+    if only_untagged(index):
+        hint = f"its only image has no tag: skopeo copy {quoted(layout)} {quoted(tag)} gives it this one"
+    elif not all(map(tag_of, images(index))):
+        hint = f"it has images without a tag: copy one there once more, as skopeo copy IMAGE {quoted(tag)}"
+    return ArchiveError(
+        f"the image layout {wish.path} has no tag {name}, which is to be the parent",
+        hint=hint,
+    )

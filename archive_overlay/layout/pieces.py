@@ -1,0 +1,78 @@
+"""Pieces: the change sets that a layout holds, and which of them make up a state or a revision.
+
+A piece is the change set of revisions `first` to `last`, composed. Of any two pieces of one history, one contains the other
+or they have no revision in common: compaction only ever composes neighbours. So the fewest pieces that make up a run of
+revisions are found by taking, from the first revision on, the longest piece that begins there and does not go too far.
+"""
+
+from __future__ import annotations
+
+from archive_overlay.system.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+    from typing import Any
+
+
+class Piece(Record):
+    """A change set that is stored as a layer is: a tar, perhaps compressed.
+
+    Attributes:
+        first, last: numbers of the revisions that are in it.
+        digest: of it as it is stored.
+        size: of it as it is stored, in bytes.
+        diff_id: digest of the tar; "" if the image does not say it.
+        media_type: of a layer.
+        blob: descriptor of the blob that has it: the piece itself, or many pieces one after the other.
+        offset: where it begins in the blob, if that has many; None: it is the blob.
+        in_image: whether it is a layer of the image.
+    """
+
+    first: int
+    last: int
+    digest: str
+    size: int
+    diff_id: str
+    media_type: str
+    blob: Mapping[str, Any]
+    offset: int | None = None
+    in_image: bool = False
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        if self.first == self.last:
+            return f"revision {self.first}"
+        return f"revisions {self.first} to {self.last}"
+
+
+def cover(
+    pieces: Iterable[Piece], first: int, last: int, *, without: Collection[str] = ()
+) -> list[Piece] | None:
+    """Choose the fewest pieces that hold a run of revisions and no other.
+
+    Args:
+        pieces: all that there are; of several with the same revisions, the first is taken.
+        first, last: numbers of the run; there is nothing in it if `last` is less than `first`.
+        without: digests of pieces that are not to be used.
+
+    Returns:
+        The pieces, the oldest first; None: there are not enough.
+    """
+    longest: dict[int, Piece] = {}
+    for piece in pieces:
+        if piece.first < first or piece.last > last or piece.digest in without:
+            continue
+        known = longest.get(piece.first)
+        if known is None or piece.last > known.last:
+            longest[piece.first] = piece
+    chosen = []
+    number = first
+    while number <= last:
+        found = longest.get(number)
+        if found is None:
+            return None
+        chosen.append(found)
+        number = found.last + 1
+    return chosen
