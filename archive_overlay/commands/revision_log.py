@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, log: Log) -> int:
         options.refuse("--graph draws for people; --json has the parent of each revision")
     paths = ["/".join(split_path(path)) for path in options.paths]
     images, whole = find_images(options.layout)
-    reading = _Reading(paths, log, whole=whole)
+    reading = _Reading(paths, log, whole=len(images) > 1)
     output = Output()
     if options.json:
         _write_json(images, reading, output)
@@ -174,18 +174,34 @@ def _write_tables(
     human: bool,
     headings: bool,
 ) -> None:
+    # What branches share is listed once, or a few megabytes of a layout could be gigabytes here.
+    read: dict[str, tuple[str, int | None]] = {}
+    listed: dict[Key, str] = {}
     for found in images:
+        digest = str(found.descriptor.get("digest"))
+        if digest in read:
+            first, count = read[digest]
+            output.line(f"\n{tag_heading(_name(found), count, screen)}, as {escape(first)}")
+            continue
         rows = reading.revisions(found)
+        read[digest] = found.name or found.path, None if rows is None else len(rows)
         if headings:
             if found is not images[0]:
                 output.line("")
-            output.line(tag_heading(_name(found), None if rows is None else len(rows), screen))
-        if rows or (rows is not None and not headings and not reading.paths):
-            columns, lines = format_table(rows, screen, human=human)
+            output.line(tag_heading(_name(found), read[digest][1], screen))
+        if rows is None or not (rows or not (headings or reading.paths)):
+            continue
+        keys = [_key(row) for row in rows]
+        own = next((position for position, key in enumerate(keys) if key in listed), len(rows))
+        if own or not rows:
+            columns, lines = format_table(rows[:own], screen, human=human)
             output.line(columns)
             for each in lines:
                 for line in each:
                     output.line(line)
+        if own < len(rows):
+            output.line(f"{keys[own][0]:>3}  and what is below it: as in {escape(listed[keys[own]])}")
+        listed.update(dict.fromkeys(keys[:own], found.name or found.path))
 
 
 def _write_graph(
@@ -194,7 +210,12 @@ def _write_graph(
     nodes: dict[Key, Listed] = {}
     parents: dict[Key, Key | None] = {}
     tags: dict[Key, list[str]] = {}
+    tops: dict[str, Key] = {}
     for found in images:
+        digest = str(found.descriptor.get("digest"))
+        if digest in tops:
+            tags[tops[digest]].append(found.name)
+            continue
         rows = reading.revisions(found) or []
         keys = [_key(row) for row in rows]
         for key, row, below in zip(keys, rows, [*keys[1:], None]):
@@ -205,6 +226,7 @@ def _write_graph(
                 parents[key] = below
         if keys:
             tags.setdefault(keys[0], []).append(found.name)
+            tops[digest] = keys[0]
     inner = {*parents.values()}
     tips = sorted(
         (key for key in nodes if key not in inner),
@@ -214,7 +236,7 @@ def _write_graph(
     order = children_first(parents, tips)
     drawn = [*draw(order, parents)]
     indent = min(_WIDEST_GRAPH, max((len(node) for _, _, node, _ in drawn), default=0)) + 1
-    rows = [nodes[key].replace(tags=tags.get(key, ())) for key in order]
+    rows = [nodes[key].replace(tags=[*filter(None, tags.get(key, ()))]) for key in order]
     columns, lines = format_table(rows, screen, human=human, indent=indent)
     output.line(f"{' ' * indent}{columns}")
     for (_, before, node, after), each in zip(drawn, lines):

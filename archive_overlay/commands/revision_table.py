@@ -28,6 +28,8 @@ _GAP = "  "
 _USUAL_WIDTH = 80
 _LEAST_WIDTH = 40
 _LEAST_CELL = 8
+# What long names leave for messages.
+_ROOM = 20
 _LONGEST_CELL = 255
 _LONGEST_CREATOR = 60
 _ID_LENGTH = 12  # as the container tools cut them
@@ -112,7 +114,7 @@ def format_table(
         widths[_IMAGE] = 0
     width = screen.width - indent
     if screen.fixed:
-        _narrow(widths, width)
+        _narrow(widths, width - _ROOM)
     headings = _line(_HEADINGS, widths)
     return headings, (_format(row, each, widths, width, screen) for row, each in zip(rows, cells))
 
@@ -165,7 +167,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _narrow(widths: list[int], width: int) -> None:
-    """Make the columns for names narrower, so that all columns but the last fit."""
+    """Make the columns for names narrower, so that all columns but the last have this width."""
     while sum(each + len(_GAP) for each in widths if each) - len(_GAP) > width:
         widest = max(_NAMES, key=lambda column: widths[column])
         if widths[widest] <= _LEAST_CELL:
