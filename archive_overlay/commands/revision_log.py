@@ -13,7 +13,6 @@ from archive_overlay.commands.touching import touches
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.history.references import find_images
 from archive_overlay.history.revisions import Image
-from archive_overlay.layout.pieces import cover
 from archive_overlay.layout.provenance import Provenance
 from archive_overlay.layout.stored import open_stored
 from archive_overlay.log import escape
@@ -97,42 +96,40 @@ class _Reading:
         """
         try:
             with _opened(found) as image:
-                return self._listed(image)
+                rows = listed(image, self.paths)
         except ArchiveError as error:
             if not self._whole:
                 raise
             self._log.error(str(error))
             self.failed = True
             return None
-
-    def _listed(self, image: Image) -> list[Listed]:
-        by_first: dict[int, list[Piece]] = {}
-        for piece in image.stored.pieces(image.stored.first, image.stored.last):
-            by_first.setdefault(piece.first, []).append(piece)
-        listed = []
-        for revision in reversed(image.revisions):
-            first = max(revision.previous + 1, image.stored.first)
-            there = (
-                piece for number in range(first, revision.number + 1) for piece in by_first.get(number, ())
-            )
-            pieces = cover(there, first, revision.number)
-            row = Listed(
-                tag=image.tag,
-                revision=revision,
-                pieces=pieces or (),
-                lacks_base=image.lacks_base and not revision.previous,
-                fault="" if pieces else "what it changed is not in the layout",
-            )
-            if self.paths and pieces:
-                fault = _fault_or_none(image, pieces, self.paths)
-                if fault is None:
-                    continue
-                row = row.replace(fault=fault)
-            listed.append(row)
         for fault in image.lost:
             self._log.error(f"{image.name}: {fault}")
-        self.failed |= bool(image.lost) or any(row.fault for row in listed)
-        return listed
+        self.failed |= bool(image.lost) or any(row.fault for row in rows)
+        return rows
+
+
+def listed(image: Image, paths: Sequence[str] = ()) -> list[Listed]:
+    """Give the revisions of an image that touch one of some paths, newest first; all of them if there are no paths.
+
+    What cannot be read is listed: it may touch them.
+    """
+    rows = []
+    for revision in reversed(image.revisions):
+        pieces: list[Piece] = []
+        fault: str | None = ""
+        try:
+            pieces = image.change_set(revision)
+        except ArchiveError as error:
+            fault = str(error)
+        if paths and pieces:
+            fault = _fault_or_none(image, pieces, paths)
+        if fault is not None:
+            lacks_base = image.lacks_base and not revision.previous
+            rows.append(
+                Listed(tag=image.tag, revision=revision, pieces=pieces, lacks_base=lacks_base, fault=fault)
+            )
+    return rows
 
 
 @contextmanager
@@ -176,7 +173,7 @@ def _write_tables(
 ) -> None:
     # What branches share is listed once, or a few megabytes of a layout could be gigabytes here.
     read: dict[str, tuple[str, int | None]] = {}
-    listed: dict[Key, str] = {}
+    seen: dict[Key, str] = {}
     for found in images:
         digest = str(found.descriptor.get("digest"))
         if digest in read:
@@ -192,7 +189,7 @@ def _write_tables(
         if rows is None or not (rows or not (headings or reading.paths)):
             continue
         keys = [_key(row) for row in rows]
-        own = next((position for position, key in enumerate(keys) if key in listed), len(rows))
+        own = next((position for position, key in enumerate(keys) if key in seen), len(rows))
         if own or not rows:
             columns, lines = format_table(rows[:own], screen, human=human)
             output.line(columns)
@@ -200,8 +197,8 @@ def _write_tables(
                 for line in each:
                     output.line(line)
         if own < len(rows):
-            output.line(f"{keys[own][0]:>3}  and what is below it: as in {escape(listed[keys[own]])}")
-        listed.update(dict.fromkeys(keys[:own], found.name or found.path))
+            output.line(f"{keys[own][0]:>3}  and what is below it: as in {escape(seen[keys[own]])}")
+        seen.update(dict.fromkeys(keys[:own], found.name or found.path))
 
 
 def _write_graph(

@@ -116,6 +116,8 @@ def format_table(
     if screen.fixed:
         _narrow(widths, width - _ROOM)
     headings = _line(_HEADINGS, widths)
+    if screen.fixed:
+        headings = headings[:width].rstrip()
     return headings, (_format(row, each, widths, width, screen) for row, each in zip(rows, cells))
 
 

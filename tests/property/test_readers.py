@@ -7,6 +7,7 @@ each time; a failure names the seed for --hypothesis-seed.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, core, given, seed, settings, strategies
 
-from archive_overlay.commands import revision_log
+from archive_overlay.commands import revision_log, revision_table
 from archive_overlay.commands.check import hook_files
 from archive_overlay.errors import ArchiveError, HookError
 from archive_overlay.history.revisions import open_image, open_revision

@@ -82,13 +82,11 @@ def test_json_has_all_that_is_known(two_revisions: Saver) -> None:
         "message": None,
         "entries": 1,
         "deletions": 1,
-        "bytes": 0,
+        "bytes": 1,
         "size": last["size"],
         "created_by": "archive_overlay",
         "comment": image.config["history"][3]["comment"],
-        "pieces": [
-            {"first": 3, "last": 3, "digest": last["digest"], "size": last["size"], "in_image": True}
-        ],
+        "pieces": [{"first": 3, "last": 3, "digest": last["digest"], "size": last["size"], "in_image": True}],
         "fault": None,
     }
     foreign = found[2]
@@ -214,7 +212,8 @@ def put(layout: Path, tag: str, *revisions: tuple[int, dict[str, str], list[Any]
 @pytest.fixture
 def branches(scratch: Path) -> Path:
     """Give a layout with two branches, and two tags on one of them."""
-    first = (1, {}, [file("etc/passwd"), file("gone/a"), file("gone/b")])
+    none: dict[str, str] = {}
+    first = (1, none, [file("etc/passwd"), file("gone/a"), file("gone/b")])
     second = (2, {"container-name": "web", "image": "docker.io/library/alpine:3.19"}, [file("etc/group")])
     third = (3, {"message": "the third"}, [directory("etc", mode=0o700), file("a/b/c")])
     on_second = {"parent": "main@2", "base": "absent 123", "message": "a branch " * 10}
@@ -263,6 +262,7 @@ def test_branches_are_drawn(branches: Path) -> None:
 
     assert [line[:9].rstrip() for line in shown[1:]] == [
         "*     4",
+        "|",
         "*     3",
         "| *   3",
         "| |",
@@ -271,8 +271,9 @@ def test_branches_are_drawn(branches: Path) -> None:
         "*     2",
         "*     1",
     ]
-    assert shown[1].endswith("(main) [base unknown]")
-    assert shown[2].endswith("(v1) the third")
+    assert shown[2].endswith(" (main) [base unknown]")
+    assert shown[3].endswith(" (v1) the third")
+    assert " (side) a branch a branch" in shown[5]
     alone = history.output_of("log", "--graph", f"{branches}:side").splitlines()
     assert [line[:7].rstrip() for line in alone[1:]] == ["*   3", "|", "|", "*   2", "*   1"]
 
@@ -291,14 +292,18 @@ def test_branches_are_drawn(branches: Path) -> None:
         (["no"], [], []),
     ],
 )
-def test_revisions_that_touch_a_path(branches: Path, paths: list[str], main: list[int], side: list[int]) -> None:
+def test_revisions_that_touch_a_path(
+    branches: Path, paths: list[str], main: list[int], side: list[int]
+) -> None:
     for tag, expected in (("main", main), ("side", side)):
         found = json.loads(history.output_of("log", f"{branches}:{tag}", "--json", *paths))
         assert [each["revision"] for each in found] == expected
         shown = history.output_of("log", f"{branches}:{tag}", *paths).splitlines()[1:]
         assert [int(line[:3]) for line in shown if line[:3].strip()] == expected
     joined = history.output_of("log", "--graph", branches, *paths)
-    assert len([line for line in joined.splitlines() if "*" in line]) == len({*main, *side}) + (3 in main and 3 in side)
+    assert len([line for line in joined.splitlines() if "*" in line]) == len({*main, *side}) + (
+        3 in main and 3 in side
+    )
 
 
 def test_a_damaged_layer_is_listed_as_such(branches: Path) -> None:
@@ -308,7 +313,7 @@ def test_a_damaged_layer_is_listed_as_such(branches: Path) -> None:
     result = history.run("log", f"{branches}:main", "etc/passwd")
 
     assert result.status == 1
-    (headings, second, fault, *rest) = result.stdout.splitlines()
+    (_, second, fault, *rest) = result.stdout.splitlines()
     assert second.split()[0] == "2"
     assert "may be listed wrongly: revision 2 of" in fault
     assert [line.split()[0] for line in rest if line[:3].strip()] == ["1"]
