@@ -12,6 +12,7 @@ from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.history.revisions import open_revision
 from archive_overlay.history.unpack import Unpacker
 from archive_overlay.log import Repeated
+from archive_overlay.system import tree
 from archive_overlay.system.flush import Never, ToDisk
 from archive_overlay.system.open_flags import READ_DIRECTORY
 
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     image, last = open_revision(options.revision)
     with image, Staging(parent, name, paths=paths, flush=flush, log=log) as staging:
         wrong: dict[int, str] | None = {} if options.force else None
-        missing = _unpack(image, image.state(last), staging, wrong)
+        missing = image.use(lambda: image.state(last), lambda pieces: _unpack(image, pieces, staging, wrong))
         try:
             flush.file_system(staging.directory)
             # Takes the place of nothing but an empty directory.
@@ -87,7 +88,10 @@ def _judge(directory: str) -> None:
 
 def _unpack(image: Image, pieces: list[Piece], staging: Staging, wrong: dict[int, str] | None) -> Missing:
     """Apply the layers to what is going to be the directory; give what was not given to entries."""
+    if wrong:
+        wrong.clear()
     try:
+        tree.remove(ARCHIVE, staging.directory)  # of an attempt with layers that were damaged
         os.mkdir(ARCHIVE, stat.S_IRWXU, dir_fd=staging.directory)
         top = os.open(ARCHIVE, READ_DIRECTORY, dir_fd=staging.directory)
     except OSError as error:

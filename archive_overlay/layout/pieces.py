@@ -40,6 +40,11 @@ class Piece(Record):
     in_image: bool = False
 
     @property
+    def place(self) -> tuple[str, int]:
+        """Where it is stored: the same change set may be in several places, of which one is damaged."""
+        return str(self.blob.get("digest")), -1 if self.offset is None else self.offset
+
+    @property
     def label(self) -> str:
         """What messages call it."""
         if self.first == self.last:
@@ -48,21 +53,21 @@ class Piece(Record):
 
 
 def cover(
-    pieces: Iterable[Piece], first: int, last: int, *, without: Collection[str] = ()
+    pieces: Iterable[Piece], first: int, last: int, *, without: Collection[tuple[str, int]] = ()
 ) -> list[Piece] | None:
     """Choose the fewest pieces that hold a run of revisions and no other.
 
     Args:
         pieces: all that there are; of several with the same revisions, the first is taken.
         first, last: numbers of the run; there is nothing in it if `last` is less than `first`.
-        without: digests of pieces that are not to be used.
+        without: places of pieces that are not to be used.
 
     Returns:
         The pieces, the oldest first; None: there are not enough.
     """
     longest: dict[int, Piece] = {}
     for piece in pieces:
-        if piece.first < first or piece.last > last or piece.digest in without:
+        if piece.first < first or piece.last > last or piece.place in without:
             continue
         known = longest.get(piece.first)
         if known is None or piece.last > known.last:
