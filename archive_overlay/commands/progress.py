@@ -24,7 +24,7 @@ class Progress:
     """
 
     def __init__(self, total: int) -> None:
-        self._total = max(total, 1)
+        self._total = total
         self._done = 0
         self._next = 0.0 if os.isatty(_STDERR) else float("inf")
 
@@ -40,6 +40,10 @@ class Progress:
         if self._next < float("inf"):
             self._write("\r\x1b[K")
 
+    def expect(self, count: int) -> None:
+        """Add to what is going to be read."""
+        self._total += count
+
     def add(self, count: int) -> None:
         """Count what has been read."""
         self._done += count
@@ -47,7 +51,7 @@ class Progress:
         if now < self._next:
             return
         self._next = now + _SECONDS_BETWEEN
-        part = min(self._done / self._total, 1)
+        part = min(self._done / max(self._total, 1), 1)
         bar = ("#" * int(part * _BAR)).ljust(_BAR, ".")
         self._write(f"\r[{bar}] {part:4.0%} of {human_size(self._total)} ")
 
