@@ -11,7 +11,6 @@ from archive_overlay.errors import ArchiveError
 from archive_overlay.keys import PREFIX
 from archive_overlay.layout.blobs import Blobs
 from archive_overlay.layout.packs import add_history, format_ranges, read_shared
-from archive_overlay.layout.pieces import cover
 from archive_overlay.layout.provenance import CREATED_BY, composed_comment
 from archive_overlay.layout.read import CREATED, HISTORY, MANIFEST_TYPE
 from archive_overlay.layout.stored import CHAINS, REVISION, SUPERSEDED, WEIGHT, chains_in, chains_of
@@ -121,7 +120,7 @@ def image_at(
         ArchiveError: a change set that it is made of is missing or damaged.
         OSError: it cannot be read or written.
     """
-    pieces = cover(image.pieces(image.first, number), image.first, number)
+    pieces = image.cover(image.first, number)
     if pieces is None:
         raise ArchiveError(f"not all change sets up to revision {number} are in the layout")
     kept = {each.number: each for each in image.kept()}
