@@ -347,7 +347,6 @@ def test_the_kernels_own_marks_settle_whose_count(new_overlay: Any) -> None:
     overlay.change(pretend)
 
 
-
 # Forms of output
 
 
