@@ -270,19 +270,19 @@ class LayerSource:
             self._tar = beginning = _Beginning(self._opened.__enter__())
             try:
                 beginning.read()
+                items = self._sorted(beginning) if beginning.is_all else in_order(beginning, {})
             except (ArchiveError, OSError) as error:
                 self._give_up(error)
-            if not beginning.is_all:
-                return in_order(beginning, {})
-            opened, self._opened = self._opened, None
-            opened.__exit__(None, None, None)
-            return self._sorted(beginning)
+            if beginning.is_all:
+                opened, self._opened = self._opened, None
+                opened.__exit__(None, None, None)
+            return items
         with self._open_layer() as tar:
             beginning = _Beginning(tar)
             beginning.read()
-            linked = None if beginning.is_all else look(beginning)
-        if beginning.is_all:
-            return self._sorted(beginning)
+            if beginning.is_all:
+                return self._sorted(beginning)
+            linked = look(beginning)
         if linked is None:
             with self._open_layer() as tar:
                 return self._sorted(tar)

@@ -13,7 +13,6 @@ from archive_overlay.history.references import find_image
 from archive_overlay.layout import read
 from archive_overlay.layout.blobs import Blobs
 from archive_overlay.layout.packs import read_shared
-from archive_overlay.layout.pieces import cover
 from archive_overlay.layout.provenance import read_provenance
 from archive_overlay.layout.stored import chains_in, open_stored
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
@@ -148,7 +147,7 @@ class Image:
         return self._cover(max(older + 1, self.stored.first), newer, without)
 
     def _cover(self, first: int, last: int, without: Collection[str]) -> list[Piece]:
-        found = cover(self.stored.pieces(first, last), first, last, without=without)
+        found = self.stored.cover(first, last, without=without)
         if found is None:
             raise ArchiveError(
                 f"{self.name}: the change sets of revisions {first} to {last} are not all in the layout",

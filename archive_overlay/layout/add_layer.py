@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.destination.paths import Paths
     from archive_overlay.layout.lineage import Place
+    from archive_overlay.layout.stored import StoredImage
     from archive_overlay.log import Log
     from archive_overlay.system.flush import Flush
     from archive_overlay.system.patience import Patience
@@ -60,11 +61,16 @@ class LayoutDestination:
     Attributes:
         path: of the layout: absolute, symbolic links are resolved.
         published: the tag that got the revision; "" if none did.
+        layers: how many the image has then, and how many of them are its base.
+        steps: what is to be done once the revision is safe, each with what to call it.
     """
 
     def __init__(
         self, wish: Wish, *, provenance: Provenance, paths: Paths, patience: Patience, log: Log
     ) -> None:
+        self.layers = 0, 0
+        self.steps: list[tuple[str, Callable[[LayoutDestination], object]]] = []
+        self._stage: Callable[[], Staging] | None = None
         self.path = wish.path
         self.published = ""
         self.wish = wish
@@ -75,7 +81,28 @@ class LayoutDestination:
 
     def stage(self, flush: Flush, log: Log, file_mode: int | None = None) -> Staging:
         """Give the place in the layout to write the layer in."""
-        return Staging(self.path, "", paths=self.paths, flush=flush, log=log, file_mode=file_mode)
+        self._stage = lambda: Staging(
+            self.path, "", paths=self.paths, flush=flush, log=log, file_mode=file_mode
+        )
+        return self._stage()
+
+    def stage_again(self) -> Staging:
+        """Give such a place once more."""
+        assert self._stage
+        return self._stage()
+
+    def tend(self) -> None:
+        """Do what is to be done once the revision is safe. What fails is a warning, and stops nothing else."""
+        if not self.published:
+            return
+        for what, step in self.steps:
+            try:
+                step(self)
+            except (ArchiveError, OSError, ImportError) as error:
+                self.log.warning(
+                    f"archive {self._provenance.archive}: its revision is safe in {self.path}:{self.published}, but {what}"
+                    f" failed: {error}; the next stop tries again"
+                )
 
     def publish(self, staging: Staging, result: object) -> str:
         """Add the revision to the history.
@@ -131,7 +158,7 @@ class LayoutDestination:
             assert image
             put_same(edit, place.tag, image)
             edit.publish()
-            self.published = place.tag
+            self._published(place, image, len(image.layers))
             return f"no layer, because nothing was changed, but the tag {place.tag},"
         if image is None:
             manifest, config = empty_image()
@@ -162,10 +189,14 @@ class LayoutDestination:
             platform=image.descriptor.get("platform") if image else None,
         )
         edit.publish()
-        self.published = place.tag
+        self._published(place, image, len(manifest["layers"]))
         if old is None and (advice := advice_on_pulling(self.path, place.tag)):
             self.log.warning(f"archive {self._provenance.archive}: {advice}")
         return done
+
+    def _published(self, place: Place, image: StoredImage | None, layers: int) -> None:
+        self.published = place.tag
+        self.layers = layers, sum(piece.last <= image.base for piece in image.layers) if image else 0
 
 
 def judge_destination(

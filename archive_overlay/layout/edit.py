@@ -105,6 +105,11 @@ class Edit:
             os.close(fd)
         self._blobs[blob] = name
 
+    def read_staged(self, name: str) -> bytes:
+        """Give what is in a small file that was written in staging."""
+        with open(os.open(name, READ, dir_fd=self._staging.directory), "rb") as file:
+            return file.read()
+
     def add_blob(self, data: bytes) -> dict[str, Any]:
         """Add a blob, and give its digest and size."""
         digest = hashlib.sha256(data).hexdigest()

@@ -11,10 +11,9 @@ from archive_overlay.errors import ArchiveError
 from archive_overlay.keys import PREFIX
 from archive_overlay.layout.blobs import Blobs
 from archive_overlay.layout.packs import add_history, format_ranges, read_shared
-from archive_overlay.layout.pieces import cover
 from archive_overlay.layout.provenance import CREATED_BY, composed_comment
 from archive_overlay.layout.read import CREATED, HISTORY, MANIFEST_TYPE
-from archive_overlay.layout.stored import CHAINS, REVISION, SUPERSEDED, chains_in, chains_of
+from archive_overlay.layout.stored import CHAINS, REVISION, SUPERSEDED, WEIGHT, chains_in, chains_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def image_at(
         ArchiveError: a change set that it is made of is missing or damaged.
         OSError: it cannot be read or written.
     """
-    pieces = cover(image.pieces(image.first, number), image.first, number)
+    pieces = image.cover(image.first, number)
     if pieces is None:
         raise ArchiveError(f"not all change sets up to revision {number} are in the layout")
     kept = {each.number: each for each in image.kept()}
@@ -149,7 +148,7 @@ def image_at(
     annotations.update(
         (key, value)
         for key, value in (layers[-1].get("annotations") or {}).items()
-        if _is_of_revision(key) and key not in (REVISION, CHAINS)
+        if _is_of_revision(key) and key not in (REVISION, CHAINS, WEIGHT)
     )
     if value := add_history(edit, entries_up_to(image, number)):
         annotations[HISTORY] = value
@@ -194,6 +193,46 @@ def history_entry(piece: Piece, kept: Kept | None) -> dict[str, Any]:
         "created_by": (kept.created_by if kept else "") or CREATED_BY,
         "comment": comment or composed_comment(piece.first, piece.last),
     }
+
+
+def with_composed(
+    manifest: Mapping[str, Any], config: Mapping[str, Any], begin: int, end: int, piece: Piece, weight: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give manifest and config of an image with one layer in the place of several.
+
+    Args:
+        manifest, config: of the image.
+        begin, end: positions of the first of these layers, and of the one after the last.
+        piece: the new layer. What is said of the last one is said of it.
+        weight: what it weighs; see `history.tiers`.
+    """
+    layers, diff_ids = list(manifest["layers"]), list(config["rootfs"]["diff_ids"])
+    annotations = dict(layers[end - 1].get("annotations") or {})
+    annotations[REVISION] = format_ranges([(piece.first, piece.last)])
+    annotations[WEIGHT] = str(weight)
+    layers[begin:end] = [
+        {
+            "mediaType": piece.media_type,
+            "digest": piece.digest,
+            "size": piece.size,
+            "annotations": annotations,
+        }
+    ]
+    diff_ids[begin:end] = [piece.diff_id]
+    history = _full_history(config, len(manifest["layers"]))
+    own = [position for position, entry in enumerate(history) if not entry.get("empty_layer")]
+    if len(own) == len(manifest["layers"]):
+        created = history[own[end - 1]].get("created")
+        composed = {
+            **({"created": created} if created else {}),
+            "created_by": CREATED_BY,
+            "comment": composed_comment(piece.first, piece.last),
+        }
+        history[own[begin] : own[end - 1] + 1] = [composed]
+    return (
+        {**manifest, "layers": layers},
+        {**config, "rootfs": {**config["rootfs"], "diff_ids": diff_ids}, "history": history},
+    )
 
 
 def put_image(

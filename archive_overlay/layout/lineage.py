@@ -131,7 +131,7 @@ def _usual_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
     if descriptor is not None:
         image = open_stored(layout, descriptor)
         return Place(tag=wish.tag, image=image, number=image.last)
-    if not wish.parent:
+    if wish.parent in ("", wish.tag):
         return Place(tag=wish.tag, image=None, number=0)
     descriptor = tagged(index, wish.parent)
     name, number = wish.parent, 0

@@ -12,6 +12,7 @@ Source: OCI image specification, image-index.md; manifest.md, "Guidelines for Ar
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
         """What `edit.Edit` has."""
 
         def add_blob(self, data: bytes) -> dict[str, Any]: ...
+        def add_file(self, name: str, digest: str) -> None: ...
+        def read_staged(self, name: str) -> bytes: ...
         def add_json(self, value: object) -> dict[str, Any]: ...
         def list_unnamed(self, descriptor: dict[str, Any]) -> None: ...
 
@@ -158,6 +161,18 @@ def read_pack(blobs: Blobs, entry: PackEntry) -> Pack:
     )
 
 
+def blobs_of(blobs: Blobs, entry: PackEntry) -> list[str]:
+    """Give the digests of what a pack's manifest refers to.
+
+    Raises:
+        ArchiveError: it is missing or damaged.
+        OSError: it cannot be read.
+    """
+    manifest = read_json_blob(blobs, entry.descriptor)
+    parts = [manifest.get("config"), *(manifest.get("layers") or [])]
+    return [str(part.get("digest")) for part in parts if isinstance(part, dict)]
+
+
 def read_shared(blobs: Blobs, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, bytes]]:
     """Read small pieces of packs.
 
@@ -196,14 +211,17 @@ def add_pack(
     blobs: Blobs,
     revisions: Sequence[Kept],
     pieces: Sequence[Piece],
+    *,
+    staged: Mapping[str, str] | None = None,
 ) -> PackEntry:
     """Add a pack to what is written to a layout.
 
     Args:
         edit: takes the blobs.
         blobs: of the layout; the pieces are in there.
-        revisions: at least one, the lowest number first.
+        revisions: the lowest number first. There is one at least, or a piece.
         pieces: those that are small are copied.
+        staged: of pieces that are files in staging, their names there, by their digests.
 
     Raises:
         ArchiveError: a piece is missing, or damaged.
@@ -214,12 +232,14 @@ def add_pack(
     layers: list[dict[str, Any]] = []
     if small:
         gathered = bytearray()
-        for piece, data in _stored_bytes(blobs, small):
+        for piece, data in _stored_bytes(edit, blobs, small, staged or {}):
             listed.append({**_listed(piece), "offset": len(gathered)})
             gathered += data
         layers.append({"mediaType": CHANGE_SETS_TYPE, **edit.add_blob(bytes(gathered))})
     for piece in pieces:
         if piece.size > LARGEST_SHARED:
+            if staged and piece.digest in staged:
+                edit.add_file(staged[piece.digest], piece.digest)
             listed.append(_listed(piece))
             layers.append({"mediaType": piece.media_type, "digest": piece.digest, "size": piece.size})
     config = {
@@ -245,7 +265,8 @@ def add_pack(
         "artifactType": REVISIONS_TYPE,
         **edit.add_json(manifest),
     }
-    first, last = revisions[0].number, revisions[-1].number
+    numbers = [each.number for each in revisions] + [piece.last for piece in pieces]
+    first, last = min(numbers + [piece.first for piece in pieces]), max(numbers)
     return PackEntry(descriptor=descriptor, first=first, last=last, up_to=last)
 
 
@@ -363,12 +384,14 @@ def _listed(piece: Piece) -> dict[str, Any]:
     }
 
 
-def _stored_bytes(blobs: Blobs, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, bytes]]:
-    """Give small pieces with their bytes, whether they are blobs of their own or share one."""
-    import hashlib
-
+def _stored_bytes(
+    edit: Edit, blobs: Blobs, pieces: Iterable[Piece], staged: Mapping[str, str]
+) -> Iterator[tuple[Piece, bytes]]:
+    """Give small pieces with their bytes, whether they are blobs of their own, share one, or are in staging."""
     for piece in pieces:
-        if piece.offset is None:
+        if piece.digest in staged:
+            data = edit.read_staged(staged[piece.digest])
+        elif piece.offset is None:
             fd = blobs.open(piece.blob)
             with open(fd, "rb") as file:
                 data = file.read(piece.size + 1)

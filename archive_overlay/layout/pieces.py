@@ -47,32 +47,42 @@ class Piece(Record):
         return f"revisions {self.first} to {self.last}"
 
 
-def cover(
-    pieces: Iterable[Piece], first: int, last: int, *, without: Collection[str] = ()
-) -> list[Piece] | None:
-    """Choose the fewest pieces that hold a run of revisions and no other.
+class Pieces:
+    """Pieces of one history, found by the revision that they begin with."""
 
-    Args:
-        pieces: all that there are; of several with the same revisions, the first is taken.
-        first, last: numbers of the run; there is nothing in it if `last` is less than `first`.
-        without: digests of pieces that are not to be used.
+    def __init__(self) -> None:
+        self._by_first: dict[int, list[Piece]] = {}
 
-    Returns:
-        The pieces, the oldest first; None: there are not enough.
-    """
-    longest: dict[int, Piece] = {}
-    for piece in pieces:
-        if piece.first < first or piece.last > last or piece.digest in without:
-            continue
-        known = longest.get(piece.first)
-        if known is None or piece.last > known.last:
-            longest[piece.first] = piece
-    chosen = []
-    number = first
-    while number <= last:
-        found = longest.get(number)
-        if found is None:
-            return None
-        chosen.append(found)
-        number = found.last + 1
-    return chosen
+    def add(self, pieces: Iterable[Piece]) -> None:
+        """Add pieces. Of several with the same revisions, the one that was added first is preferred."""
+        for piece in pieces:
+            there = self._by_first.setdefault(piece.first, [])
+            there.append(piece)
+            there.sort(key=lambda each: -each.last)
+
+    def cover(self, first: int, last: int, *, without: Collection[str] = ()) -> list[Piece] | None:
+        """Choose the fewest pieces that hold a run of revisions and no other.
+
+        Args:
+            first, last: numbers of the run; there is nothing in it if `last` is less than `first`.
+            without: digests of pieces that are not to be used.
+
+        Returns:
+            The pieces, the oldest first; None: there are not enough.
+        """
+        chosen: list[Piece] = []
+        number = first
+        while number <= last:
+            found = next(
+                (
+                    piece
+                    for piece in self._by_first.get(number, ())
+                    if piece.last <= last and piece.digest not in without
+                ),
+                None,
+            )
+            if found is None:
+                return None
+            chosen.append(found)
+            number = found.last + 1
+        return chosen

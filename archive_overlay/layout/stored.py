@@ -13,23 +13,24 @@ import hashlib
 from archive_overlay.errors import ArchiveError
 from archive_overlay.keys import PREFIX
 from archive_overlay.layout.blobs import Blobs
-from archive_overlay.layout.packs import Kept, history_of, parse_ranges, read_history, read_pack
-from archive_overlay.layout.pieces import Piece
+from archive_overlay.layout.packs import Kept, blobs_of, history_of, parse_ranges, read_history, read_pack
+from archive_overlay.layout.pieces import Piece, Pieces
 from archive_overlay.layout.provenance import CREATED_BY, numbers_in
 from archive_overlay.layout.read import read_image
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from typing import Any
 
     from archive_overlay.layout.packs import PackEntry
 
-# Annotations of a layer: the revisions it has, that the last of them is none any more, and the ids that the top layer of an
-# image ending in it has had in stores.
+# Annotations of a layer: the revisions it has, that the last of them is none any more, the ids that the top layer of an
+# image ending in it has had in stores, and what it weighs when layers are composed.
 REVISION = f"{PREFIX}revision"
 PRUNED = f"{PREFIX}pruned"
 CHAINS = f"{PREFIX}chains"
+WEIGHT = f"{PREFIX}weight"
 # Of an image's manifest: what the next publication may delete.
 SUPERSEDED = f"{PREFIX}superseded"
 
@@ -68,6 +69,8 @@ class StoredImage:
         self.last = self.layers[-1].last if self.layers else 0
         self._packs: list[PackEntry] | None = None
         self._contents: dict[str, tuple[Sequence[Kept], Sequence[Piece]]] = {}
+        self._pieces = Pieces()
+        self._pieces.add(self.layers)
         self.lost: list[str] = []
 
     @property
@@ -84,7 +87,9 @@ class StoredImage:
             if descriptor:
                 try:
                     with Blobs(self._layout) as blobs:
-                        self._packs = read_history(blobs, descriptor)
+                        found = read_history(blobs, descriptor)
+                    # One that is there twice would be read twice.
+                    self._packs = list({each.descriptor["digest"]: each for each in found}.values())
                 except (ArchiveError, OSError) as error:
                     self.lost.append(str(error))
         return self._packs
@@ -127,6 +132,16 @@ class StoredImage:
                 ]
         return found
 
+    def cover(self, first: int, last: int, *, without: Collection[str] = ()) -> list[Piece] | None:
+        """Choose the fewest pieces that hold a run of revisions; see `Pieces.cover`. Packs are read only if they are needed."""
+        found = self._pieces.cover(first, last, without=without)
+        if found is None:
+            for entry in self.packs:
+                if entry.first <= last and entry.last >= first:
+                    self._content(entry)
+            found = self._pieces.cover(first, last, without=without)
+        return found
+
     def content(self, entry: PackEntry) -> tuple[Sequence[Kept], Sequence[Piece]]:
         """Give the revisions and pieces of a pack.
 
@@ -138,6 +153,16 @@ class StoredImage:
             pack = read_pack(blobs, entry)
         return pack.revisions, pack.pieces
 
+    def blobs_of(self, entry: PackEntry) -> list[str]:
+        """Give the digests of all blobs of a pack but its manifest.
+
+        Raises:
+            ArchiveError: it is missing or damaged.
+            OSError: it cannot be read.
+        """
+        with Blobs(self._layout) as blobs:
+            return blobs_of(blobs, entry)
+
     def chain(self) -> str:
         """Give the id that its top layer has in a store that has pulled it; "" if there is none."""
         chains = chains_of(self.config["rootfs"]["diff_ids"])
@@ -148,6 +173,7 @@ class StoredImage:
         if digest not in self._contents:
             try:
                 self._contents[digest] = self.content(entry)
+                self._pieces.add(piece for piece in self._contents[digest][1] if piece.last <= self.last)
             except (ArchiveError, OSError) as error:
                 self.lost.append(f"revisions {entry.first} to {entry.last}: {error}")
                 self._contents[digest] = (), ()

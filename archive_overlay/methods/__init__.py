@@ -31,6 +31,7 @@ if TYPE_CHECKING:
             archive_to: absolute path of the archive.
             if_exists: one of `IF_EXISTS`; "" where that is no question.
             parent: TAG or TAG@N: what a new tag begins with; "" for nothing.
+            compression, level: of its tar; see `Target`.
             max_layers: how many layers the image may have: one of `LAYERS`.
             if_moved: what to do if the container started from something else than the tag's newest revision: one of
                 `IF_MOVED`.
@@ -51,6 +52,10 @@ if TYPE_CHECKING:
         def if_exists(self) -> str: ...
         @property
         def parent(self) -> str: ...
+        @property
+        def compression(self) -> str: ...
+        @property
+        def level(self) -> int: ...
         @property
         def max_layers(self) -> int: ...
         @property

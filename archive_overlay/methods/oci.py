@@ -9,6 +9,7 @@ import os
 
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import fail
+from archive_overlay.history.tiers import COMFORTABLE
 from archive_overlay.layout.add_layer import judge_destination
 from archive_overlay.layout.keep import parse_keep
 from archive_overlay.layout.layer import Layer, write_layer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from archive_overlay.destination.paths import Paths
+    from archive_overlay.layout.add_layer import LayoutDestination
     from archive_overlay.log import Log
     from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.change import Change
@@ -56,7 +58,7 @@ def destination(
         message=request.message,
     )
     base = container_base(overlay, store.stores_of(container.bundle, container.root))
-    return judge_destination(
+    found = judge_destination(
         request.archive_to,
         parent=request.parent,
         if_moved=request.if_moved,
@@ -68,6 +70,32 @@ def destination(
         patience=patience,
         log=log,
     )
+    found.steps.append(("composing layers", lambda layout: _make_room(layout, request)))
+    return found
+
+
+def _make_room(layout: LayoutDestination, request: Request) -> None:
+    """Compose layers, if the image has as many as it may have."""
+    layers, base = layout.layers
+    if layers - base < min(request.max_layers - base, COMFORTABLE):
+        return
+    # Most stops have nothing to compose. If another version has taken the place of this file meanwhile, a later one does it.
+    from archive_overlay.history.compaction import Form
+    from archive_overlay.history.tending import make_room
+
+    with layout.stage_again() as staging:
+        done = make_room(
+            layout.path,
+            layout.published,
+            staging,
+            most=request.max_layers,
+            form=Form(compression=request.compression, level=request.level),
+            paths=layout.paths,
+            patience=layout.patience,
+            log=layout.log,
+        )
+    if done:
+        layout.log.info(f"archive {request.name}: {layout.path}:{layout.published}: {done}")
 
 
 def write(changes: Iterator[Change], target: Target, log: Log) -> Layer:

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "destination": BASICS | {"marks", "overlay.compose"},
     "layout": BASICS | {"destination", "keys", "marks", "overlay.change", "tar"},
     "history": BASICS | {"destination", "layout", "marks", "overlay.change", "overlay.compose", "tar"},
-    "methods": BASICS | {"destination", "layout", "marks", "overlay", "tar"},
+    "methods": BASICS | {"destination", "history", "layout", "marks", "overlay", "tar"},
     "hook": BASICS | {"destination", "keys", "marks", "methods", "overlay", "settings"},
     "commands": BASICS
     | {

@@ -345,7 +345,11 @@ def test_what_is_no_file_is_refused_at_once(scratch: Path, which: str, kind: str
     # Somebody who writes to a FIFO, and never does, lets a reader wait.
     writer = os.open(path, os.O_RDWR) if kind == "FIFO" else -1
     try:
-        commands = [("log", layout), ("diff", f"{layout}:latest"), ("extract", layout, scratch / "out")]
+        commands: list[tuple[str | Path, ...]] = [
+            ("log", layout),
+            ("diff", f"{layout}:latest"),
+            ("extract", layout, scratch / "out"),
+        ]
         # What is known of revisions is listed without looking at what they hold.
         for command in commands[which == "layer" :]:
             assert path.name in history.complaint_of(*command)

@@ -242,6 +242,24 @@ def test_what_fails_elsewhere_is_not_blamed_on_a_layer(spool: int) -> None:
     assert blamed == []
 
 
+@pytest.mark.parametrize("size", [10, SIZE])
+def test_what_cannot_be_composed_is_blamed_on_its_layer(size: int, spool: int) -> None:
+    layer = tar(directory("."), entry("./a", data=bytes(size)), entry("./b", headers.HARD_LINK, link=b"./c"))
+
+    @contextmanager
+    def named() -> Iterator[TarReader]:
+        try:
+            with opener(layer)() as opened:
+                yield opened
+        except ArchiveError as error:
+            raise ArchiveError(f"revision 3: {error.message}") from error
+
+    with pytest.raises(ArchiveError, match=r"revision 3: \./b is a hard link to"):
+        composed_of([opener(LINKED), named], spool)
+    with pytest.raises(ArchiveError, match=r"revision 3: \./b is a hard link to"):
+        read(named, spool)
+
+
 def test_a_layer_that_changes_between_two_readings_is_blamed(spool: int) -> None:
     readings = iter([LINKED, LINKED[: len(LINKED) // 2]])
 

@@ -1,0 +1,85 @@
+"""What is done at a history once a stop's revision is safe: layers are composed when there are too many of them."""
+
+from __future__ import annotations
+
+import os
+
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.history.compaction import Composer, compact, put_compacted
+from archive_overlay.history.revisions import Image
+from archive_overlay.layout.edit import Edit, MovedError
+from archive_overlay.layout.lock import lock
+from archive_overlay.layout.read import read_index, tagged
+from archive_overlay.layout.stored import open_stored
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from archive_overlay.destination.paths import Paths
+    from archive_overlay.destination.staging import Staging
+    from archive_overlay.history.compaction import Form
+    from archive_overlay.log import Log
+    from archive_overlay.system.patience import Patience
+
+_MOST_ATTEMPTS = 20
+
+
+def make_room(
+    path: str,
+    tag: str,
+    staging: Staging,
+    *,
+    most: int,
+    form: Form,
+    paths: Paths,
+    patience: Patience,
+    log: Log,
+) -> str:
+    """Compose layers of an image, if it has no room for one more.
+
+    Args:
+        path: of the layout, resolved.
+        tag: the image's.
+        staging: in the layout.
+        most: how many layers the image may have.
+        form: how layers are written.
+        paths: how to get to the layout.
+        patience: how long to wait for others.
+        log: is told if it does.
+
+    Returns:
+        What was done, for a message; "" for nothing.
+
+    Raises:
+        ArchiveError: that is not possible; the image is as it was.
+    """
+    try:
+        layout = paths.open(path)
+        try:
+            descriptor = tagged(read_index(layout), tag)
+            if descriptor is None:
+                return ""
+            image = Image(path, tag, os.dup(layout), open_stored(layout, descriptor))
+            with image:
+                before = len(image.stored.layers)
+                plan = compact(image, Composer(image, staging, form, log), most=most)
+                if plan is None:
+                    return ""
+            lock(layout, path, patience, log)
+            edit = Edit(layout, staging)
+            for _ in range(_MOST_ATTEMPTS):
+                descriptor = tagged(edit.index, tag)
+                now = open_stored(layout, descriptor) if descriptor else None
+                if now is None or not put_compacted(plan, tag, layout, now, edit):
+                    return ""  # somebody else has composed them, or the tag is gone
+                try:
+                    edit.publish()
+                except MovedError:
+                    edit.begin()
+                    continue
+                after = before - sum(len(old) - 1 for old, _ in plan.layers)
+                return f"{before} layers have become {after}"
+            raise ArchiveError(f"the image layout {path} is changed by other programs all the time")
+        finally:
+            os.close(layout)
+    except OSError as error:
+        fail(f"cannot write to the image layout {path}", error)
