@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.compose import Source
 
-    Thing = Union[Directory, Tar, "_State"]
+    Thing = Union[Directory, Tar, "State"]
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
@@ -106,7 +106,7 @@ def revision_differences(
         yield differences
 
 
-class _State:
+class State:
     """A revision, as what it shows.
 
     Attributes:
@@ -160,20 +160,20 @@ def _two(
         older, newer = (
             stack.enter_context(_thing(what, options, log)) for what in (options.what, options.other)
         )
-        if isinstance(older, _State) and isinstance(newer, _State):
-            between = _two_revisions(older, newer, states, everything=everything)
+        if isinstance(older, State) and isinstance(newer, State):
+            between = two_revisions(older, newer, states, everything=everything)
             yield stack.enter_context(between)
             return
         for thing, other, name in ((older, newer, options.other), (newer, older, options.what)):
-            if isinstance(thing, _State) and isinstance(other, Tar):
+            if isinstance(thing, State) and isinstance(other, Tar):
                 raise ArchiveError(
                     f"{name} is a tar of changes, and a revision of an image is a whole state: they cannot be compared",
                     hint="apply the tar to a directory, and compare that with the revision",
                 )
-        whole = isinstance(older, _State) or isinstance(newer, _State)
+        whole = isinstance(older, State) or isinstance(newer, State)
         sources = []
         for thing, name in ((older, options.what), (newer, options.other)):
-            if isinstance(thing, _State):
+            if isinstance(thing, State):
                 opened = states.opened(thing.image, thing.image.state(thing.revision))
             elif whole:
                 opened = plain_tree(name).source()
@@ -197,15 +197,15 @@ def _thing(what: str, options: argparse.Namespace, log: Log) -> Generator[Thing,
     if kind == archives.LAYOUT:
         image, revision = open_revision(what)
         with image:
-            yield _State(image, revision)
+            yield State(image, revision)
     else:
         with open_archive(what, log, kind=kind, marks=options.marks) as archive:
             yield archive
 
 
 @contextmanager
-def _two_revisions(
-    older: _State, newer: _State, states: States, *, everything: bool
+def two_revisions(
+    older: State, newer: State, states: States, *, everything: bool
 ) -> Generator[Iterator[Difference], None, None]:
     """Compare two revisions: what both are made of is left out, and little is read of what lies below the rest."""
     one, other = older.image, newer.image

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import stat
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 
     # What a directory has at each path: type, what is in it, and metadata.
     View = dict[str, tuple[int, bytes, tuple[int, ...]]]
+    # What a layer says of each path; None: it was deleted.
+    Entries = dict[str, "tuple[tarfile.TarInfo, bytes] | None"]
 
 NAMES = "abc"
 MTIMES = (1_000_000_000, 1_000_000_001)
@@ -103,17 +104,9 @@ def random_layers(chance: random.Random) -> Iterator[bytes]:
     """Make layers of an image, each in one of the orders that programs write."""
     there: set[str] = set()  # directories of the layers so far
     for _ in range(chance.randint(2, 4)):
-        entries: dict[str, tuple[tarfile.TarInfo, bytes] | None] = {}  # None: deleted
-        marks = []
+        entries: Entries = {}
+        marks: list[str] = []
         files: list[str] = []
-
-        def make_above(path: str) -> None:
-            above = path.rpartition("/")[0]
-            if above and above not in entries:
-                make_above(above)
-                if above not in there or chance.random() < 0.7:
-                    entries[above] = history.directory(above, mtime=chance.choice(MTIMES))
-                there.add(above)
 
         for _ in range(chance.randint(1, 6)):
             path = "/".join(chance.choices(NAMES, k=chance.randint(1, 3)))
@@ -123,7 +116,7 @@ def random_layers(chance: random.Random) -> Iterator[bytes]:
             if path in entries or others or any(each.startswith(f"{path}/") for each in [*entries, *marks]):
                 continue
             kind = chance.choice(["file", "file", "file", "directory", "symlink", "link", "delete", "opaque"])
-            make_above(path)
+            _make_above(path, entries, there, chance)
             if kind != "directory":
                 there.difference_update([each for each in there if f"{each}/".startswith(f"{path}/")])
             facts = {"mtime": chance.choice(MTIMES), "mode": chance.choice([0o644, 0o755])}
@@ -149,6 +142,15 @@ def random_layers(chance: random.Random) -> Iterator[bytes]:
             listed.sort()
         made = [entry for _, entry in listed]
         yield history.layer(*made, *(history.file(mark) for mark in marks))
+
+
+def _make_above(path: str, entries: Entries, there: set[str], chance: random.Random) -> None:
+    above = path.rpartition("/")[0]
+    if above and above not in entries:
+        _make_above(above, entries, there, chance)
+        if above not in there or chance.random() < 0.7:
+            entries[above] = history.directory(above, mtime=chance.choice(MTIMES))
+        there.add(above)
 
 
 def _is_directory(entry: tuple[tarfile.TarInfo, bytes] | None) -> bool:
@@ -190,8 +192,8 @@ def test_revisions_differ_as_directories_do(tmp_path: Path, seed: int) -> None:
                 }, f"revision {number}, everything: {everything}"
         for older in range(len(layers)):
             for newer in range(len(layers)):
-                sides = [diff._State(image, image.numbered(each + 1)) for each in (older, newer)]
-                with diff._two_revisions(*sides, States(), everything=True) as differences:
+                one, other = (diff.State(image, image.numbered(each + 1)) for each in (older, newer))
+                with diff.two_revisions(one, other, States(), everything=True) as differences:
                     found = given(differences)
                 expected = letters(views[older], views[newer])
                 hiding = {path for path, letter in found.items() if letter is OPAQUE}
