@@ -22,7 +22,7 @@ from archive_overlay.history.comparison import (
     compare,
 )
 from archive_overlay.history.revisions import open_revision
-from archive_overlay.history.selection import Paths
+from archive_overlay.history.selection import Wanted
 from archive_overlay.history.states import States, begins_with_its_base
 from archive_overlay.log import Repeated
 from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
@@ -255,7 +255,7 @@ def _on_top(
         yield compare(_there(newer), older, sides, everything=everything)
 
 
-def _paths_of(touched: Sequence[tuple[Image, Sequence[Piece]]], states: States, *, whole: bool) -> Paths:
+def _paths_of(touched: Sequence[tuple[Image, Sequence[Piece]]], states: States, *, whole: bool) -> Wanted:
     """Give the paths that change sets have something of.
 
     Args:
@@ -263,7 +263,7 @@ def _paths_of(touched: Sequence[tuple[Image, Sequence[Piece]]], states: States, 
         states: opens them.
         whole: whether all that is in directories that they delete is wanted.
     """
-    paths = Paths()
+    paths = Wanted()
     for image, pieces in touched:
         with states.opened(image, pieces) as source:
             for change in changes_of(source) if source else ():

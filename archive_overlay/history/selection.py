@@ -29,8 +29,8 @@ _SYMLINK = 1
 _GIVEN = 2
 
 
-class Paths:
-    """Paths that are wanted. Of each, 30 bytes are remembered."""
+class Wanted:
+    """Wanted that are wanted. Of each, 30 bytes are remembered."""
 
     def __init__(self) -> None:
         self._marks = Marks()
@@ -73,7 +73,7 @@ class Paths:
 
 @contextmanager
 def selected(
-    open_layer: Opener, spool: int, paths: Paths, *, data: bool = True
+    open_layer: Opener, spool: int, paths: Wanted, *, data: bool = True
 ) -> Generator[LayerSource, None, None]:
     """Give a layer as a `compose.Source` that has only certain paths. The layer is read once, or twice if links need it.
 
@@ -114,7 +114,7 @@ class _Selection:
             the other ones which path is meant.
     """
 
-    def __init__(self, tar: TarReader, paths: Paths, *, data: bool, everything: bool) -> None:
+    def __init__(self, tar: TarReader, paths: Wanted, *, data: bool, everything: bool) -> None:
         self.missing: set[str] = set()
         self.leads_through = False
         self._tar = tar

@@ -44,7 +44,7 @@ MTIMES = (1_000_000_000, 1_000_000_001)
 
 
 def view(top: Path) -> View:
-    found = {}
+    found: View = {}
     for directory, directories, files in os.walk(top):
         for name in [*directories, *files]:
             path = os.path.join(directory, name)
