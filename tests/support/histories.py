@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from archive_overlay.destination.paths import Paths
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.history.compaction import Form
-from archive_overlay.history.tending import make_room
 from archive_overlay.history.revisions import open_image
+from archive_overlay.history.tending import make_room
 from archive_overlay.layout.add_layer import judge_destination
 from archive_overlay.layout.layer import MEDIA_TYPES, Layer
 from archive_overlay.layout.provenance import Provenance
