@@ -126,7 +126,7 @@ class _Growing:
         place = self._bench.place / f"{self._layout.name}.podman"
         run = self._bench.place / self._layout.name[0]  # podman takes no longer paths than of 50 bytes
         place.mkdir()
-        podman = [
+        podman: list[str | Path] = [
             *("env", f"HOME={place}", "unshare", "--mount", "--propagation=private", "podman"),
             *(f"--root={place / 'root'}", f"--runroot={run}", "--storage-driver=overlay"),
         ]

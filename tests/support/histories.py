@@ -77,7 +77,7 @@ def append(
             bytes=0,
         )
         place.publish(staging, layer)
-    if most and place.layers >= most:
+    if most and place.layers[0] >= most:
         with place.stage_again() as staging:
             make_room(
                 place.path, tag, staging, most=most, form=Form(), paths=paths, patience=patience, log=LOG
