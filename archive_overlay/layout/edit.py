@@ -37,7 +37,7 @@ from archive_overlay.system.open_flags import READ, READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from typing import Any, Callable, TypeVar
 
     from archive_overlay.destination.staging import Staging
@@ -157,6 +157,27 @@ class Edit:
     def discard(self, digests: Iterable[str]) -> None:
         """Delete blobs after the publication, those that nothing refers to by then."""
         self._discarded.update(digests)
+
+    def drop_histories(self, digests: Collection[str]) -> None:
+        """List histories no longer that nothing needs."""
+        self._manifests = [
+            each for each in self._manifests if not (is_history(each) and each.get("digest") in digests)
+        ]
+
+    def collect(self) -> None:
+        """Delete what is to be discarded. The caller knows that nothing refers to it, by the index that was read.
+
+        Raises:
+            MovedError: another program has changed the index: it may need some of it.
+            OSError: something cannot be written or deleted.
+        """
+        if self._manifests != self.index["manifests"]:
+            self._write(INDEX_FILE, _dump({**self.index, "manifests": self._manifests}))
+            self._publish_index()
+            self._flush.file(self._layout)
+        else:
+            self._expect_unmoved()
+        self._delete(self._discarded)
 
     def publish(self) -> None:
         """Make it visible: blobs first, and the index when all of them are there.

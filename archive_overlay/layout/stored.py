@@ -132,7 +132,9 @@ class StoredImage:
                 ]
         return found
 
-    def cover(self, first: int, last: int, *, without: Collection[str] = ()) -> list[Piece] | None:
+    def cover(
+        self, first: int, last: int, *, without: Collection[tuple[str, int]] = ()
+    ) -> list[Piece] | None:
         """Choose the fewest pieces that hold a run of revisions; see `Pieces.cover`. Packs are read only if they are needed."""
         found = self._pieces.cover(first, last, without=without)
         if found is None:
