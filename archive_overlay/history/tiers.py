@@ -5,16 +5,20 @@ layer weighs what those weighed that it was made of. Neighbours may be composed 
 together. So whenever a byte is rewritten, the layer that it is in weighs at least twice as much as before: over the life of a
 history that weighs W, a byte of a revision that weighs w is rewritten at most log2(W / w) times, and large old layers stay as
 they are. Of all runs of neighbours for which that is true, the one is composed that rewrites least for each layer that is
-saved, until the image has no more than half of the layers that it may have. So most stops compose nothing.
+saved, until half of the room is free. So most stops compose nothing.
 
-Revisions of one size, with at most 100 layers, are rewritten at about every 50th stop, and each about once for each power of
-50 in their number. Where weights are such that no run may be composed, and the limit is reached, the cheapest run is composed
-all the same: with a limit of a few layers, bytes are rewritten more often.
+Engines look at each layer at each pull: podman 4.3 takes 0.14 s for an image of 10 layers, and 1 s for one of 100. So an image
+has `COMFORTABLE` layers above its base at most, and fewer if the user's limit says so. Revisions of one size are then composed at
+about every 9th stop, and each about once for each power of 10 in their number. Where weights are such that no run may be
+composed, and there is no room for one more layer, the cheapest run is composed all the same: with a limit of a few layers,
+bytes are rewritten more often.
 
 Source: size-tiered compaction of log-structured merge trees.
 """
 
 from __future__ import annotations
+
+from archive_overlay.layout.images import COMFORTABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,15 +41,15 @@ def runs_to_compose(weights: Sequence[int], *, others: int, most: int) -> list[t
     Returns:
         Runs as positions of their first layer and of the one after their last; none if there is room for one more layer.
     """
-    if others + len(weights) < most:
+    room = max(1, min(most - others, COMFORTABLE))
+    if len(weights) < room or len(weights) < 2:
         return []
-    # What is left above the others: half of the room, but one layer at least.
-    enough = max(1, (most - others) // 2 if others < most else 1, most // 2 - others)
+    enough = max(1, room // 2)
     layers = [(position, position + 1, weight) for position, weight in enumerate(weights)]
     while len(layers) > enough:
         run = _cheapest(layers, balanced=True)
         if run is None:
-            if others + len(layers) < most:
+            if len(layers) < room:
                 break
             run = _cheapest(layers, balanced=False)
             if run is None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.destination.paths import Paths
     from archive_overlay.layout.lineage import Place
+    from archive_overlay.layout.stored import StoredImage
     from archive_overlay.log import Log
     from archive_overlay.system.flush import Flush
     from archive_overlay.system.patience import Patience
@@ -60,14 +61,14 @@ class LayoutDestination:
     Attributes:
         path: of the layout: absolute, symbolic links are resolved.
         published: the tag that got the revision; "" if none did.
-        layers: how many the image has then.
+        layers: how many the image has then, and how many of them are its base.
         steps: what is to be done once the revision is safe, each with what to call it.
     """
 
     def __init__(
         self, wish: Wish, *, provenance: Provenance, paths: Paths, patience: Patience, log: Log
     ) -> None:
-        self.layers = 0
+        self.layers = 0, 0
         self.steps: list[tuple[str, Callable[[LayoutDestination], object]]] = []
         self._stage: Callable[[], Staging] | None = None
         self.path = wish.path
@@ -157,7 +158,7 @@ class LayoutDestination:
             assert image
             put_same(edit, place.tag, image)
             edit.publish()
-            self.published, self.layers = place.tag, len(image.layers)
+            self._published(place, image, len(image.layers))
             return f"no layer, because nothing was changed, but the tag {place.tag},"
         if image is None:
             manifest, config = empty_image()
@@ -188,10 +189,14 @@ class LayoutDestination:
             platform=image.descriptor.get("platform") if image else None,
         )
         edit.publish()
-        self.published, self.layers = place.tag, len(manifest["layers"])
+        self._published(place, image, len(manifest["layers"]))
         if old is None and (advice := advice_on_pulling(self.path, place.tag)):
             self.log.warning(f"archive {self._provenance.archive}: {advice}")
         return done
+
+    def _published(self, place: Place, image: StoredImage | None, layers: int) -> None:
+        self.published = place.tag
+        self.layers = layers, sum(piece.last <= image.base for piece in image.layers) if image else 0
 
 
 def judge_destination(

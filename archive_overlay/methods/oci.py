@@ -10,6 +10,7 @@ import os
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import fail
 from archive_overlay.layout.add_layer import judge_destination
+from archive_overlay.layout.images import COMFORTABLE
 from archive_overlay.layout.keep import parse_keep
 from archive_overlay.layout.layer import Layer, write_layer
 from archive_overlay.layout.provenance import Provenance
@@ -75,7 +76,8 @@ def destination(
 
 def _make_room(layout: LayoutDestination, request: Request) -> None:
     """Compose layers, if the image has as many as it may have."""
-    if layout.layers < request.max_layers:
+    layers, base = layout.layers
+    if layers - base < min(request.max_layers - base, COMFORTABLE):
         return
     # Most stops have nothing to compose. If another version has taken the place of this file meanwhile, a later one does it.
     from archive_overlay.history.compaction import Form
