@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from contextlib import closing
 
-from archive_overlay.commands import human_size
+from archive_overlay.commands.progress import Progress
 from archive_overlay.destination.paths import Paths
 from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, brief, fail
@@ -17,23 +16,19 @@ from archive_overlay.history.state_entries import StateEntries
 from archive_overlay.history.states import States
 from archive_overlay.history.unpack import Unpacker
 from archive_overlay.log import Repeated
+from archive_overlay.system import tree
 from archive_overlay.system.flush import Never, ToDisk
 from archive_overlay.system.open_flags import READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from types import TracebackType
 
     from archive_overlay.history.missing import Missing
     from archive_overlay.history.revisions import Image, Revision
     from archive_overlay.layout.pieces import Piece
     from archive_overlay.log import Log
     from archive_overlay.system.flush import Flush
-
-_STDERR = 2
-_BAR = 30
-_SECONDS_BETWEEN = 0.1
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
@@ -64,7 +59,9 @@ def run(options: argparse.Namespace, log: Log) -> None:
             if options.paths:
                 missing = _unpack_parts(image, last, options.paths, top, wrong)
             else:
-                missing = _unpack(image, image.state(last), top, wrong)
+                missing = image.use(
+                    lambda: image.state(last), lambda pieces: _unpack(image, pieces, top, wrong)
+                )
             try:
                 flush.file_system(staging.directory)
                 _put(staging, top)
@@ -107,9 +104,12 @@ def _judge(directory: str) -> None:
 
 def _unpack(image: Image, pieces: list[Piece], top: int, wrong: dict[int, str] | None) -> Missing:
     """Apply the layers to what is going to be the directory; give what was not given to entries."""
+    tree.empty(top)  # of an attempt with layers that were damaged
+    if wrong:
+        wrong.clear()
     # All but the lowest are read twice.
     total = 2 * sum(piece.size for piece in pieces) - pieces[0].size
-    with _Progress(total) as progress, closing(Unpacker(top)) as unpacker:
+    with Progress(total) as progress, closing(Unpacker(top)) as unpacker:
         for piece in pieces:
             if piece is not pieces[0]:
                 with image.read(piece, progress=progress.add, wrong_diff_ids=wrong) as tar:
@@ -164,45 +164,3 @@ def _put(staging: Staging, top: int) -> None:
         os.fchmod(top, stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
         rename()
         os.fchmod(top, stat.S_IMODE(status.st_mode))
-
-
-class _Progress:
-    """A bar on the terminal, if standard error is one. It is gone at the end.
-
-    Args:
-        total: bytes that are going to be read.
-    """
-
-    def __init__(self, total: int) -> None:
-        self._total = max(total, 1)
-        self._done = 0
-        self._next = 0.0 if os.isatty(_STDERR) else float("inf")
-
-    def __enter__(self) -> _Progress:  # noqa: PYI034, Self is not in Python 3.9
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._next < float("inf"):
-            self._write("\r\x1b[K")
-
-    def add(self, count: int) -> None:
-        """Count what has been read."""
-        self._done += count
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + _SECONDS_BETWEEN
-        part = min(self._done / self._total, 1)
-        bar = ("#" * int(part * _BAR)).ljust(_BAR, ".")
-        self._write(f"\r[{bar}] {part:4.0%} of {human_size(self._total)} ")
-
-    def _write(self, text: str) -> None:
-        try:
-            os.write(_STDERR, text.encode())
-        except OSError:
-            self._next = float("inf")  # the terminal is gone; the work is not
