@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from archive_overlay.errors import ArchiveError, brief
 from archive_overlay.history.comparison import data_of
-from archive_overlay.history.selection import Wanted
+from archive_overlay.history.selection import PathSet
 from archive_overlay.overlay.change import DIRECTORY, SYMLINK, WHITEOUT
 from archive_overlay.overlay.compose import changes_of
 from archive_overlay.system.record import Record
@@ -127,7 +127,7 @@ def data_at(image: Image, looked: Looked, states: States) -> Iterator[tuple[int,
     """
     path = looked.path
     while True:
-        wanted = Wanted()
+        wanted = PathSet()
         wanted.add(path)
         with states.opened(image, [looked.fact.piece], paths=wanted) as source:
             for change in changes_of(source) if source else ():
@@ -177,13 +177,14 @@ def _find(
     found: dict[str, Fact] = {}
     closed: set[str] = set()  # lower pieces say nothing of these
     for piece in reversed(pieces):
-        wanted = Wanted()
+        wanted = PathSet()
         wanted.add(path, entries=listed)
         hiding: list[str] = []
         with states.opened(image, [piece], paths=wanted, data=False) as source:
             for change in changes_of(source) if source else ():
                 here = change.path
-                if not wanted.has(here) and not (listed and wanted.has_entries(change.directory.text)):
+                on_the_way = here == path or f"{path}/".startswith(f"{here}/" if here else "")
+                if not on_the_way and not (listed and change.directory.text == path):
                     continue
                 if here in closed or any(above in closed for above in _above(here)):
                     continue

@@ -12,7 +12,7 @@ import pytest
 from archive_overlay.errors import ArchiveError
 from archive_overlay.history.lookup import data_at, last_changed, look_up
 from archive_overlay.history.revisions import open_image
-from archive_overlay.history.selection import Wanted
+from archive_overlay.history.selection import PathSet
 from archive_overlay.history.state_entries import StateEntries
 from archive_overlay.history.states import States
 from archive_overlay.history.unpack import Unpacker
@@ -68,7 +68,7 @@ def test_parts_are_as_in_the_whole(tmp_path: Path, seed: int) -> None:
             return
         paths = chance.sample(sorted(whole), min(2, len(whole)))
         (tmp_path / "parts").mkdir()
-        wanted = Wanted()
+        wanted = PathSet()
         for path in paths:
             wanted.add(path, tree=True)
         top = os.open(tmp_path / "parts", os.O_RDONLY)
