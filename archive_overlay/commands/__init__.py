@@ -100,12 +100,22 @@ class Output:
         data = "".join([f"{text}\n" for text in self._gathered]).encode()
         self._gathered.clear()
         self._size = 0
-        try:
-            write_all(_STDOUT, data)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            fail("cannot write to standard output", error)
+        write_bytes(data)
+
+
+def write_bytes(data: bytes) -> None:
+    """Write to standard output at once.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+        ArchiveError: it cannot be written.
+    """
+    try:
+        write_all(_STDOUT, data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fail("cannot write to standard output", error)
 
 
 def human_size(size: int) -> str:

@@ -22,7 +22,7 @@ from archive_overlay.history.comparison import (
     compare,
 )
 from archive_overlay.history.revisions import open_revision
-from archive_overlay.history.selection import Wanted
+from archive_overlay.history.selection import ROOT, PathSet, number_of
 from archive_overlay.history.states import States, begins_with_its_base
 from archive_overlay.log import Repeated
 from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
@@ -249,13 +249,13 @@ def _on_top(
     image: Image, changes: Sequence[Piece], below: Sequence[Piece], states: States, *, everything: bool
 ) -> Generator[Iterator[Difference], None, None]:
     """Compare a change set with the state that it lies on."""
-    paths = _paths_of([(image, changes)], states, whole=everything)
+    paths = _paths_of([(image, changes)], states, whole=everything) if below else None
     sides = LIES_ON.replace(older_is_whole=begins_with_its_base(image))
     with states.opened(image, below, paths=paths) as older, states.opened(image, changes) as newer:
         yield compare(_there(newer), older, sides, everything=everything)
 
 
-def _paths_of(touched: Sequence[tuple[Image, Sequence[Piece]]], states: States, *, whole: bool) -> Wanted:
+def _paths_of(touched: Sequence[tuple[Image, Sequence[Piece]]], states: States, *, whole: bool) -> PathSet:
     """Give the paths that change sets have something of.
 
     Args:
@@ -263,12 +263,18 @@ def _paths_of(touched: Sequence[tuple[Image, Sequence[Piece]]], states: States, 
         states: opens them.
         whole: whether all that is in directories that they delete is wanted.
     """
-    paths = Wanted()
+    paths = PathSet()
     for image, pieces in touched:
         with states.opened(image, pieces) as source:
+            numbers: list[int] = []  # of the directories that the present change is in
             for change in changes_of(source) if source else ():
                 directory = change.kind is DIRECTORY
-                paths.add(change.path, tree=change.opaque if directory else whole)
+                depth = change.directory.depth if change.name else -1
+                del numbers[depth + 1 :]
+                number = number_of(numbers[-1], change.name) if change.name else ROOT
+                paths.add_number(number, tree=change.opaque if directory else whole)
+                if directory:
+                    numbers.append(number)
     return paths
 
 

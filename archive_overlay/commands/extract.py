@@ -11,7 +11,7 @@ from archive_overlay.destination.paths import Paths
 from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, brief, fail
 from archive_overlay.history.revisions import open_revision
-from archive_overlay.history.selection import Wanted
+from archive_overlay.history.selection import PathSet
 from archive_overlay.history.state_entries import StateEntries
 from archive_overlay.history.states import States
 from archive_overlay.history.unpack import Unpacker
@@ -125,7 +125,7 @@ def _unpack_parts(
 ) -> Missing:
     """Make only certain paths of a revision; give what was not given to entries."""
     paths = [_checked(image, revision, path) for path in wanted]
-    selection = Wanted()
+    selection = PathSet()
     for path in paths:
         selection.add(path, tree=True)
     with States(wrong).opened(image, image.state(revision), paths=selection) as state:

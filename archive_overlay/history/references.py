@@ -92,6 +92,37 @@ def find_image(text: str, *, numbered: bool) -> Found:
     return found[0]
 
 
+def split_off_path(text: str) -> tuple[str, str | None]:
+    """Split a text that names a revision and perhaps a path in it: LAYOUT:TAG, LAYOUT:TAG@N or LAYOUT:TAG@N:PATH.
+
+    The longest part of it that names an image is the image.
+
+    Returns:
+        What names the revision, and the path: None if there is none, "" for the root directory.
+
+    Raises:
+        ArchiveError: there is no such image.
+    """
+    try:
+        find_image(text, numbered=True)
+        return text, None
+    except ArchiveError as error:
+        failure = error
+    for position in range(len(text) - 1, 0, -1):
+        if text[position] != ":":
+            continue
+        image = text[:position]
+        if os.path.isdir(image):  # a layout, and what follows is the name of an image
+            continue
+        try:
+            find_image(image, numbered=True)
+        except ArchiveError as error:
+            failure = error
+            continue
+        return image, text[position + 1 :]
+    raise failure
+
+
 def find_images(text: str) -> tuple[list[Found], bool]:
     """Find the image that a text names, or all images of the layout that it names.
 

@@ -67,10 +67,11 @@ class StateEntries:
             depth, name = place
             del names[max(depth, 0) :]
             path = "/".join([*names, name])
+            if path in self._paths:
+                self.found.add(path)
             if below < 0 or depth <= below:
                 below = -1
                 if path in self._paths:
-                    self.found.add(path)
                     below = depth
                 elif path not in self._above or not state.is_directory():
                     state.skip()  # perhaps another name of a file that is wanted, which is one by itself then

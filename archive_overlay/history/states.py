@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.history.layer_source import Opener
     from archive_overlay.history.revisions import Image
-    from archive_overlay.history.selection import Wanted
+    from archive_overlay.history.selection import PathSet
     from archive_overlay.layout.pieces import Piece
     from archive_overlay.overlay.compose import Source
 
@@ -45,7 +45,7 @@ class States:
 
     @contextmanager
     def opened(
-        self, image: Image, pieces: Sequence[Piece], *, paths: Wanted | None = None, data: bool = True
+        self, image: Image, pieces: Sequence[Piece], *, paths: PathSet | None = None, data: bool = True
     ) -> Generator[Source | None, None, None]:
         """Compose pieces. All of them have been verified before anything is given.
 

@@ -280,8 +280,8 @@ class Marks:
         self._hashes = array("Q", bytes(8 * _FEWEST_SLOTS))  # 0: a slot that is free
         self._bits = array("H", bytes(2 * _FEWEST_SLOTS))
 
-    def add(self, path: str, mark: int) -> None:
-        """Remember something of a path."""
+    def add(self, path: str | int, mark: int) -> None:
+        """Remember something of a path, or of a number that stands for one."""
         slot = self._slot(_hash(path))
         if not self._hashes[slot]:
             self.count += 1
@@ -291,7 +291,7 @@ class Marks:
             self._hashes[slot] = _hash(path)
         self._bits[slot] |= mark
 
-    def has(self, path: str, mark: int) -> bool:
+    def has(self, path: str | int, mark: int) -> bool:
         """Say whether something is remembered of a path."""
         return bool(self._bits[self._slot(_hash(path))] & mark)
 
@@ -327,6 +327,6 @@ class Marks:
                 self._bits[slot] = bits
 
 
-def _hash(path: str) -> int:
+def _hash(path: str | int) -> int:
     # Python's own has 64 bits and, of a text, a key that nobody can know (SipHash).
     return hash(path) & _ALL_BITS or 1
