@@ -224,8 +224,9 @@ def put_compacted(plan: Plan, tag: str, layout: int, image: StoredImage, edit: E
     digests = [piece.digest for piece in image.layers]
     places = []
     for old, made in plan.layers:
-        begin = next((i for i in range(len(digests)) if tuple(digests[i : i + len(old)]) == old), None)
-        if begin is None:
+        # Other layers may have changed the same.
+        begin = next((i for i, piece in enumerate(image.layers) if piece.first == made.first), None)
+        if begin is None or tuple(digests[begin : begin + len(old)]) != old:
             return False
         places.append((begin, begin + len(old), made))
     kept = {each.number: each for each in image.kept()}

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +16,21 @@ import pytest
 
 from archive_overlay.destination.paths import Paths
 from archive_overlay.destination.staging import Staging
+from archive_overlay.history.compaction import Composer, Form, compose_runs, put_compacted
 from archive_overlay.history.pruning import prune
 from archive_overlay.history.revisions import open_image
+from archive_overlay.layout.edit import Edit
 from archive_overlay.layout.keep import Keep
 from archive_overlay.system.flush import Never
 from archive_overlay.system.patience import Patience
+from tests.integration.conftest import Saver
 from tests.support import histories, history, image_layouts, tools, trees
 from tests.support.history import complaint_of, output_of
 
 if TYPE_CHECKING:
     import tarfile
+
+    from tests.support import overlays
 
 COUNT = 9
 
@@ -434,6 +440,10 @@ def some_layer(chance: random.Random) -> bytes:
     return history.layer(*entries)
 
 
+def write(root: Path, text: str) -> None:
+    (root / "file").write_text(text)
+
+
 def prune_at_stop(layout: Path, keep: Keep) -> None:
     """Prune as the hook does."""
     paths = Paths()
@@ -444,3 +454,36 @@ def prune_at_stop(layout: Path, keep: Keep) -> None:
 def size(layout: Path) -> int:
     """Give what the blobs of a layout take on disk."""
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in (layout / "blobs/sha256").iterdir())
+
+
+def test_changes_that_are_made_again_are_composed_where_they_belong(tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    changes = [change(history.file("./all", b"%d" % number)) for number in range(2)]
+    for tar in [*changes, *changes]:
+        histories.append(layout, "main", tar)
+    paths = Paths()
+    with (
+        Staging(str(layout), "", paths=paths, flush=Never(), log=histories.LOG) as staging,
+        open_image(f"{layout}:main") as image,
+    ):
+        plan = compose_runs(image, Composer(image, staging, Form(), histories.LOG), [(2, 4)])
+        edit = Edit(staging.parent, staging)
+        assert put_compacted(plan, "main", staging.parent, image.stored, edit)
+        edit.publish()
+
+    with open_image(f"{layout}:main") as image:
+        assert [(piece.first, piece.last) for piece in image.stored.layers] == [(1, 1), (2, 2), (3, 4)]
+    assert [output_of("cat", f"{layout}:main@{number}:all") for number in range(1, 5)] == ["0", "1", "0", "1"]
+
+
+def test_the_annotation_keep_prunes_at_a_stop(any_overlay: overlays.Overlay, scratch: Path) -> None:
+    saver = Saver(any_overlay, "oci", scratch)
+    for number in range(4):
+        saver.overlay.change(partial(write, text=str(number)))
+        result = saver.run(keep="last=2")
+        assert result.status == 0, result.stderr
+
+    # The first one says that nobody knows what the container had mounted.
+    assert histories.numbers(saver.archive, "latest") == [1, 3, 4]
+    assert output_of("cat", f"{saver.archive}:latest@3:file") == "2"
+    assert "pruned: 2" in result.stderr
