@@ -16,7 +16,7 @@ from bench import imports, machine, table
 from bench.contenders import Contenders
 from bench.measure import Starter, remove
 from bench.rig import Bench
-from bench.works import WORKS, UnableError
+from bench.works import BY_NAME_ALONE, WORKS, UnableError
 
 README = Path(__file__).with_name("README.md")
 
@@ -81,7 +81,9 @@ def _parse() -> argparse.Namespace:
         epilog=f"Works: {', '.join(WORKS)}. A name also stands for those that begin with it and a dash.",
     )
     parser.add_argument("program", type=Path, help="the built program")
-    parser.add_argument("works", nargs="*", metavar="WORK", help="what is measured (default: all)")
+    parser.add_argument(
+        "works", nargs="*", metavar="WORK", help="what is measured (default: all, but not very-long-history)"
+    )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="how often (default: 5)")
     parser.add_argument(
         "--scale",
@@ -101,7 +103,7 @@ def _parse() -> argparse.Namespace:
     for word in options.works:
         if not any(_means(word, name) for name in WORKS):
             parser.error(f"there is no work {word}, only {', '.join(WORKS)}")
-    words = options.works or WORKS
+    words = options.works or WORKS.keys() - BY_NAME_ALONE
     options.works = [name for name in WORKS if any(_means(word, name) for word in words)]
     return options
 

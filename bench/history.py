@@ -1,23 +1,30 @@
-"""The works of a revision history: adding a revision, and having one back."""
+"""The works of a revision history: adding a revision, and having one back, of few revisions or of many."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bench import data
 from bench.measure import Contender, remove
+from bench.table import Row, judged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from bench.rig import Bench
-    from bench.table import Row
 
 _CHANGED = 10
 _REVISIONS = 10
+# Of a long history, and of a short one beside it.
+_MANY, _FEW = 1_000, 10
+_LARGEST = 3.0  # MB
+_LONGEST_LOG = 0.3  # seconds
+# How much longer something may take with many revisions than with few.
+_LONGER = 1.5
 
 
 def revision(bench: Bench) -> Iterator[Row]:
@@ -57,6 +64,137 @@ def extract(bench: Bench) -> Iterator[Row]:
         ),
     )
     remove(layout)
+
+
+def many(bench: Bench) -> Iterator[Row]:
+    """Live with 1,000 revisions."""
+    yield from _beside_few(bench, max(2 * _FEW, int(_MANY * bench.scale)))
+
+
+def very_many(bench: Bench) -> Iterator[Row]:
+    """Live with 10,000 revisions."""
+    yield from _beside_few(bench, max(3 * _FEW, int(10 * _MANY * bench.scale)))
+
+
+class _Growing:
+    """An image of 30,000 files that gets revisions of one change of 2 bytes, as its tag `main`.
+
+    Args:
+        bench: runs the commands.
+        layout: has it.
+        name: what the table says of it.
+    """
+
+    def __init__(self, bench: Bench, layout: Path, name: str) -> None:
+        self.image = f"{layout}:main"
+        self._layout = layout
+        self._name = name
+        self._bench = bench
+        self._changed = bench.place / f"{layout.name}.upper"
+        self._changed.mkdir()
+        self._revisions = 0
+        self.change()
+        # It makes a part of what is there; instead of removing that, the next change is made.
+        self.append = bench.make.ours(
+            "oci",
+            self._changed,
+            name=f"append, {name}",
+            out=layout,
+            tag="main",
+            parent="base",
+            undo=self.change,
+            at_most=_LONGER,
+        )
+
+    def change(self) -> None:
+        """Change 2 bytes, as a container would."""
+        (self._changed / "changed.txt").write_bytes(b"%02d" % (self._revisions % 100))
+        self._revisions += 1
+
+    def grow(self, revisions: int) -> None:
+        """Add so many revisions."""
+        self._bench.race(self.append, rounds=revisions)
+
+    def extract(self, number: int) -> Contender:
+        """Give the program, extracting a revision."""
+        out = self._bench.place / "extracted"
+        command: list[str | Path] = [
+            *(str(self._bench.make.program), "extract", "--no-fsync", f"{self.image}@{number}", out)
+        ]
+        return Contender(f"extract @{number}", command, makes=out, at_most=_LONGER)
+
+    def pull(self) -> Contender:
+        """Give podman, pulling the last revision into a store of its own that has the one before."""
+        place = self._bench.place / f"{self._layout.name}.podman"
+        run = self._bench.place / self._layout.name[0]  # podman takes no longer paths than of 50 bytes
+        place.mkdir()
+        podman: list[str | Path] = [
+            *("env", f"HOME={place}", "unshare", "--mount", "--propagation=private", "podman"),
+            *(f"--root={place / 'root'}", f"--runroot={run}", "--storage-driver=overlay"),
+        ]
+        return Contender(
+            f"podman pull, {self._name}",
+            [*podman, "pull", "--quiet", f"oci:{self.image}"],
+            makes=place,
+            undo=lambda: self.grow(1),
+            needs=("unshare", "podman"),
+            at_most=_LONGER,
+        )
+
+
+def _beside_few(bench: Bench, revisions: int) -> Iterator[Row]:
+    """Compare a history of many revisions with one of few."""
+    work = f"{revisions:,} revisions of 2 bytes on 30,000 files"
+    base, bundle = _base(bench)
+    remove(bundle)
+    before = _disk_usage(base)
+    few = _Growing(bench, _copy(base, "few"), f"after {_FEW} revisions")
+    few.grow(_FEW)
+    many = _Growing(bench, base, f"after {revisions:,} revisions")
+    many.grow(revisions)
+    megabytes = (_disk_usage(base) - before) / 1e6
+    yield Row(
+        work,
+        "disk usage, without the base",
+        "",
+        f"{megabytes:.2f} MB",
+        f"{_LARGEST:.2f} MB",
+        judged(megabytes <= _LARGEST),
+    )
+    listing = Contender("log", [str(bench.make.program), "log", many.image])
+    taken = bench.race(listing)[listing.name]
+    yield Row(
+        work,
+        listing.name,
+        f"{taken.seconds:.3f}",
+        "",
+        f"{_LONGEST_LOG:.2f} s",
+        judged(taken.seconds <= _LONGEST_LOG),
+        f"{taken.memory:.0f}",
+    )
+    yield from bench.compare(work, many.extract(revisions // 2), many.extract(_FEW))
+    # Few of many stops compose layers, and the others are what is compared.
+    yield from bench.compare(work, many.append, few.append, rounds=3 * bench.rounds)
+    if os.geteuid() != 0:
+        yield Row(work, "podman pull", "NOT MEASURED: only root has a store anywhere")
+    else:
+        pulls = many.pull(), few.pull()
+        bench.race(*pulls, rounds=1)  # the base
+        yield from bench.compare(work, *pulls)
+    for path in bench.place.iterdir():
+        remove(path)
+
+
+def _copy(layout: Path, name: str) -> Path:
+    """Copy a layout."""
+    copied = layout.with_name(name)
+    subprocess.run(["cp", "-a", layout, copied], check=True)
+    return copied
+
+
+def _disk_usage(layout: Path) -> int:
+    """Say how many bytes the files of a layout take on disk."""
+    return sum(path.lstat().st_blocks * 512 for path in layout.rglob("*") if path.is_file())
 
 
 def _base(bench: Bench) -> tuple[Path, Path]:

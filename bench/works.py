@@ -220,7 +220,11 @@ WORKS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "memory-hostile": hostile.memory,
     "revision": history.revision,
     "extract": history.extract,
+    "history": history.many,
+    "very-long-history": history.very_many,
 }
+# What takes too long to be done with all others.
+BY_NAME_ALONE = {"very-long-history"}
 
 
 def _memory(work: str, tool: str, memory: float, limit: float = 0) -> Row:

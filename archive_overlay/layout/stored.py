@@ -251,7 +251,11 @@ def chains_in(annotations: Mapping[str, Any]) -> list[str]:
 
 def is_ours(annotations: Mapping[str, Any], history: Mapping[str, Any]) -> bool:
     """Say whether this program wrote a layer."""
-    return f"{PREFIX}container" in annotations or history.get("created_by") == CREATED_BY
+    return (
+        f"{PREFIX}container" in annotations
+        or PRUNED in annotations
+        or history.get("created_by") == CREATED_BY
+    )
 
 
 def _numbers(

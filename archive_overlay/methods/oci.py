@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.destination.paths import Paths
     from archive_overlay.layout.add_layer import LayoutDestination
+    from archive_overlay.layout.keep import Keep
     from archive_overlay.log import Log
     from archive_overlay.methods import Destination, Request, Target
     from archive_overlay.overlay.base import ContainerBase
@@ -48,7 +49,7 @@ def destination(
     request: Request, *, overlay: OverlayMount, container: Place, paths: Paths, patience: Patience, log: Log
 ) -> Destination:
     """A tag of an image layout. See `methods.Writer`."""
-    parse_keep(request.keep)
+    keep = parse_keep(request.keep)
     labels = container_labels(container)
     provenance = Provenance(
         container=request.container,
@@ -76,6 +77,8 @@ def destination(
         # Another version may take the place of this file meanwhile.
         __import__("archive_overlay.history.including")
         found.steps.append(("copying the container's image", lambda layout: _include(layout, request, base)))
+    if not keep.everything:
+        found.steps.append(("pruning", lambda layout: _prune(layout, request, keep)))
     found.steps.append(("composing layers", lambda layout: _make_room(layout, request)))
     return found
 
@@ -126,6 +129,24 @@ def _make_room(layout: LayoutDestination, request: Request) -> None:
             staging,
             most=request.max_layers,
             form=Form(compression=request.compression, level=request.level),
+            paths=layout.paths,
+            patience=layout.patience,
+            log=layout.log,
+        )
+    if done:
+        layout.log.info(f"archive {request.name}: {layout.path}:{layout.published}: {done}")
+
+
+def _prune(layout: LayoutDestination, request: Request, keep: Keep) -> None:
+    """Let revisions that no rule keeps be none any more."""
+    from archive_overlay.history.pruning import prune
+
+    with layout.stage_again() as staging:
+        done = prune(
+            layout.path,
+            layout.published,
+            staging,
+            keep=keep,
             paths=layout.paths,
             patience=layout.patience,
             log=layout.log,
