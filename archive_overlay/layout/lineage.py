@@ -169,7 +169,7 @@ def _without_parent(index: Mapping[str, Any], wish: Wish, usual: Place, *, new: 
     # Its revisions come first, when they are there.
     below = wish.count_base() if wish.count_base else 0
     if not usual.image:
-        if wish.count_base:
+        if below:
             return Place(tag=wish.tag, image=None, number=below, base=base)
         return Place(
             tag=wish.tag,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from archive_overlay.destination.staging import ARCHIVE
-from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.errors import fail
 from archive_overlay.layout.add_layer import judge_destination
 from archive_overlay.layout.images import COMFORTABLE
 from archive_overlay.layout.keep import parse_keep
@@ -84,11 +84,11 @@ def destination(
 
 
 def _count(base: ContainerBase) -> int:
-    """Say how many layers an image of the store has."""
+    """Say how many layers an image of the store has; 0 if the store does not say, and then it cannot be copied."""
     try:
         return len(base.layers())
-    except store.UnknownError as error:
-        raise ArchiveError(f"the container's image cannot be copied: {error}") from error
+    except store.UnknownError:
+        return 0
 
 
 def _include(layout: LayoutDestination, request: Request, base: ContainerBase) -> None:
