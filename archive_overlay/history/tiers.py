@@ -18,12 +18,12 @@ Source: size-tiered compaction of log-structured merge trees.
 
 from __future__ import annotations
 
+from archive_overlay.layout.images import COMFORTABLE
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Layers above the base.
-COMFORTABLE = 20
 # What each revision weighs besides its bytes: about what its file, and its place in a manifest, take.
 OF_REVISION = 4096
 # Of so many layers, the youngest, runs are looked for. Only histories that began elsewhere have more.

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from archive_overlay.layout.provenance import Provenance
     from archive_overlay.layout.stored import StoredImage
 
+# So many layers above a base are pulled in about the time that one takes; see `history.tiers`.
+COMFORTABLE = 20
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 # Of an index's entry: what is said of the image, and not of its name there.
 _OF_IMAGE = ("mediaType", "digest", "size", "platform")

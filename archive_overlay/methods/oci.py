@@ -9,8 +9,8 @@ import os
 
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import fail
-from archive_overlay.history.tiers import COMFORTABLE
 from archive_overlay.layout.add_layer import judge_destination
+from archive_overlay.layout.images import COMFORTABLE
 from archive_overlay.layout.keep import parse_keep
 from archive_overlay.layout.layer import Layer, write_layer
 from archive_overlay.layout.provenance import Provenance

@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from archive_overlay.history.tiers import COMFORTABLE, runs_to_compose
+from archive_overlay.history.tiers import runs_to_compose
+from archive_overlay.layout.images import COMFORTABLE
 
 
 class Life:
