@@ -239,7 +239,15 @@ def judge_destination(
     _expect_no_revision(tag)
     path = paths.resolve(path, "archive-to")
     keep_apart("archive-to", path, upper)
-    wish = Wish(path=path, tag=tag, parent=parent, if_moved=if_moved, container=provenance.container, had=had)
+    wish = Wish(
+        path=path,
+        tag=tag,
+        parent=parent,
+        if_moved=if_moved,
+        container=provenance.container,
+        had=had,
+        all_had=all_had,
+    )
     try:
         layout = paths.open(path)
     except FileNotFoundError:
