@@ -126,10 +126,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _parse_command(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line of a command. A wrong one ends the program."""
+    import argparse
+
+    from archive_overlay.commands import COMPLETE
+
+    name, *rest = arguments
+    if name == COMPLETE:
+        return argparse.Namespace(command=name, words=rest)
+
     from archive_overlay.commands.parsers import commands_of
 
     parser = build_parser()
-    name, *rest = arguments
     command = commands_of(parser).get(name)
     if command is None:
         return parser.parse_args([name])  # says which there are

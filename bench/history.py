@@ -118,7 +118,9 @@ class _Growing:
     def extract(self, number: int) -> Contender:
         """Give the program, extracting a revision."""
         out = self._bench.place / "extracted"
-        command = [str(self._bench.make.program), "extract", "--no-fsync", f"{self.image}@{number}", out]
+        command: list[str | Path] = [
+            *(str(self._bench.make.program), "extract", "--no-fsync", f"{self.image}@{number}", out)
+        ]
         return Contender(f"extract @{number}", command, makes=out, at_most=_LONGER)
 
     def pull(self) -> Contender:
@@ -126,7 +128,7 @@ class _Growing:
         place = self._bench.place / f"{self._layout.name}.podman"
         run = self._bench.place / self._layout.name[0]  # podman takes no longer paths than of 50 bytes
         place.mkdir()
-        podman = [
+        podman: list[str | Path] = [
             *("env", f"HOME={place}", "unshare", "--mount", "--propagation=private", "podman"),
             *(f"--root={place / 'root'}", f"--runroot={run}", "--storage-driver=overlay"),
         ]

@@ -20,6 +20,66 @@ TOP = Path(__file__).resolve().parent.parent
 # The name of each file is the one by which its shell finds it.
 FILES = {"bash": "archive_overlay", "zsh": "_archive_overlay"}
 
+# What shtab cannot do: tags and revisions. The program gives what can come after the last colon or at sign of a word.
+#
+# bash cuts words at the characters of COMP_WORDBREAKS, colons and at signs among them, and replaces what comes after the
+# last one (an at sign with it). So the words are put together again first, by what stands between them in the line.
+IMAGES = {
+    "bash": r"""
+_archive_overlay() {
+  local line="$COMP_LINE" word cword=0 words=() i
+  for ((i = 0; i < ${#COMP_WORDS[@]}; i++)); do
+    word="${COMP_WORDS[i]}"
+    if ((i == 0)) || [[ $line == [[:space:]]* || -z $COMP_LINE ]]; then
+      words+=("$word")
+    else
+      words[${#words[@]}-1]+="$word"
+    fi
+    line="${line#"${line%%[![:space:]]*}"}"
+    line="${line#"$word"}"
+    ((i == COMP_CWORD)) && cword=$((${#words[@]} - 1))
+  done
+  local COMP_WORDS=("${words[@]}") COMP_CWORD=$cword
+  word="${words[cword]}"
+  if [[ $word == *:* ]] && _archive_overlay_images "$word"; then
+    return
+  fi
+  _shtab_archive_overlay
+}
+
+_archive_overlay_images() {
+  local word="$1" head="${1%"${1##*[:@]}"}" cut="$1" found
+  found=$("${COMP_WORDS[0]/#\~\//$HOME/}" __complete "${COMP_WORDS[1]}" "${word/#\~\//$HOME/}" 2>/dev/null) || return 1
+  while [[ -n $cut && $COMP_WORDBREAKS != *"${cut: -1}"* ]]; do
+    cut="${cut%?}"
+  done
+  cut="${cut%@}"
+  COMPREPLY=()
+  while IFS= read -r word; do
+    word="$head$word"
+    COMPREPLY+=("${word#"$cut"}")
+  done <<<"$found"
+  [[ $head == *@ ]] || compopt -o nospace 2>/dev/null
+}
+""",
+    "zsh": r"""
+_archive_overlay_images() {
+  if [[ $PREFIX == *:* ]]; then
+    local word=${(Q)PREFIX}
+    [[ $word == '~/'* ]] && word=$HOME/${word#'~/'}
+    local -a found
+    found=(${(f)"$(_call_program images archive_overlay __complete ${(q)words[1]} ${(q)word} 2>/dev/null)"})
+    if (( $#found )); then
+      compset -P '*[:@]'
+      compadd -S '' -a found
+      return
+    fi
+  fi
+  _files "$@"
+}
+""",
+}
+
 
 def main() -> None:
     """Read the command line and write both files."""
@@ -43,17 +103,22 @@ def completion(shell: str) -> str:
     parser = cli.build_parser()
     values: dict[str, dict[str, object]] = {
         "PATH": {"complete": shtab.FILE},
-        "WHAT": {"complete": shtab.FILE},
+        "FILE": {"complete": shtab.FILE},
+        "WHAT": {"complete": {**shtab.FILE, "zsh": "_archive_overlay_images"}},
+        "ARCHIVE": {"complete": {**shtab.FILE, "zsh": "_archive_overlay_images"}},
         "DIR": {"complete": shtab.DIRECTORY},
-        "LAYOUT": {"complete": shtab.DIRECTORY},
+        "LAYOUT": {"complete": {**shtab.DIRECTORY, "zsh": "_archive_overlay_images -/"}},
         "LEVEL": {"choices": log.LEVEL_NAMES},
     }
     for action in actions(parser):
-        if isinstance(action.metavar, str):
+        if isinstance(action.metavar, str) and action.dest != "paths":  # those are in an image
             word = re.match("[A-Z]*", action.metavar)
             vars(action).update(values.get(word[0] if word else "", {}))
     # Lines that end in blanks are none of a shell's business, and git complains about them.
-    lines = [line.rstrip() for line in shtab.complete(parser, shell).splitlines()]
+    lines = [line.rstrip() for line in shtab.complete(parser, shell, preamble=IMAGES).splitlines()]
+    if shell == "bash":
+        assert lines[-1] == "complete -o bashdefault -F _shtab_archive_overlay archive_overlay"
+        lines[-1] = "complete -o bashdefault -F _archive_overlay archive_overlay"
     return "\n".join(lines).strip() + "\n"
 
 

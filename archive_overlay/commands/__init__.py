@@ -1,4 +1,4 @@
-"""What a person runs, at a shell: `archive_overlay log`, `diff`, `extract`, `apply` and `check`.
+"""What a person runs, at a shell: `archive_overlay log`, `diff` and so on, as `parsers` has them.
 
 Nothing of it is imported when the program runs as a hook.
 """
@@ -34,8 +34,15 @@ if TYPE_CHECKING:
             """
 
 
+# What shells run; no help mentions it.
+COMPLETE = "__complete"
 # The rooms that are not called as their command is.
-_ROOMS = {"log": "revision_log", "check": "check.report", "apply": "apply.command"}
+_ROOMS = {
+    "log": "revision_log",
+    "check": "check.report",
+    "apply": "apply.command",
+    COMPLETE: "complete",
+}
 _STDOUT = 1
 _STDERR = 2
 # Lines are gathered up to this size before they go on.
@@ -93,12 +100,22 @@ class Output:
         data = "".join([f"{text}\n" for text in self._gathered]).encode()
         self._gathered.clear()
         self._size = 0
-        try:
-            write_all(_STDOUT, data)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            fail("cannot write to standard output", error)
+        write_bytes(data)
+
+
+def write_bytes(data: bytes) -> None:
+    """Write to standard output at once.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+        ArchiveError: it cannot be written.
+    """
+    try:
+        write_all(_STDOUT, data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fail("cannot write to standard output", error)
 
 
 def human_size(size: int) -> str:

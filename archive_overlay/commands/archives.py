@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.history.layer_source import LayerSource
 from archive_overlay.history.references import layout_within, looks_like_layout
 from archive_overlay.history.revisions import open_revision
+from archive_overlay.history.spool import unnamed_file
+from archive_overlay.history.states import spool_directory
 from archive_overlay.log import Log
 from archive_overlay.marks import (
     FUSE_OPAQUE,
@@ -20,27 +23,37 @@ from archive_overlay.marks import (
     USER_OPAQUE,
 )
 from archive_overlay.overlay import dialect, upper
+from archive_overlay.overlay.change import DIRECTORY as DIRECTORY_ENTRY
+from archive_overlay.overlay.change import TOP, TreePath
 from archive_overlay.overlay.mount import OverlayMount
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 from archive_overlay.system.tree import Descent
 from archive_overlay.system.user_namespace import has_all_users, sees_trusted_attributes
 from archive_overlay.tar import changes
+from archive_overlay.tar.compress import write_all
 from archive_overlay.tar.decompress import Reader
+from archive_overlay.tar.layer_form import LayerForm, true_name
 from archive_overlay.tar.reader import TarReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from contextlib import AbstractContextManager
-    from typing import Callable
+    from typing import Any, Callable
 
     from archive_overlay.overlay.change import Change
+    from archive_overlay.overlay.compose import Source
     from archive_overlay.overlay.dialect import Dialect
 
 # The kinds of archives, by the names that `--as` has for them.
 LAYOUT = "layout"
 DIRECTORY = "directory"
 TAR = "tar"
+
+# What stands for a tar on standard input.
+STDIN = "-"
+_STDIN = 0
+_PIECE = 1024 * 1024
 
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -73,7 +86,8 @@ class Tar:
     def changes(self) -> Iterator[Change]:
         """Give what it holds, without data and attributes (see `changes.read_changes`).
 
-        It is read twice: nothing is given of one that is damaged.
+        It is read twice: nothing is given of one that is damaged. A directory that may be there only for what is in it is
+        `implicit`.
 
         Raises:
             ArchiveError: it is damaged, or cannot be read.
@@ -81,7 +95,26 @@ class Tar:
         with self.open() as tar:
             marks = changes.read_marks(tar, self.form)
         with self.open() as tar:
-            yield from changes.read_changes(tar, self.form, marks)
+            for change in changes.read_changes(tar, self.form, marks):
+                if change.kind is DIRECTORY_ENTRY and not change.opaque:
+                    change.implicit = marks.is_only_on_the_way(change.path)
+                yield change
+
+    @contextmanager
+    def source(self) -> Generator[Source, None, None]:
+        """Give what it holds, with data and attributes.
+
+        Raises:
+            ArchiveError: it is damaged, cannot be read, or says something more than once in ways that contradict.
+        """
+
+        @contextmanager
+        def translated() -> Generator[Any, None, None]:
+            with self.open() as tar:
+                yield LayerForm(tar, self.form)
+
+        with spool_directory() as spool, LayerSource(translated, spool) as source:
+            yield source if self.form.whiteout_files else _TrueNames(source)
 
 
 class Directory:
@@ -109,6 +142,41 @@ class Directory:
         finally:
             stream.close()
 
+    @contextmanager
+    def source(self) -> Generator[upper.UpperReader, None, None]:
+        """Give what it holds; see `changes`."""
+        with closing(upper.UpperReader(self.overlay, Log("panic", []))) as reader:
+            yield reader
+
+
+class _TrueNames:
+    """A source with the names that its tar has; see `LayerForm`."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._directories: list[TreePath] = []
+        self.is_directory = source.is_directory
+        self.skip = source.skip
+
+    def ahead(self) -> tuple[int, str] | None:
+        place = self._source.ahead()
+        return place and (place[0], true_name(place[1]))
+
+    def take(self) -> Change | None:
+        place = self._source.ahead()
+        change = self._source.take()
+        if change is not None and place is not None:
+            depth = place[0]
+            del self._directories[depth + 1 :]
+            change.name = true_name(change.name)
+            change.directory = self._directories[depth] if depth >= 0 else TOP
+            if change.kind is DIRECTORY_ENTRY:
+                self._directories.append(TreePath(change.directory, change.name) if change.name else TOP)
+            if change.link_to is not None:
+                parts = change.link_to.text.split("/")
+                change.link_to = TreePath(TOP, "/".join(map(true_name, parts)))
+        return change
+
 
 @contextmanager
 def open_archive(
@@ -117,7 +185,7 @@ def open_archive(
     """Open whatever it is.
 
     Args:
-        what: path of a tar or directory, or LAYOUT:TAG@N.
+        what: path of a tar or directory, LAYOUT:TAG@N, or STDIN.
         log: takes a warning if marks may be there that this process does not see.
         kind: `LAYOUT`, `DIRECTORY` or `TAR`; None: found out from what is there, as far as that needs no guess.
         marks: the marks to believe, "trusted", "user", "fuse" or "oci"; None: those that are in it. What tars of this
@@ -127,7 +195,7 @@ def open_archive(
     Raises:
         ArchiveError: there is no such archive, it may be one kind or another, or it cannot be read.
     """
-    kind = kind or _kind(what, marks)
+    kind = kind or (TAR if what == STDIN else kind_of(what, marks))
     if kind == LAYOUT:
         image, revision = open_revision(what)
         with image:
@@ -143,11 +211,17 @@ def open_archive(
             OverlayMount(upper=path, lowers=(), dialect=_dialect(marks or _guess_marks(path, log)))
         )
     else:
-        with _opened_file(what) as fd:
-            yield Tar(kind, _form(marks or _said_marks(what, fd)), lambda: _opened_tar(what, fd))
+        shown = "standard input" if what == STDIN else what
+        with _standard_input() if what == STDIN else _opened_file(what) as fd:
+            yield Tar(kind, _form(marks or _said_marks(shown, fd)), lambda: _opened_tar(shown, fd))
 
 
-def _kind(what: str, marks: str | None) -> str:
+def plain_tree(path: str) -> Directory:
+    """Give a directory in which nothing is a mark."""
+    return Directory(OverlayMount(upper=os.path.abspath(path), lowers=(), dialect=dialect.RAW))
+
+
+def kind_of(what: str, marks: str | None) -> str:
     """Say what it is, as far as that is settled by what no container can have made.
 
     Raises:
@@ -175,6 +249,34 @@ def _kind(what: str, marks: str | None) -> str:
             f"{what} may be an image layout, or a directory that a container made look like one", hint=hint
         )
     return kind
+
+
+@contextmanager
+def _standard_input() -> Generator[int, None, None]:
+    """Give what is on standard input as a file that can be read several times."""
+    fd = _keep_standard_input()
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _keep_standard_input() -> int:
+    """Keep what is on standard input aside in a file without a name, unless it is a file itself."""
+    with spool_directory() as spool:
+        try:
+            if stat.S_ISREG(os.fstat(_STDIN).st_mode):
+                return os.dup(_STDIN)
+            fd = unnamed_file(spool)
+            try:
+                while data := os.read(_STDIN, _PIECE):
+                    write_all(fd, data)
+            except BaseException:
+                os.close(fd)
+                raise
+        except OSError as error:
+            fail("cannot keep aside what is on standard input", error)
+    return fd
 
 
 @contextmanager

@@ -4,40 +4,39 @@ from __future__ import annotations
 
 import os
 import stat
-import time
+from contextlib import closing
 
-from archive_overlay.commands import human_size
+from archive_overlay.commands.progress import Progress
 from archive_overlay.destination.paths import Paths
 from archive_overlay.destination.staging import ARCHIVE, Staging
-from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.errors import ArchiveError, brief, fail
 from archive_overlay.history.revisions import open_revision
+from archive_overlay.history.selection import PathSet
+from archive_overlay.history.state_entries import StateEntries
+from archive_overlay.history.states import States
 from archive_overlay.history.unpack import Unpacker
 from archive_overlay.log import Repeated
+from archive_overlay.system import tree
 from archive_overlay.system.flush import Never, ToDisk
 from archive_overlay.system.open_flags import READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from types import TracebackType
 
     from archive_overlay.history.missing import Missing
-    from archive_overlay.history.revisions import Image
+    from archive_overlay.history.revisions import Image, Revision
     from archive_overlay.layout.pieces import Piece
     from archive_overlay.log import Log
     from archive_overlay.system.flush import Flush
-
-_STDERR = 2
-_BAR = 30
-_SECONDS_BETWEEN = 0.1
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
     """Make the directory: whole, or not at all.
 
     Args:
-        options: `revision`, LAYOUT:TAG or LAYOUT:TAG@N; `directory`, which must be absent or empty; `fsync`; `force`:
-            diff IDs may be wrong.
+        options: `revision`, LAYOUT:TAG or LAYOUT:TAG@N; `directory`, which must be absent or empty; `paths`, all that is
+            wanted of the revision, or nothing for the whole; `fsync`; `force`: diff IDs may be wrong.
         log: takes a warning of what could not be kept, and of each wrong diff ID.
 
     Raises:
@@ -51,14 +50,26 @@ def run(options: argparse.Namespace, log: Log) -> None:
     image, last = open_revision(options.revision)
     with image, Staging(parent, name, paths=paths, flush=flush, log=log) as staging:
         wrong: dict[int, str] | None = {} if options.force else None
-        missing = _unpack(image, image.state(last), staging, wrong)
         try:
-            flush.file_system(staging.directory)
-            # Takes the place of nothing but an empty directory.
-            os.rename(ARCHIVE, staging.name, src_dir_fd=staging.directory, dst_dir_fd=staging.parent)
-            flush.file(staging.parent)
+            os.mkdir(ARCHIVE, stat.S_IRWXU, dir_fd=staging.directory)
+            top = os.open(ARCHIVE, READ_DIRECTORY, dir_fd=staging.directory)
         except OSError as error:
-            fail(f"cannot put the revision at {directory}", error)
+            fail(f"cannot make {staging.path}", error)
+        try:
+            if options.paths:
+                missing = _unpack_parts(image, last, options.paths, top, wrong)
+            else:
+                missing = image.use(
+                    lambda: image.state(last), lambda pieces: _unpack(image, pieces, top, wrong)
+                )
+            try:
+                flush.file_system(staging.directory)
+                _put(staging, top)
+                flush.file(staging.parent)
+            except OSError as error:
+                fail(f"cannot put the revision at {directory}", error)
+        finally:
+            os.close(top)
     warnings = Repeated(log)
     for number, fault in (wrong or {}).items():
         warnings.warning(
@@ -91,70 +102,65 @@ def _judge(directory: str) -> None:
         )
 
 
-def _unpack(image: Image, pieces: list[Piece], staging: Staging, wrong: dict[int, str] | None) -> Missing:
+def _unpack(image: Image, pieces: list[Piece], top: int, wrong: dict[int, str] | None) -> Missing:
     """Apply the layers to what is going to be the directory; give what was not given to entries."""
-    try:
-        os.mkdir(ARCHIVE, stat.S_IRWXU, dir_fd=staging.directory)
-        top = os.open(ARCHIVE, READ_DIRECTORY, dir_fd=staging.directory)
-    except OSError as error:
-        fail(f"cannot make {staging.path}", error)
-    try:
-        # All but the lowest are read twice.
-        total = 2 * sum(piece.size for piece in pieces) - pieces[0].size
-        with _Progress(total) as progress:
-            unpacker = Unpacker(top)
-            try:
-                for piece in pieces:
-                    if piece is not pieces[0]:
-                        with image.read(piece, progress=progress.add, wrong_diff_ids=wrong) as tar:
-                            unpacker.hide(tar)
-                    with image.read(piece, progress=progress.add, wrong_diff_ids=wrong) as tar:
-                        unpacker.apply(tar)
-                unpacker.finish()
-            finally:
-                unpacker.close()
-    finally:
-        os.close(top)
+    tree.empty(top)  # of an attempt with layers that were damaged
+    if wrong:
+        wrong.clear()
+    # All but the lowest are read twice.
+    total = 2 * sum(piece.size for piece in pieces) - pieces[0].size
+    with Progress(total) as progress, closing(Unpacker(top)) as unpacker:
+        for piece in pieces:
+            if piece is not pieces[0]:
+                with image.read(piece, progress=progress.add, wrong_diff_ids=wrong) as tar:
+                    unpacker.hide(tar)
+            with image.read(piece, progress=progress.add, wrong_diff_ids=wrong) as tar:
+                unpacker.apply(tar)
+        unpacker.finish()
+        return unpacker.missing
+
+
+def _unpack_parts(
+    image: Image, revision: Revision, wanted: list[str], top: int, wrong: dict[int, str] | None
+) -> Missing:
+    """Make only certain paths of a revision; give what was not given to entries."""
+    paths = [_checked(image, revision, path) for path in wanted]
+    selection = PathSet()
+    for path in paths:
+        selection.add(path, tree=True)
+    with States(wrong).opened(image, image.state(revision), paths=selection) as state:
+        assert state is not None  # a revision has a piece
+        entries = StateEntries(state, paths)
+        with closing(Unpacker(top)) as unpacker:
+            unpacker.apply(entries)
+            unpacker.finish()
+    for path, text in zip(paths, wanted):
+        if path not in entries.found:
+            raise ArchiveError(f"revision {revision.number} of {image.name} has no {brief(text)}")
     return unpacker.missing
 
 
-class _Progress:
-    """A bar on the terminal, if standard error is one. It is gone at the end.
+def _checked(image: Image, revision: Revision, path: str) -> str:
+    """Give a path of the image as it is without dots, and without a slash at the start or the end."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts or "\0" in path:
+        raise ArchiveError(f"{brief(path)} is not a path in revision {revision.number} of {image.name}")
+    return "/".join(parts)
 
-    Args:
-        total: bytes that are going to be read.
-    """
 
-    def __init__(self, total: int) -> None:
-        self._total = max(total, 1)
-        self._done = 0
-        self._next = 0.0 if os.isatty(_STDERR) else float("inf")
+def _put(staging: Staging, top: int) -> None:
+    """Give the directory its name. It takes the place of nothing but an empty directory."""
 
-    def __enter__(self) -> _Progress:  # noqa: PYI034, Self is not in Python 3.9
-        return self
+    def rename() -> None:
+        os.rename(ARCHIVE, staging.name, src_dir_fd=staging.directory, dst_dir_fd=staging.parent)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._next < float("inf"):
-            self._write("\r\x1b[K")
-
-    def add(self, count: int) -> None:
-        """Count what has been read."""
-        self._done += count
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + _SECONDS_BETWEEN
-        part = min(self._done / self._total, 1)
-        bar = ("#" * int(part * _BAR)).ljust(_BAR, ".")
-        self._write(f"\r[{bar}] {part:4.0%} of {human_size(self._total)} ")
-
-    def _write(self, text: str) -> None:
-        try:
-            os.write(_STDERR, text.encode())
-        except OSError:
-            self._next = float("inf")  # the terminal is gone; the work is not
+    try:
+        rename()
+    except PermissionError:
+        # A directory that changes its parent must be writable to who moves it, unless that is root.
+        status = os.fstat(top)
+        if status.st_mode & stat.S_IWUSR or status.st_uid != os.geteuid():
+            raise
+        os.fchmod(top, stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
+        rename()
+        os.fchmod(top, stat.S_IMODE(status.st_mode))

@@ -89,14 +89,17 @@ class Composer:
         staging: where the files are made.
         form: how they are written.
         log: takes warnings of what is left out.
+
+    Attributes:
+        image: see there; it may become a newer one of the same history.
     """
 
     def __init__(self, image: Image, staging: Staging, form: Form, log: Log) -> None:
-        self._image = image
+        self.image = image
         self._staging = staging
         self._form = form
         self._log = log
-        self._made: dict[tuple[str, ...], Fresh] = {}
+        self._made: dict[tuple[int, tuple[str, ...]], Fresh] = {}
 
     def compose(self, pieces: Sequence[Piece]) -> Fresh:
         """Compose pieces that follow one another.
@@ -105,14 +108,15 @@ class Composer:
             ArchiveError: one of them is damaged, or the result cannot be written.
             OSError: there is no writing in staging.
         """
-        key = tuple(piece.digest for piece in pieces)
+        # Other revisions may have changed the same.
+        key = pieces[0].first, tuple(piece.digest for piece in pieces)
         if key in self._made:
             return self._made[key]
         name = f"composed-{len(self._made)}"
         fd = self._staging.create_file(name)
         try:
             layer = compose_layers(
-                [lambda piece=piece: self._image.read(piece) for piece in pieces],  # type: ignore[misc]
+                [lambda piece=piece: self.image.read(piece) for piece in pieces],  # type: ignore[misc]
                 fd,
                 directory=self._staging.directory,
                 where=self._staging.path,
@@ -125,6 +129,11 @@ class Composer:
             os.close(fd)
         self._made[key] = Fresh(first=pieces[0].first, last=pieces[-1].last, layer=layer, name=name)
         return self._made[key]
+
+    def made(self, first: int, last: int) -> Layer | None:
+        """Give what was composed of a run of revisions; None: nothing was."""
+        found = (each.layer for each in self._made.values() if (each.first, each.last) == (first, last))
+        return next(found, None)
 
 
 class Plan(Record):

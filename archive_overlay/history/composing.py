@@ -19,11 +19,14 @@ from archive_overlay.overlay.compose import changes_of, compose
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from typing import Callable
 
     from archive_overlay.history.layer_source import Opener
     from archive_overlay.layout.layer import Layer
     from archive_overlay.log import Log
+    from archive_overlay.overlay.change import Change
+    from archive_overlay.overlay.compose import Source
 
 
 def compose_layers(
@@ -49,14 +52,56 @@ def compose_layers(
         ArchiveError: one of them is damaged, or cannot be composed; or the result cannot be written.
     """
 
+    return write_composed(
+        [layers],
+        lambda sources: changes_of(sources[0]),
+        fd,
+        directory=directory,
+        where=where,
+        compression=compression,
+        level=level,
+        jobs=jobs,
+        log=log,
+    )
+
+
+def write_composed(
+    groups: Sequence[Sequence[Opener]],
+    changes: Callable[[Sequence[Source]], Iterator[Change]],
+    fd: int,
+    *,
+    directory: int,
+    where: str,
+    compression: str,
+    level: int,
+    jobs: int,
+    log: Log,
+) -> Layer:
+    """Compose several groups of layers, each by itself, and write what comes of that.
+
+    Args:
+        groups: of each, what opens its layers, the oldest first.
+        changes: makes one change set of all of these. It may be called twice.
+        fd, directory, where, compression, level, jobs, log: see `compose_layers`.
+
+    Raises:
+        ArchiveError: see `compose_layers`.
+    """
+
     def write(*, look_first: bool) -> Layer:
         with ExitStack() as stack:
             sources = [
-                stack.enter_context(LayerSource(each, directory, look_first=look_first)) for each in layers
+                compose(
+                    [
+                        stack.enter_context(LayerSource(each, directory, look_first=look_first))
+                        for each in layers
+                    ]
+                )
+                for layers in groups
             ]
             # At the end of the context, it is known that all that was read was what the layers should be.
             return write_layer(
-                changes_of(compose(sources)),
+                changes(sources),
                 fd,
                 where=where,
                 compression=compression,

@@ -92,6 +92,67 @@ def find_image(text: str, *, numbered: bool) -> Found:
     return found[0]
 
 
+def split_off_path(text: str) -> tuple[str, str | None]:
+    """Split a text that names a revision and perhaps a path in it: LAYOUT:TAG, LAYOUT:TAG@N or LAYOUT:TAG@N:PATH.
+
+    The longest part of it that names an image is the image.
+
+    Returns:
+        What names the revision, and the path: None if there is none, "" for the root directory.
+
+    Raises:
+        ArchiveError: there is no such image.
+    """
+    try:
+        find_image(text, numbered=True)
+        return text, None
+    except ArchiveError as error:
+        failure = error
+    for position in range(len(text) - 1, 0, -1):
+        if text[position] != ":":
+            continue
+        image = text[:position]
+        if os.path.isdir(image):  # a layout, and what follows is the name of an image
+            continue
+        try:
+            find_image(image, numbered=True)
+        except ArchiveError as error:
+            failure = error
+            continue
+        return image, text[position + 1 :]
+    raise failure
+
+
+def find_images(text: str) -> tuple[list[Found], bool]:
+    """Find the image that a text names, or all images of the layout that it names.
+
+    Args:
+        text: LAYOUT or LAYOUT:NAME.
+
+    Returns:
+        The images, sorted by their names, those without one first; and whether they are all of a layout, whose path then is the
+        text.
+
+    Raises:
+        ArchiveError: there is no such image or layout; or the text may name one or the other; or a layout is damaged.
+    """
+    if not looks_like_layout(text):
+        return [find_image(text, numbered=False)], False
+    for reading in _readings(text, numbered=False):
+        if reading.name and looks_like_layout(reading.path):
+            image = _find(reading, _read_index(reading.path), numbered=False)
+            if image:
+                raise ArchiveError(
+                    f"{text} is an image layout, and {image.path} has an image of that name, too",
+                    hint=f"write {text}/ or {image.unmistakable}",
+                )
+    images = [
+        Found(path=text, name=read.tag_of(descriptor), number=0, descriptor=descriptor)
+        for descriptor in read.images(_read_index(text))
+    ]
+    return sorted(images, key=lambda image: image.name), True
+
+
 def layout_within(text: str) -> str:
     """Give the path of a layout of which a text may name an image, other than the text itself; "" if there is none."""
     paths = (reading.path for reading in _readings(text, numbered=True) if reading.path != text)

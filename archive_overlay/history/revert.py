@@ -8,12 +8,15 @@ from archive_overlay.overlay.compose import comes_first
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Callable
 
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.compose import Source
 
 
-def changes_back(state: Source, since: Source) -> Iterator[Change]:
+def changes_back(
+    state: Source, since: Source, *, unknown: Callable[[Change], None] | None = None
+) -> Iterator[Change]:
     """Give the changes that take back what a change set did.
 
     What it has something of becomes what the state has there, or is deleted; directories that it listed only for what is
@@ -23,6 +26,8 @@ def changes_back(state: Source, since: Source) -> Iterator[Change]:
     Args:
         state: what was there, all of it composed. It lies on nothing: what it does not have was not there.
         since: what came after, composed.
+        unknown: if the state lies on something after all, which nobody has: is called with each change of `since` that may have
+            been about that, and may raise an error. If it does not, nothing is taken for what was there.
 
     Returns:
         Changes, depth first, each valid until the next one is taken.
@@ -30,12 +35,18 @@ def changes_back(state: Source, since: Source) -> Iterator[Change]:
     Raises:
         ArchiveError: one of them cannot be read.
     """
+    covered: list[bool] = []  # of the directories down to here: whether the state hides there what it lies on
     while (place := since.ahead()) is not None:
+        del covered[place[0] + 1 :]
+        hidden = unknown is None or (bool(covered) and covered[-1])
         while (there := state.ahead()) is not None and there != place and comes_first(there, place):
             state.skip()
         is_directory = since.is_directory()
         if there != place:
             touched = since.take()
+            if touched is not None and not hidden:
+                assert unknown
+                unknown(touched)
             if touched is not None and not touched.name:
                 yield touched  # nothing was there, and a change set has a root
             elif touched is not None and touched.kind is not WHITEOUT:
@@ -52,6 +63,12 @@ def changes_back(state: Source, since: Source) -> Iterator[Change]:
         if is_directory and not merged:
             _pass_over(since, place[0])
         was = state.take()
+        if was is not None and was.kind is DIRECTORY:
+            gone = not merged and not was.opaque
+            if not hidden and (gone or (was.implicit and not touched.implicit)):
+                assert unknown
+                unknown(touched)
+            covered.append(hidden or was.opaque)
         if was is None or was.kind is WHITEOUT:
             if touched.kind is not WHITEOUT:
                 yield _deletion(touched)

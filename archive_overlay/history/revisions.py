@@ -5,6 +5,8 @@ Source: OCI image specification, config.md, "history" and "rootfs.diff_ids"; man
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from contextlib import contextmanager
 
@@ -22,15 +24,19 @@ from archive_overlay.tar.reader import TarReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Mapping
+    from collections.abc import Collection, Generator, Iterable, Mapping
     from types import TracebackType
-    from typing import Any, Callable
+    from typing import Any, BinaryIO, Callable, TypeVar
 
     from archive_overlay.history.references import Found
     from archive_overlay.layout.packs import Kept
     from archive_overlay.layout.pieces import Piece
     from archive_overlay.layout.provenance import Provenance
     from archive_overlay.layout.stored import StoredImage
+
+    Result = TypeVar("Result")
+
+_BLOCK = 1 << 20
 
 
 class Revision(Record):
@@ -63,6 +69,7 @@ class Image:
         name: both.
         stored: the image as it is stored.
         revisions: all of them, the lowest number first.
+        damaged: what is wrong with pieces that are known not to be what the image says, by their places. They are not used.
     """
 
     def __init__(self, path: str, tag: str, layout: int, stored: StoredImage) -> None:
@@ -71,6 +78,7 @@ class Image:
         self.name = f"{path}:{tag}" if tag else path
         self.stored = stored
         self.revisions = _revisions(stored)
+        self.damaged: dict[tuple[str, int], str] = {}
         self._layout = layout
 
     @property
@@ -122,23 +130,23 @@ class Image:
         only = "only revision 1" if last == 1 else f"only revisions 1 to {last}"
         raise ArchiveError(f"{self.name} has no revision {number}, {only}")
 
-    def state(self, revision: Revision, *, without: Collection[str] = ()) -> list[Piece]:
+    def state(self, revision: Revision, *, without: Collection[tuple[str, int]] = ()) -> list[Piece]:
         """Give the pieces that, one on top of the other, are what a revision left: the oldest first.
 
         Args:
             revision: which one.
-            without: digests of pieces that are not to be used, because they are damaged.
+            without: places of pieces that are not to be used, besides those that are known to be damaged.
 
         Raises:
             ArchiveError: there are not enough.
         """
         return self._cover(self.stored.first, revision.number, without)
 
-    def change_set(self, revision: Revision, *, without: Collection[str] = ()) -> list[Piece]:
+    def change_set(self, revision: Revision, *, without: Collection[tuple[str, int]] = ()) -> list[Piece]:
         """Give the pieces that are what a revision changed. See `state`."""
         return self.between(revision.previous, revision.number, without=without)
 
-    def between(self, older: int, newer: int, *, without: Collection[str] = ()) -> list[Piece]:
+    def between(self, older: int, newer: int, *, without: Collection[tuple[str, int]] = ()) -> list[Piece]:
         """Give the pieces that are what the revisions after one, up to another one, changed. See `state`.
 
         Args:
@@ -146,8 +154,88 @@ class Image:
         """
         return self._cover(max(older + 1, self.stored.first), newer, without)
 
-    def _cover(self, first: int, last: int, without: Collection[str]) -> list[Piece]:
-        found = self.stored.cover(first, last, without=without)
+    def usable(self, choose: Callable[[], list[Piece]]) -> list[Piece]:
+        """Choose pieces that are there, and as large as the image says. Nothing of them is read.
+
+        Args:
+            choose: `state`, `change_set` or `between` of this image, called again if a piece is not there: a layer that was
+                composed is in packs, too, as the change sets that it was made of.
+
+        Raises:
+            ArchiveError: there are not enough.
+        """
+        first = ""
+        while True:
+            try:
+                pieces = choose()
+            except ArchiveError as error:
+                raise ArchiveError(first or error.message, hint=error.hint) from error
+            faults = [(piece, fault) for piece in pieces if (fault := self.fault(piece))]
+            if not faults:
+                return pieces
+            self.damaged.update((piece.place, fault) for piece, fault in faults)
+            first = first or f"{faults[0][0].label} of {self.name}: {faults[0][1]}"
+
+    def use(self, choose: Callable[[], list[Piece]], use: Callable[[list[Piece]], Result]) -> Result:
+        """Use pieces; if they turn out to be damaged, use others in their place.
+
+        Args:
+            choose: see `usable`.
+            use: what is done with them. It may be called again after it has failed.
+
+        Raises:
+            ArchiveError: it failed, and no pieces were damaged or there are no others.
+        """
+        failed: ArchiveError | None = None
+        while True:
+            try:
+                pieces = self.usable(choose)
+            except ArchiveError as error:
+                raise failed or error from error
+            try:
+                return use(pieces)
+            except ArchiveError as error:
+                if not self._find_damage(pieces):
+                    raise
+                failed = error
+
+    def fault(self, piece: Piece) -> str:
+        """Say what is wrong with a piece, as far as can be said without reading it; "" if it is there, and large enough."""
+        try:
+            with Blobs(self._layout) as blobs:
+                blobs.expect(piece.blob)
+        except (ArchiveError, OSError) as error:
+            return str(error)
+        if piece.offset is not None and piece.offset + piece.size > piece.blob["size"]:
+            return "the image layout is damaged: a blob of change sets ends too early"
+        return ""
+
+    def _find_damage(self, pieces: Iterable[Piece]) -> bool:
+        """Compare the digests of pieces that are stored; say whether one was wrong of which that was not known."""
+        known = len(self.damaged)
+        for piece in pieces:
+            try:
+                with self._open_piece(piece) as file:
+                    digest = hashlib.sha256()
+                    while data := file.read(_BLOCK):
+                        digest.update(data)
+                fault = _difference("digest", f"sha256:{digest.hexdigest()}", piece.digest)
+            except (ArchiveError, OSError) as error:
+                fault = str(error)
+            if fault:
+                self.damaged[piece.place] = fault
+        return len(self.damaged) > known
+
+    def _open_piece(self, piece: Piece) -> BinaryIO:
+        """Open a piece as it is stored."""
+        with Blobs(self._layout) as blobs:
+            if piece.offset is None:
+                return open(blobs.open(piece.blob), "rb")
+            ((_, data),) = read_shared(blobs, [piece])
+            return io.BytesIO(data)
+
+    def _cover(self, first: int, last: int, without: Collection[tuple[str, int]]) -> list[Piece]:
+        found = self.stored.cover(first, last, without={*without, *self.damaged})
         if found is None:
             raise ArchiveError(
                 f"{self.name}: the change sets of revisions {first} to {last} are not all in the layout",

@@ -157,7 +157,7 @@ class Spool:
         if len(self._held) > _MOST_IN_MEMORY:
             try:
                 if self._fd < 0:
-                    self._fd = _unnamed_file(self._directory)
+                    self._fd = unnamed_file(self._directory)
                 write_all(self._fd, self._held)
             except OSError as error:
                 fail("cannot keep entries of a layer aside in an unnamed file", error)
@@ -178,7 +178,7 @@ class Spool:
         return data if len(data) == size else data + self._read(place + len(data), size - len(data))
 
 
-def _unnamed_file(directory: int) -> int:
+def unnamed_file(directory: int) -> int:
     """Open a new file that nobody else can open.
 
     Raises:

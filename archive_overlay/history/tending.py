@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.errors import fail
 from archive_overlay.history.compaction import Composer, compact, put_compacted
 from archive_overlay.history.revisions import Image
-from archive_overlay.layout.edit import Edit, MovedError
+from archive_overlay.layout.edit import Edit, until_published
 from archive_overlay.layout.lock import lock
 from archive_overlay.layout.read import read_index, tagged
 from archive_overlay.layout.stored import open_stored
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from archive_overlay.history.compaction import Form
     from archive_overlay.log import Log
     from archive_overlay.system.patience import Patience
-
-_MOST_ATTEMPTS = 20
 
 
 def make_room(
@@ -66,19 +64,17 @@ def make_room(
                     return ""
             lock(layout, path, patience, log)
             edit = Edit(layout, staging)
-            for _ in range(_MOST_ATTEMPTS):
+
+            def put() -> str:
                 descriptor = tagged(edit.index, tag)
                 now = open_stored(layout, descriptor) if descriptor else None
                 if now is None or not put_compacted(plan, tag, layout, now, edit):
                     return ""  # somebody else has composed them, or the tag is gone
-                try:
-                    edit.publish()
-                except MovedError:
-                    edit.begin()
-                    continue
+                edit.publish()
                 after = before - sum(len(old) - 1 for old, _ in plan.layers)
                 return f"{before} layers have become {after}"
-            raise ArchiveError(f"the image layout {path} is changed by other programs all the time")
+
+            return until_published(edit, path, put)
         finally:
             os.close(layout)
     except OSError as error:

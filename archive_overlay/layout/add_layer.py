@@ -15,7 +15,7 @@ from archive_overlay.destination.apart import keep_apart
 from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.layout.blobs import BLOBS
-from archive_overlay.layout.edit import Edit, MovedError, is_new
+from archive_overlay.layout.edit import Edit, is_new, until_published
 from archive_overlay.layout.images import empty_image, image_at, put_image, put_same, with_layer
 from archive_overlay.layout.layer import Layer
 from archive_overlay.layout.lineage import BRANCH, Wish, find_place
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from archive_overlay.system.patience import Patience
 
 _EMPTY_INDEX: dict[str, Any] = {"manifests": []}
-# Programs that do not take the lock may be faster again and again, but not for ever.
+# Without the lock, an index is read anew at most so often.
 _MOST_ATTEMPTS = 20
 
 
@@ -130,21 +130,15 @@ class LayoutDestination:
 
     def _add(self, layout: int, staging: Staging, layer: Layer) -> str:
         edit = Edit(layout, staging)
-        for _ in range(_MOST_ATTEMPTS):
+
+        def add() -> str:
             place = find_place(layout, edit.index, self.wish)
-            try:
-                done = self._add_at(place, layout, edit, layer)
-            except MovedError:
-                edit.begin()
-                continue
+            done = self._add_at(place, layout, edit, layer)
             if place.warning:
                 self.log.warning(f"archive {self._provenance.archive}: {place.warning}")
             return done
-        raise ArchiveError(
-            f"the image layout {self.path} was changed by another program {_MOST_ATTEMPTS} times while a revision was to"
-            " be added",
-            hint=f"let it take the lock: flock {quoted(self.path)} PROGRAM ...",
-        )
+
+        return until_published(edit, self.path, add)
 
     def _add_at(self, place: Place, layout: int, edit: Edit, layer: Layer) -> str:
         """Add the revision at its place, and say what was done."""
@@ -206,6 +200,7 @@ def judge_destination(
     if_moved: str = BRANCH,
     had: Collection[str] | None = None,
     all_had: Callable[[], Collection[str]] = tuple,
+    count_base: Callable[[], int] | None = None,
     provenance: Provenance,
     upper: str,
     paths: Paths,
@@ -217,7 +212,7 @@ def judge_destination(
     Args:
         archive_to: absolute path of the layout, with `:TAG` or without.
         parent: TAG or TAG@N to begin a new tag with; "" for none.
-        if_moved, had, all_had: see `lineage.Wish`.
+        if_moved, had, all_had, count_base: see `lineage.Wish`.
         provenance: where the layer comes from.
         upper: the upperdir that is archived.
         paths: where it may be.
@@ -236,7 +231,7 @@ def judge_destination(
         )
     if parent:
         check_name(parent)
-    _expect_no_revision(tag)
+    expect_no_revision(tag)
     path = paths.resolve(path, "archive-to")
     keep_apart("archive-to", path, upper)
     wish = Wish(
@@ -247,6 +242,7 @@ def judge_destination(
         container=provenance.container,
         had=had,
         all_had=all_had,
+        count_base=count_base,
     )
     try:
         layout = paths.open(path)
@@ -256,7 +252,7 @@ def judge_destination(
         fail(f"cannot read the image layout {path}", error)
     try:
         if layout >= 0:
-            _expect_own_blobs(layout, path)
+            expect_own_blobs(layout, path)
         place, index = _find_place(layout, wish)
         if place.image is None and not all(map(tag_of, images(index))):
             log.warning(
@@ -289,7 +285,7 @@ def _find_place(layout: int, wish: Wish) -> tuple[Place, Mapping[str, Any]]:
                 raise
 
 
-def _expect_no_revision(tag: str) -> None:
+def expect_no_revision(tag: str) -> None:
     """Refuse a tag that is called as the commands call a revision of another one."""
     other, at, number = tag.rpartition("@")
     if at and number.isdigit():
@@ -299,7 +295,7 @@ def _expect_no_revision(tag: str) -> None:
         )
 
 
-def _expect_own_blobs(layout: int, path: str) -> None:
+def expect_own_blobs(layout: int, path: str) -> None:
     """Refuse a layout whose blobs are to be written elsewhere: whoever made it would choose where.
 
     Raises:

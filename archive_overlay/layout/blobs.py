@@ -15,7 +15,7 @@ import re
 import stat
 
 from archive_overlay.errors import ArchiveError, brief
-from archive_overlay.system.open_flags import LOOK, READ, STEP
+from archive_overlay.system.open_flags import LOOK, READ, READ_DIRECTORY, STEP
 from archive_overlay.system.resolve import Resolved, Resolver, open_resolved
 
 TYPE_CHECKING = False
@@ -112,6 +112,31 @@ class Blobs:
         except (ArchiveError, OSError):
             return False
         return True
+
+    def lacks(self, descriptor: Mapping[str, Any]) -> bool:
+        """Say whether nothing is there in the place of a blob, not even something that is damaged.
+
+        Raises:
+            ArchiveError: the descriptor has no digest that is known.
+            OSError: it cannot be looked at.
+        """
+        try:
+            self.status(os.path.basename(blob_path(descriptor)))
+        except FileNotFoundError:
+            return True
+        return False
+
+    def names(self) -> list[str]:
+        """Give the names of all that is there."""
+        fd = os.open(".", READ_DIRECTORY, dir_fd=self._directory)
+        try:
+            return os.listdir(fd)
+        finally:
+            os.close(fd)
+
+    def status(self, name: str) -> os.stat_result:
+        """Look at something there by its name; links are not followed."""
+        return os.stat(name, dir_fd=self._directory, follow_symlinks=False)
 
     def delete(self, digest: str) -> None:
         """Delete a blob, if it is there as a file of its own; what is a link to elsewhere is not this layout's alone.

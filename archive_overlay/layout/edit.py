@@ -18,6 +18,7 @@ import os
 from archive_overlay.destination.names import is_staging_name
 from archive_overlay.errors import ArchiveError
 from archive_overlay.layout.blobs import BLOBS, Blobs
+from archive_overlay.layout.pulling import quoted
 from archive_overlay.layout.reachable import UnknownError, reachable
 from archive_overlay.layout.read import (
     INDEX_FILE,
@@ -36,13 +37,17 @@ from archive_overlay.system.open_flags import READ, READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from typing import Any
+    from collections.abc import Collection, Iterable, Mapping
+    from typing import Any, Callable, TypeVar
 
     from archive_overlay.destination.staging import Staging
 
+    Done = TypeVar("Done")
+
 # Before something is deleted, all manifests are read. Beyond this many, it is left to `archive_overlay gc`.
 _MOST_READ = 200
+# Programs that do not take the lock may be faster again and again, but not for ever.
+_MOST_ATTEMPTS = 20
 
 
 class MovedError(Exception):
@@ -70,6 +75,7 @@ class Edit:
         self._staging = staging
         self._flush = staging.flush
         self._placed: set[str] = set()
+        self._staged: set[str] = set()  # blobs that were written in staging, whatever has become of them
         self._read_layout()
 
     def begin(self) -> None:
@@ -114,7 +120,9 @@ class Edit:
         """Add a blob, and give its digest and size."""
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._placed and digest not in self._blobs:
-            self._write(digest, data)
+            if digest not in self._staged:
+                self._write(digest, data)
+                self._staged.add(digest)
             self._blobs[digest] = digest
         return {"digest": f"sha256:{digest}", "size": len(data)}
 
@@ -149,6 +157,27 @@ class Edit:
     def discard(self, digests: Iterable[str]) -> None:
         """Delete blobs after the publication, those that nothing refers to by then."""
         self._discarded.update(digests)
+
+    def drop_histories(self, digests: Collection[str]) -> None:
+        """List histories no longer that nothing needs."""
+        self._manifests = [
+            each for each in self._manifests if not (is_history(each) and each.get("digest") in digests)
+        ]
+
+    def collect(self) -> None:
+        """Delete what is to be discarded. The caller knows that nothing refers to it, by the index that was read.
+
+        Raises:
+            MovedError: another program has changed the index: it may need some of it.
+            OSError: something cannot be written or deleted.
+        """
+        if self._manifests != self.index["manifests"]:
+            self._write(INDEX_FILE, _dump({**self.index, "manifests": self._manifests}))
+            self._publish_index()
+            self._flush.file(self._layout)
+        else:
+            self._expect_unmoved()
+        self._delete(self._discarded)
 
     def publish(self) -> None:
         """Make it visible: blobs first, and the index when all of them are there.
@@ -264,6 +293,32 @@ class Edit:
             file.write(data)
             file.flush()
             self._flush.file(fd)
+
+
+def until_published(edit: Edit, path: str, work: Callable[[], Done]) -> Done:
+    """Do what ends in a publication, and do it again as long as another program is faster.
+
+    Args:
+        edit: is published by the work.
+        path: of the layout, for messages.
+        work: looks at `edit.index`, adds to `edit`, and publishes it.
+
+    Returns:
+        What the work gives.
+
+    Raises:
+        ArchiveError: other programs change the index all the time; or as the work.
+        OSError: as the work.
+    """
+    for _ in range(_MOST_ATTEMPTS):
+        try:
+            return work()
+        except MovedError:
+            edit.begin()
+    raise ArchiveError(
+        f"the image layout {path} was changed by another program {_MOST_ATTEMPTS} times while it was to be written to",
+        hint=f"let it take the lock: flock {quoted(path)} PROGRAM ...",
+    )
 
 
 def is_new(layout: int) -> bool:

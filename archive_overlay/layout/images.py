@@ -11,9 +11,9 @@ from archive_overlay.errors import ArchiveError
 from archive_overlay.keys import PREFIX
 from archive_overlay.layout.blobs import Blobs
 from archive_overlay.layout.packs import add_history, format_ranges, read_shared
-from archive_overlay.layout.provenance import CREATED_BY, composed_comment
+from archive_overlay.layout.provenance import BASE, CREATED_BY, composed_comment
 from archive_overlay.layout.read import CREATED, HISTORY, MANIFEST_TYPE
-from archive_overlay.layout.stored import CHAINS, REVISION, SUPERSEDED, WEIGHT, chains_in, chains_of
+from archive_overlay.layout.stored import CHAINS, PRUNED, REVISION, SUPERSEDED, WEIGHT, chains_in, chains_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,22 +125,55 @@ def image_at(
     pieces = image.cover(image.first, number)
     if pieces is None:
         raise ArchiveError(f"not all change sets up to revision {number} are in the layout")
-    kept = {each.number: each for each in image.kept()}
-    positions = {piece.digest: position for position, piece in enumerate(image.layers)}
-    layers, history = [], []
+    history = add_history(edit, entries_up_to(image, number))
+    return image_of(layout, image, pieces, {each.number: each for each in image.kept()}, history, edit)
+
+
+def image_of(
+    layout: int,
+    image: StoredImage,
+    pieces: Sequence[Piece],
+    kept: Mapping[int, Kept],
+    history: str,
+    edit: Edit,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give manifest and config of an image like another one, but with certain pieces as its layers.
+
+    Args:
+        layout: file descriptor of the layout's directory.
+        image: the other one.
+        pieces: at least one, the lowest first. Those that are blobs of their own are there, or are in `edit`.
+        kept: what is known of each revision that there is then.
+        history: as `add_history` gives it.
+        edit: takes the layers that are no blobs of their own yet.
+
+    Raises:
+        ArchiveError: a piece is missing or damaged.
+        OSError: it cannot be read or written.
+    """
+    known = {each.number: each for each in image.kept()}
+    positions = {
+        (piece.first, piece.last, piece.digest): position for position, piece in enumerate(image.layers)
+    }
+    layers: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     with Blobs(layout) as blobs:
         for piece in pieces:
-            position = positions.get(piece.digest) if piece.in_image else None
+            said = kept.get(piece.last)
+            position = positions.get((piece.first, piece.last, piece.digest))
             if position is not None:
-                layers.append(image.manifest["layers"][position])
-                history.append(dict(image.history_of_layer(position)) or {"created_by": "unknown"})
+                layer = image.manifest["layers"][position]
+                if said != known.get(piece.last):
+                    layer = {**layer, "annotations": descriptor_of(piece, said)["annotations"]}
+                layers.append(layer)
+                entries.append(dict(image.history_of_layer(position)) or {"created_by": "unknown"})
                 continue
             if piece.offset is not None:
                 ((_, data),) = read_shared(blobs, [piece])
                 if edit.add_blob(data)["digest"] != piece.digest:
                     raise ArchiveError(f"{piece.label} is damaged: its digest is not {piece.digest}")
-            layers.append(descriptor_of(piece, kept.get(piece.last)))
-            history.append(history_entry(piece, kept.get(piece.last)))
+            layers.append(descriptor_of(piece, said))
+            entries.append(history_entry(piece, said))
     annotations = {
         key: value
         for key, value in image.manifest["annotations"].items()
@@ -152,14 +185,21 @@ def image_at(
         for key, value in (layers[-1].get("annotations") or {}).items()
         if _is_of_revision(key) and key not in (REVISION, CHAINS, WEIGHT)
     )
-    if value := add_history(edit, entries_up_to(image, number)):
-        annotations[HISTORY] = value
+    if history:
+        annotations[HISTORY] = history
+    same = next(
+        (i for i, (new, old) in enumerate(zip(pieces, image.layers)) if new.digest != old.digest), None
+    )
+    if same is None:
+        same = min(len(pieces), len(image.layers))
     return (
         {**image.manifest, "layers": layers, "annotations": annotations},
         {
             **image.config,
             "rootfs": {**image.config["rootfs"], "diff_ids": [piece.diff_id for piece in pieces]},
-            "history": history,
+            "history": [*_history_below(image.config, len(image.layers), same), *entries[same:]]
+            if image.layers
+            else entries,
         },
     )
 
@@ -176,7 +216,8 @@ def descriptor_of(piece: Piece, kept: Kept | None) -> dict[str, Any]:
         piece: it is, or is going to be, a blob of its own.
         kept: what is known of its last revision; None: that is none any more.
     """
-    annotations = dict(kept.annotations) if kept else {}
+    annotations = dict(kept.annotations) if kept else {PRUNED: "true"}
+    annotations.pop(WEIGHT, None)
     annotations[REVISION] = format_ranges([(piece.first, piece.last)])
     return {
         "mediaType": piece.media_type,
@@ -235,6 +276,49 @@ def with_composed(
         {**manifest, "layers": layers},
         {**config, "rootfs": {**config["rootfs"], "diff_ids": diff_ids}, "history": history},
     )
+
+
+def with_base(
+    image: StoredImage, layers: Sequence[Layer], base: Mapping[str, Any] | None, ids: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give manifest and config of an image with the image below it that it began with.
+
+    Args:
+        image: its lowest revision says that its base is absent.
+        layers: of its base, lowest first.
+        base: config of that; None: nobody has it.
+        ids: what stores call its topmost layer.
+    """
+    below: list[dict[str, Any]] = [
+        {"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size} for layer in layers
+    ]
+    below[-1]["annotations"] = {CHAINS: " ".join(ids)}
+    above = [dict(layer) for layer in image.manifest["layers"]]
+    # Where that is composed with others already, the annotation is that of a later one.
+    above[0]["annotations"] = _without(above[0].get("annotations") or {}, BASE)
+    diff_ids = [*(layer.diff_id for layer in layers), *image.config["rootfs"]["diff_ids"]]
+    config = dict(base or image.config)
+    history = _full_history(
+        {"history": config.get("history") or []} if base else {"history": []}, len(layers)
+    )
+    if sum(not each.get("empty_layer") for each in history) != len(layers):
+        history = [{"created_by": "unknown"}] * len(layers)
+    config["history"] = [*history, *_full_history(image.config, len(above))]
+    config["rootfs"] = {"type": "layers", "diff_ids": diff_ids}
+    if "created" in image.config:
+        config["created"] = image.config["created"]
+    return (
+        {
+            **image.manifest,
+            "layers": [*below, *with_chain(above, diff_ids)],
+            "annotations": _without(image.manifest["annotations"], BASE),
+        },
+        config,
+    )
+
+
+def _without(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {each: value for each, value in values.items() if each != key}
 
 
 def put_image(
@@ -308,6 +392,21 @@ _MOST_CHAINS = 16
 
 def _is_of_revision(key: str) -> bool:
     return key == CREATED or (key.startswith(PREFIX) and key not in (HISTORY, SUPERSEDED))
+
+
+def _history_below(config: Mapping[str, Any], layers: int, count: int) -> list[Any]:
+    """Give the config's history of the lowest layers, with what it says beside layers.
+
+    Args:
+        config: of the image.
+        layers: how many the image has.
+        count: how many of them.
+    """
+    history = _full_history(config, layers)
+    own = [position for position, entry in enumerate(history) if not entry.get("empty_layer")]
+    if len(own) != layers:
+        return [{"created_by": "unknown"}] * count  # nobody knows which entry is of which layer
+    return history[: own[count]] if count < layers else history
 
 
 def _full_history(config: Mapping[str, Any], layers: int) -> list[Any]:

@@ -40,6 +40,11 @@ class Piece(Record):
     in_image: bool = False
 
     @property
+    def place(self) -> tuple[str, int]:
+        """Where it is stored: the same change set may be in several places, of which one is damaged."""
+        return str(self.blob.get("digest")), -1 if self.offset is None else self.offset
+
+    @property
     def label(self) -> str:
         """What messages call it."""
         if self.first == self.last:
@@ -60,12 +65,14 @@ class Pieces:
             there.append(piece)
             there.sort(key=lambda each: -each.last)
 
-    def cover(self, first: int, last: int, *, without: Collection[str] = ()) -> list[Piece] | None:
+    def cover(
+        self, first: int, last: int, *, without: Collection[tuple[str, int]] = ()
+    ) -> list[Piece] | None:
         """Choose the fewest pieces that hold a run of revisions and no other.
 
         Args:
             first, last: numbers of the run; there is nothing in it if `last` is less than `first`.
-            without: digests of pieces that are not to be used.
+            without: places of pieces that are not to be used.
 
         Returns:
             The pieces, the oldest first; None: there are not enough.
@@ -77,7 +84,7 @@ class Pieces:
                 (
                     piece
                     for piece in self._by_first.get(number, ())
-                    if piece.last <= last and piece.digest not in without
+                    if piece.last <= last and piece.place not in without
                 ),
                 None,
             )

@@ -21,6 +21,8 @@ CREATED_BY = "archive_overlay"
 UNKNOWN = "unknown"
 ABSENT = "absent"
 OTHER = "other"
+# The annotation that says it.
+BASE = f"{PREFIX}base"
 _NUMBER = "revision "
 _CONTAINER = "container "
 _ARCHIVE = ", archive "
@@ -80,6 +82,8 @@ class Provenance(Record):
 
     def comment(self, number: int) -> str:
         """Give the comment of the entry in the image's history."""
+        if not self.container:
+            return f"{_NUMBER}{number}: {self.message}"  # a person made it
         return f"{_NUMBER}{number}: {_CONTAINER}{self.container}{_ARCHIVE}{self.archive}{_MOUNT_POINT}{self.mount_point}"
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from archive_overlay.layout.blobs import Blobs
 
 # What has the digests of other blobs in it. Docker's own are found in layouts, too.
-_INDEXES = (INDEX_TYPE, "application/vnd.docker.distribution.manifest.list.v2+json")
-_MANIFESTS = (MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json")
+INDEXES = (INDEX_TYPE, "application/vnd.docker.distribution.manifest.list.v2+json")
+MANIFESTS = (MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json")
 
 
 class UnknownError(Exception):
@@ -49,13 +49,13 @@ def reachable(
             continue
         found.add(digest)
         media_type = descriptor.get("mediaType", MANIFEST_TYPE)
-        if media_type not in _INDEXES and media_type not in _MANIFESTS:
+        if media_type not in INDEXES and media_type not in MANIFESTS:
             raise UnknownError(f"{digest} is of type {media_type}, which this program does not know")
         read += 1
         if at_most is not None and read > at_most:
             raise UnknownError(f"the layout has more than {at_most} manifests")
         document = read_json_blob(blobs, descriptor)
-        if media_type in _INDEXES:
+        if media_type in INDEXES:
             pending += [each for each in _list(document.get("manifests")) if isinstance(each, dict)]
         else:
             parts = [document.get("config"), *_list(document.get("layers"))]
@@ -66,13 +66,16 @@ def reachable(
             )
             annotations = document.get("annotations")
             history = history_of(annotations) if isinstance(annotations, dict) else None
-            if history and blobs.has(
-                history
-            ):  # what was copied from another layout names one that stayed there
+            # What was copied from another layout names a history that stayed there.
+            if history and not blobs.lacks(history):
                 pending.append(history)
         subject = document.get("subject")
         if isinstance(subject, dict) and isinstance(subject.get("digest"), str):
-            found.add(subject["digest"])
+            # It may be in a registry only.
+            if blobs.lacks(subject):
+                found.add(subject["digest"])
+            else:
+                pending.append(subject)
     return found
 
 

@@ -132,7 +132,9 @@ class StoredImage:
                 ]
         return found
 
-    def cover(self, first: int, last: int, *, without: Collection[str] = ()) -> list[Piece] | None:
+    def cover(
+        self, first: int, last: int, *, without: Collection[tuple[str, int]] = ()
+    ) -> list[Piece] | None:
         """Choose the fewest pieces that hold a run of revisions; see `Pieces.cover`. Packs are read only if they are needed."""
         found = self._pieces.cover(first, last, without=without)
         if found is None:
@@ -249,7 +251,11 @@ def chains_in(annotations: Mapping[str, Any]) -> list[str]:
 
 def is_ours(annotations: Mapping[str, Any], history: Mapping[str, Any]) -> bool:
     """Say whether this program wrote a layer."""
-    return f"{PREFIX}container" in annotations or history.get("created_by") == CREATED_BY
+    return (
+        f"{PREFIX}container" in annotations
+        or PRUNED in annotations
+        or history.get("created_by") == CREATED_BY
+    )
 
 
 def _numbers(

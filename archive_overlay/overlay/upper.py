@@ -13,7 +13,7 @@ import stat
 
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.log import Repeated
-from archive_overlay.marks import OPAQUE_MARKER, TRUSTED_OPAQUE, WHITEOUT_PREFIX
+from archive_overlay.marks import OPAQUE_MARKER, TRUSTED, TRUSTED_OPAQUE, WHITEOUT_PREFIX
 from archive_overlay.overlay.attributes import (
     NO_ATTRIBUTES,
     NO_MARKS,
@@ -223,6 +223,20 @@ class UpperReader:
             return self._entry(level, name)
         except OSError as error:
             fail(f"cannot read {self._shown(level, name)}", error)
+
+    def renamed_from(self) -> str:
+        """Say where the directory that was taken last was before it was renamed, as its overlay notes it; "" if nowhere.
+
+        It is for people: nothing is looked up there.
+        """
+        if not sees_trusted_attributes():
+            return ""
+        try:
+            redirect = os.fsdecode(os.getxattr(self._descent.fd, f"{TRUSTED}redirect"))
+        except OSError:
+            return ""
+        above = self._levels[-2].path.prefix if len(self._levels) > 1 else ""
+        return redirect.strip("/") if redirect.startswith("/") else above + redirect
 
     def _entry(self, level: _Level, name: str) -> Change | None:
         kind = level.kinds.get(name)

@@ -73,6 +73,8 @@ _LINKABLE = {
 }  # what a hard link may be besides a file
 _STRAY_MARKS = 128  # marks of layers are in it, and it has no entry before them
 _NOT_A_DIRECTORY = 256  # and it is something else, in which they mean nothing
+_HAS_ENTRIES = 512
+_LINKED = 1024  # a hard link leads to it
 _LINKABLE_MARKS = {kind: mark for mark, kind in _LINKABLE.items()}
 
 LAYER = Form(whiteout_files=True, whiteout_devices=False, opaque_attributes=())
@@ -90,8 +92,13 @@ def read_marks(tar: TarReader, form: Form) -> Marks:
         OSError: it cannot be read.
     """
     marks = Marks()
+    last: list[str] = []
     for entry in tar.entries():
         parts = split_path(entry.name)
+        above = parts[:-1]
+        if above != last:
+            marks.add("/".join(above), _HAS_ENTRIES)
+            last = above
         if form.whiteout_files and parts and parts[-1].startswith(WHITEOUT_PREFIX):
             directory = "/".join(parts[:-1])
             if parts[-1] == OPAQUE_MARKER:
@@ -107,7 +114,7 @@ def read_marks(tar: TarReader, form: Form) -> Marks:
             marks.add("/".join(parts), _DIRECTORY_ENTRY | (_OPAQUE if opaque else 0))
         else:
             if entry.type == headers.HARD_LINK:
-                split_link(entry.link)
+                marks.add("/".join(split_link(entry.link)), _LINKED)
             if marks.stray:
                 _note_what_is_no_directory(marks, entry, "/".join(parts))
     return marks
@@ -130,6 +137,7 @@ def read_changes(tar: TarReader, form: Form, marks: Marks) -> Iterator[Change]:
         ArchiveError: see `read_marks`.
         OSError: it cannot be read.
     """
+    first_names: dict[int, TreePath] = {}  # of links that other links lead to
     for entry in tar.entries():
         parts = split_path(entry.name)
         name = parts.pop() if parts else ""
@@ -166,7 +174,9 @@ def read_changes(tar: TarReader, form: Form, marks: Marks) -> Iterator[Change]:
             if change.kind is WHITEOUT:
                 marks.add(change.path, _LINKABLE_MARKS[WHITEOUT])
             else:
-                change.link_to = TreePath(TOP, link_to)
+                change.link_to = first_names.get(_hash(link_to)) or TreePath(TOP, link_to)
+                if marks.has(change.path, _LINKED):
+                    first_names[_hash(change.path)] = change.link_to
         elif change.kind is not FILE:
             change.target = entry.link if change.kind is SYMLINK else ""
             marks.add(change.path, _LINKABLE_MARKS[change.kind])
@@ -260,29 +270,44 @@ class Marks:
     memory fails.
 
     Attributes:
+        count: of how many paths something is remembered.
         stray: whether a mark of a layer is in something that has no entry as a directory before it.
     """
 
     def __init__(self) -> None:
         self.stray = False
-        self._count = 0
+        self.count = 0
         self._hashes = array("Q", bytes(8 * _FEWEST_SLOTS))  # 0: a slot that is free
         self._bits = array("H", bytes(2 * _FEWEST_SLOTS))
 
-    def add(self, path: str, mark: int) -> None:
-        """Remember something of a path."""
+    def add(self, path: str | int, mark: int) -> None:
+        """Remember something of a path, or of a number that stands for one."""
         slot = self._slot(_hash(path))
         if not self._hashes[slot]:
-            self._count += 1
-            if 3 * self._count > 2 * len(self._hashes):
+            self.count += 1
+            if 3 * self.count > 2 * len(self._hashes):
                 self._grow()
                 slot = self._slot(_hash(path))
             self._hashes[slot] = _hash(path)
         self._bits[slot] |= mark
 
-    def has(self, path: str, mark: int) -> bool:
+    def has(self, path: str | int, mark: int) -> bool:
         """Say whether something is remembered of a path."""
         return bool(self._bits[self._slot(_hash(path))] & mark)
+
+    def is_only_on_the_way(self, directory: str) -> bool:
+        """Say whether it may be that a directory is in the tar only for what is in it.
+
+        Args:
+            directory: one that has an entry of its own and is not opaque.
+        """
+        if not self.has(directory, _HAS_ENTRIES):
+            return False
+        while directory:
+            directory = directory.rpartition("/")[0]
+            if self.has(directory, _OPAQUE):
+                return False  # it is new
+        return True
 
     def _slot(self, key: int) -> int:
         last = len(self._hashes) - 1
@@ -302,6 +327,6 @@ class Marks:
                 self._bits[slot] = bits
 
 
-def _hash(path: str) -> int:
+def _hash(path: str | int) -> int:
     # Python's own has 64 bits and, of a text, a key that nobody can know (SipHash).
     return hash(path) & _ALL_BITS or 1

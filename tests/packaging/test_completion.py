@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -10,7 +12,7 @@ import pytest
 
 from archive_overlay import cli, log
 from tests.packaging.conftest import PATH, TOP
-from tests.support import tools
+from tests.support import history, image_layouts, tools
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,10 +28,20 @@ source "$1"
 shift
 COMP_WORDS=(archive_overlay "$@")
 COMP_CWORD=$#
+COMP_LINE="archive_overlay $*"
 function=$(complete -p archive_overlay)
 function=${function##*-F }
 "${function%% *}"
 printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+# bash in its line editor, which splits words as it does for a person: it gets the keys, and the last one has it write down
+# the line as it is by then.
+BASH_LINE = """
+source {completions}
+bind 'set bell-style none'
+PS1=ready
+bind -x '"\\C-xd": printf "%s\\n" "$READLINE_LINE" >>{found}'
 """
 
 # zsh completes in its line editor only, which wants a terminal: a second zsh has one, gets the keys as a
@@ -85,6 +97,58 @@ def zsh(directory: Path, *words: str) -> list[str]:
     script = ["zsh", "-f", "-c", ZSH, "zsh", str(COMPLETIONS), str(found), line, str(dump)]
     subprocess.run(script, cwd=directory, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     return sorted({word for word in found.read_text().splitlines() if word})
+
+
+def typed_in_bash(directory: Path, program: Path, line: str) -> str:
+    """Give what bash makes of a line after which the tabulator key is pressed."""
+    tools.need("bash")
+    found, start = directory.parent / "found", directory.parent / "bashrc"
+    start.write_text(BASH_LINE.format(completions=COMPLETIONS / "archive_overlay", found=found))
+    found.write_text("")
+    master, slave = pty.openpty()
+    environment = {"PATH": f"{program.parent}:{PATH}", "TERM": "dumb", "HOME": str(directory)}
+    with subprocess.Popen(
+        ["bash", "--noprofile", "--rcfile", start, "-i"],
+        cwd=directory,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=environment,
+    ) as process:
+        os.close(slave)
+        shown = b""
+        while b"ready" not in shown:  # until then the terminal takes keys for itself
+            shown += _shown(master)
+        os.write(master, f"{line}\t\x18d\x15exit\n".encode())
+        while _shown(master):
+            pass
+    os.close(master)
+    assert process.returncode == 0
+    return found.read_text().rstrip("\n")
+
+
+def _shown(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""  # EIO: nobody has the other end open any more
+
+
+@pytest.fixture
+def program(executable: Path, tmp_path: Path) -> Path:
+    """Give the program by its name."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/archive_overlay").symlink_to(executable)
+    return tmp_path / "bin/archive_overlay"
+
+
+@pytest.fixture
+def layout(directory: Path) -> Path:
+    """Give a layout with two tags and three revisions, and a colon in the name of one more."""
+    for number, tag in enumerate(("main", "docker.io/library/x:v1"), 1):
+        layers = [history.layer(history.file(str(each))) for each in range(number + 1)]
+        image_layouts.put(directory / "data", tag, layers=layers)
+    return directory / "data"
 
 
 @pytest.fixture(params=[bash, zsh], ids=["bash", "zsh"])
@@ -145,3 +209,50 @@ def test_the_options_of_a_command_are_offered(complete: Complete) -> None:
 
 def test_an_archive_is_any_file(complete: Complete) -> None:
     assert [word.rstrip("/") for word in complete("diff", "some-")] == ["some-directory", "some-file"]
+
+
+@pytest.mark.parametrize(
+    ("line", "becomes"),
+    [
+        ("log data:m", "log data:main"),
+        ("log data:d", "log data:docker.io/library/x:v1"),
+        ("log data:docker.io/library/x:", "log data:docker.io/library/x:v1"),
+        ("log data/:ma", "log data/:main"),
+        ("log ~/data:ma", "log ~/data:main"),
+        ("log --json data:ma", "log --json data:main"),
+        ("diff data:main@1 data:main@2", "diff data:main@1 data:main@2 "),
+        ("extract data:docker.io/library/x:v1@3", "extract data:docker.io/library/x:v1@3 "),
+        ("extract data:main@3", "extract data:main@3"),
+        ("log data:main@2", "log data:main@2"),
+        ("squash data:main@1..", "squash data:main@1..2 "),
+        ("extract data:main@2 some-d", "extract data:main@2 some-directory/"),
+        ("log other:m", "log other:m"),
+    ],
+)
+def test_bash_completes_tags_and_revisions(
+    directory: Path, layout: Path, program: Path, line: str, becomes: str
+) -> None:
+    assert layout.is_dir()
+    assert typed_in_bash(directory, program, f"archive_overlay {line}") == f"archive_overlay {becomes}"
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("log", "data:"), ["docker.io/library/x:v1", "main"]),
+        (("extract", "data:main@"), ["1", "2"]),
+        (("squash", "data:docker.io/library/x:v1@1.."), ["1..2", "1..3"]),
+        (("cat", "data:none@"), []),
+    ],
+)
+def test_zsh_offers_tags_and_revisions(
+    monkeypatch: pytest.MonkeyPatch,
+    directory: Path,
+    layout: Path,
+    program: Path,
+    words: tuple[str, ...],
+    offered: list[str],
+) -> None:
+    monkeypatch.setenv("PATH", f"{program.parent}:{PATH}")
+    assert layout.is_dir()
+    assert zsh(directory, *words) == offered

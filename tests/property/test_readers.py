@@ -7,6 +7,7 @@ each time; a failure names the seed for --hypothesis-seed.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, core, given, seed, settings, strategies
 
-from archive_overlay.commands import revision_log
+from archive_overlay.commands import revision_log, revision_table
 from archive_overlay.commands.check import hook_files
 from archive_overlay.errors import ArchiveError, HookError
 from archive_overlay.history.revisions import open_image, open_revision
@@ -310,7 +311,7 @@ def test_a_layout(
     (top / "blobs/sha256").mkdir(parents=True, exist_ok=True)
     stored = {**image_layouts.put_blob(top, layer(file("a"))), "annotations": _FACTS.annotations()}
     history = [
-        {"created": "2024-01-02T03:04:05.6Z", "created_by": "archive_overlay", "comment": _FACTS.comment()}
+        {"created": "2024-01-02T03:04:05.6Z", "created_by": "archive_overlay", "comment": _FACTS.comment(1)}
     ]
     described: dict[str, Any] = {
         "rootfs": {"type": "layers", "diff_ids": [stored["digest"]]},
@@ -327,14 +328,18 @@ def test_a_layout(
 
     size = sum(path.stat().st_size for path in top.rglob("*"))
     with expecting(10_000 + 50 * size), open_image(str(top)) as image:
-        for revision in image.revisions:
-            for text in revision_log._row(revision, human=True):
-                text.encode()
-            json.dumps(revision_log._object(revision)).encode()
+        rows = revision_log.listed(image)
+        _, lines = revision_table.format_table(rows, revision_table.Screen(), human=True)
+        for text in itertools.chain.from_iterable(lines):
+            text.encode()
+        for row in rows:
+            json.dumps(revision_log._object(row)).encode()
     with expecting(10_000 + 50 * size):
         image, revision = open_revision(f"{top}:latest@1")
-        with image, image.layer(revision) as tar:
-            list(tar.entries())
+        with image:
+            for piece in image.change_set(revision):
+                with image.read(piece) as tar:
+                    list(tar.entries())
 
 
 _FACTS = Provenance(container="c1", archive="data", mount_point="/data", entries=1, deletions=2)

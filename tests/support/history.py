@@ -39,7 +39,7 @@ def complaint_of(*arguments: str | Path, cwd: Path | None = None) -> str:
     return result.stderr
 
 
-def shown_on_terminal(*arguments: str | Path) -> str:
+def shown_on_terminal(*arguments: str | Path, **environment: str) -> str:
     """Run a command that has to succeed with a terminal as output, and give what that showed."""
     master, slave = pty.openpty()
     with subprocess.Popen(
@@ -47,7 +47,7 @@ def shown_on_terminal(*arguments: str | Path) -> str:
         stdin=subprocess.DEVNULL,
         stdout=slave,
         stderr=slave,
-        env={},
+        env=environment,
     ) as process:
         os.close(slave)
         shown = b""

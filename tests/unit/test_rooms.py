@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "tar": BASICS | {"marks", "overlay.change"},
     "destination": BASICS | {"marks", "overlay.compose"},
     "layout": BASICS | {"destination", "keys", "marks", "overlay.change", "tar"},
-    "history": BASICS | {"destination", "layout", "marks", "overlay.change", "overlay.compose", "tar"},
+    "history": BASICS
+    | {"destination", "keys", "layout", "marks", "overlay.change", "overlay.compose", "tar"},
     "methods": BASICS | {"destination", "history", "layout", "marks", "overlay", "tar"},
     "hook": BASICS | {"destination", "keys", "marks", "methods", "overlay", "settings"},
     "commands": BASICS

@@ -6,11 +6,13 @@ import fcntl
 import os
 import stat
 
-from archive_overlay.commands import Output, diff
+from archive_overlay.commands import Output
 from archive_overlay.commands.apply import reverse
 from archive_overlay.commands.apply.marks import PrivateMarks
 from archive_overlay.commands.apply.stage import stage, true_dialect
 from archive_overlay.commands.archives import Directory, open_archive
+from archive_overlay.commands.diff import as_they_are
+from archive_overlay.commands.differences import show
 from archive_overlay.destination import merge
 from archive_overlay.destination.apart import keep_apart
 from archive_overlay.destination.paths import Paths
@@ -355,7 +357,7 @@ def _show(archive: Tar | Directory, target: _Directory, options: argparse.Namesp
         )
     else:
         changes = archive.changes()
-    diff.show(_effective(changes, target), options)
+    show(as_they_are(_effective(changes, target), everything=False), options, known=False)
 
 
 def _effective(changes: Iterator[Change], target: _Directory) -> Iterator[Change]:
@@ -370,11 +372,12 @@ def _effective(changes: Iterator[Change], target: _Directory) -> Iterator[Change
                 os.close(parent)
         except (FileNotFoundError, NotADirectoryError):
             if change.kind is not WHITEOUT:
-                change.opaque = False
+                change.opaque = change.implicit = False
                 yield change
             continue
         except OSError as error:
             fail(f"cannot look at {os.path.join(target.path, change.shown)}", error)
         if change.kind is DIRECTORY:
             change.opaque = change.opaque and is_directory
+            change.implicit = False
         yield change

@@ -80,7 +80,7 @@ def test_blobs_behind_links_are_read(layout: Path, scratch: Path, how: str) -> N
     SHARED[how](layout, scratch / "store")
 
     assert history.output_of("log", "--json", f"{layout}:main") == before
-    assert history.output_of("diff", f"{layout}:main@2") == "A            1 a\nA            0 b\n"
+    assert history.output_of("diff", f"{layout}:main@2") == "M            1 a\nA            0 b\n"
     history.output_of("extract", f"{layout}:main", scratch / "out")
     assert (scratch / "out/a").read_bytes() == b"2"
 
@@ -91,7 +91,7 @@ def test_a_layout_by_a_link_and_a_relative_path(layout: Path, scratch: Path) -> 
 
     result = history.run("diff", "link:main@2", cwd=scratch)
 
-    assert (result.status, result.stdout) == (0, "A            1 a\nA            0 b\n")
+    assert (result.status, result.stdout) == (0, "M            1 a\nA            0 b\n")
 
 
 @pytest.mark.parametrize("how", SHARED)
