@@ -219,8 +219,9 @@ def _search(
     """Find the revision that the container had; None: it is not in the layout."""
     assert wish.had is not None
     descriptors = images(index)[-_MOST_IMAGES:][::-1]
-    # Of several images that have it, the one that is asked for.
-    descriptors.sort(key=lambda each: not is_tagged(each, wish.tag))
+    # Of several images that have it, the one that is asked for, or the one that it is to begin on.
+    begins_on = match[1] if (match := _NUMBERED.fullmatch(wish.parent)) else wish.parent
+    descriptors.sort(key=lambda each: (not is_tagged(each, wish.tag), not is_tagged(each, begins_on)))
     for descriptor in descriptors:
         if usual and descriptor.get("digest") == usual.descriptor.get("digest"):
             image = usual
