@@ -118,7 +118,9 @@ class _Growing:
     def extract(self, number: int) -> Contender:
         """Give the program, extracting a revision."""
         out = self._bench.place / "extracted"
-        command = [str(self._bench.make.program), "extract", "--no-fsync", f"{self.image}@{number}", out]
+        command: list[str | Path] = [
+            *(str(self._bench.make.program), "extract", "--no-fsync", f"{self.image}@{number}", out)
+        ]
         return Contender(f"extract @{number}", command, makes=out, at_most=_LONGER)
 
     def pull(self) -> Contender:

@@ -52,7 +52,8 @@ def draw(nodes: Sequence[K], parents: Mapping[K, K | None]) -> Iterator[tuple[K,
         here = lanes.index(node)
         for lane in range(len(lanes) - 1, here, -1):
             if lanes[lane] == node:
-                before += _joined(len(lanes), lane, here)
+                target = max(each for each in range(lane) if lanes[each] == node)
+                before += _joined(len(lanes), lane, target)
                 del lanes[lane]
         line = " ".join("*" if lane == here else "|" for lane in range(len(lanes)))
         parent = parents[node]

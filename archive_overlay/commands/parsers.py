@@ -10,6 +10,7 @@ import unicodedata
 
 from archive_overlay.errors import ArchiveError
 from archive_overlay.layout.keep import parse_count, parse_duration
+from archive_overlay.methods import DEFAULT_LAYERS, LAYERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     Parse = Callable[[Sequence[str]], Union[Settings, argparse.Namespace]]
 
 _AGES = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_LAYERS = range(2, 501)
-_DEFAULT_LAYERS = 100
 _LONGEST_MESSAGE = 1000
 # Control characters, ends of lines and of paragraphs, and what was no UTF-8.
 _NO_TEXT = ("Cc", "Cs", "Zl", "Zp")
@@ -434,10 +433,10 @@ def _add_writing(command: argparse.ArgumentParser) -> None:
         "--max-layers",
         metavar="N",
         type=_layers,
-        default=_DEFAULT_LAYERS,
+        default=DEFAULT_LAYERS,
         help=(
             "how many layers the image may have; beyond that, revisions share layers"
-            f" ({_LAYERS[0]} to {_LAYERS[-1]}, default: {_DEFAULT_LAYERS})"
+            f" ({LAYERS[0]} to {LAYERS[-1]}, default: {DEFAULT_LAYERS})"
         ),
     )
     _add_no_fsync(command, "the change is")
@@ -477,8 +476,8 @@ def _age(value: str) -> int:
 
 
 def _layers(value: str) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) < 4 and int(value) in _LAYERS):
-        raise argparse.ArgumentTypeError(f"{value!r} is not a number from {_LAYERS[0]} to {_LAYERS[-1]}")
+    if not (value.isascii() and value.isdigit() and len(value) < 4 and int(value) in LAYERS):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number from {LAYERS[0]} to {LAYERS[-1]}")
     return int(value)
 
 

@@ -99,7 +99,7 @@ class Composer:
         self._staging = staging
         self._form = form
         self._log = log
-        self._made: dict[tuple[str, ...], Fresh] = {}
+        self._made: dict[tuple[int, tuple[str, ...]], Fresh] = {}
 
     def compose(self, pieces: Sequence[Piece]) -> Fresh:
         """Compose pieces that follow one another.
@@ -108,7 +108,8 @@ class Composer:
             ArchiveError: one of them is damaged, or the result cannot be written.
             OSError: there is no writing in staging.
         """
-        key = tuple(piece.digest for piece in pieces)
+        # Other revisions may have changed the same.
+        key = pieces[0].first, tuple(piece.digest for piece in pieces)
         if key in self._made:
             return self._made[key]
         name = f"composed-{len(self._made)}"

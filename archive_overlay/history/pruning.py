@@ -6,17 +6,20 @@ At a stop only facts are rewritten (`put_pruned`): what revisions changed stays 
 
 from __future__ import annotations
 
+import os
 import time
 
-from archive_overlay.errors import ArchiveError
+from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.history.dates import seconds_of
 from archive_overlay.history.keep import revisions_to_keep
 from archive_overlay.history.rewriting import Wanted, facts_of
 from archive_overlay.keys import PREFIX
+from archive_overlay.layout.edit import Edit, until_published
 from archive_overlay.layout.images import descriptor_of, put_image
-from archive_overlay.layout.packs import add_history
+from archive_overlay.layout.lock import lock
+from archive_overlay.layout.packs import add_history, format_ranges
 from archive_overlay.layout.provenance import read_provenance
-from archive_overlay.layout.read import CREATED, HISTORY, images, tag_of
+from archive_overlay.layout.read import CREATED, HISTORY, images, read_index, tag_of, tagged
 from archive_overlay.layout.stored import CHAINS, PRUNED, REVISION, WEIGHT, open_stored
 from archive_overlay.system.record import Record
 
@@ -25,11 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from typing import Any
 
-    from archive_overlay.layout.edit import Edit
+    from archive_overlay.destination.paths import Paths
+    from archive_overlay.destination.staging import Staging
     from archive_overlay.layout.keep import Keep
     from archive_overlay.layout.packs import Kept, PackEntry
     from archive_overlay.layout.pieces import Piece
     from archive_overlay.layout.stored import StoredImage
+    from archive_overlay.log import Log
+    from archive_overlay.system.patience import Patience
 
 _PARENT = f"{PREFIX}parent"
 _BASE = f"{PREFIX}base"
@@ -111,6 +117,69 @@ def named_elsewhere(layout: int, index: Mapping[str, Any], image: StoredImage) -
             if parent == tag and digits.isascii() and digits.isdigit() and int(digits[:9]) in own:
                 found.setdefault(int(digits[:9]), f"branch {name}")
     return found
+
+
+def prune(
+    path: str,
+    tag: str,
+    staging: Staging,
+    *,
+    keep: Keep,
+    paths: Paths,
+    patience: Patience,
+    log: Log,
+) -> str:
+    """Let the revisions of an image that no rule keeps be none any more. No change set is read or written.
+
+    Args:
+        path: of the layout, resolved.
+        tag: the image's.
+        staging: in the layout.
+        keep: the rules.
+        paths: how to get to the layout.
+        patience: how long to wait for others.
+        log: is told if it does.
+
+    Returns:
+        What was done, for a message; "" for nothing.
+
+    Raises:
+        ArchiveError: that is not possible; the image is as it was.
+    """
+    try:
+        layout = paths.open(path)
+        try:
+            if not _to_drop(layout, read_index(layout), tag, keep)[1]:
+                return ""
+            lock(layout, path, patience, log)
+            edit = Edit(layout, staging)
+
+            def put() -> str:
+                image, dropped = _to_drop(layout, edit.index, tag, keep)
+                if image is None or not dropped:
+                    return ""
+                put_pruned(tag, image, dropped, edit)
+                edit.publish()
+                return f"pruned: {format_ranges(runs_of(dropped))}"
+
+            return until_published(edit, path, put)
+        finally:
+            os.close(layout)
+    except OSError as error:
+        fail(f"cannot write to the image layout {path}", error)
+
+
+def _to_drop(
+    layout: int, index: Mapping[str, Any], tag: str, keep: Keep
+) -> tuple[StoredImage | None, Sequence[int]]:
+    """Give an image, and the revisions of it that go."""
+    descriptor = tagged(index, tag)
+    if descriptor is None:
+        return None, ()
+    image = open_stored(layout, descriptor)
+    if not choose(image, keep, {}).dropped:
+        return image, ()  # nobody has to be asked
+    return image, choose(image, keep, named_elsewhere(layout, index, image)).dropped
 
 
 def put_pruned(tag: str, image: StoredImage, dropped: Collection[int], edit: Edit) -> None:

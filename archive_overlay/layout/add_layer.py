@@ -200,6 +200,7 @@ def judge_destination(
     if_moved: str = BRANCH,
     had: Collection[str] | None = None,
     all_had: Callable[[], Collection[str]] = tuple,
+    count_base: Callable[[], int] | None = None,
     provenance: Provenance,
     upper: str,
     paths: Paths,
@@ -211,7 +212,7 @@ def judge_destination(
     Args:
         archive_to: absolute path of the layout, with `:TAG` or without.
         parent: TAG or TAG@N to begin a new tag with; "" for none.
-        if_moved, had, all_had: see `lineage.Wish`.
+        if_moved, had, all_had, count_base: see `lineage.Wish`.
         provenance: where the layer comes from.
         upper: the upperdir that is archived.
         paths: where it may be.
@@ -233,7 +234,16 @@ def judge_destination(
     expect_no_revision(tag)
     path = paths.resolve(path, "archive-to")
     keep_apart("archive-to", path, upper)
-    wish = Wish(path=path, tag=tag, parent=parent, if_moved=if_moved, container=provenance.container, had=had)
+    wish = Wish(
+        path=path,
+        tag=tag,
+        parent=parent,
+        if_moved=if_moved,
+        container=provenance.container,
+        had=had,
+        all_had=all_had,
+        count_base=count_base,
+    )
     try:
         layout = paths.open(path)
     except FileNotFoundError:

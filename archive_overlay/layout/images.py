@@ -11,7 +11,7 @@ from archive_overlay.errors import ArchiveError
 from archive_overlay.keys import PREFIX
 from archive_overlay.layout.blobs import Blobs
 from archive_overlay.layout.packs import add_history, format_ranges, read_shared
-from archive_overlay.layout.provenance import CREATED_BY, composed_comment
+from archive_overlay.layout.provenance import BASE, CREATED_BY, composed_comment
 from archive_overlay.layout.read import CREATED, HISTORY, MANIFEST_TYPE
 from archive_overlay.layout.stored import CHAINS, PRUNED, REVISION, SUPERSEDED, WEIGHT, chains_in, chains_of
 
@@ -276,6 +276,49 @@ def with_composed(
         {**manifest, "layers": layers},
         {**config, "rootfs": {**config["rootfs"], "diff_ids": diff_ids}, "history": history},
     )
+
+
+def with_base(
+    image: StoredImage, layers: Sequence[Layer], base: Mapping[str, Any] | None, ids: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give manifest and config of an image with the image below it that it began with.
+
+    Args:
+        image: its lowest revision says that its base is absent.
+        layers: of its base, lowest first.
+        base: config of that; None: nobody has it.
+        ids: what stores call its topmost layer.
+    """
+    below: list[dict[str, Any]] = [
+        {"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size} for layer in layers
+    ]
+    below[-1]["annotations"] = {CHAINS: " ".join(ids)}
+    above = [dict(layer) for layer in image.manifest["layers"]]
+    # Where that is composed with others already, the annotation is that of a later one.
+    above[0]["annotations"] = _without(above[0].get("annotations") or {}, BASE)
+    diff_ids = [*(layer.diff_id for layer in layers), *image.config["rootfs"]["diff_ids"]]
+    config = dict(base or image.config)
+    history = _full_history(
+        {"history": config.get("history") or []} if base else {"history": []}, len(layers)
+    )
+    if sum(not each.get("empty_layer") for each in history) != len(layers):
+        history = [{"created_by": "unknown"}] * len(layers)
+    config["history"] = [*history, *_full_history(image.config, len(above))]
+    config["rootfs"] = {"type": "layers", "diff_ids": diff_ids}
+    if "created" in image.config:
+        config["created"] = image.config["created"]
+    return (
+        {
+            **image.manifest,
+            "layers": [*below, *with_chain(above, diff_ids)],
+            "annotations": _without(image.manifest["annotations"], BASE),
+        },
+        config,
+    )
+
+
+def _without(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {each: value for each, value in values.items() if each != key}
 
 
 def put_image(

@@ -109,6 +109,43 @@ def write_layer(
     )
 
 
+def write_tar(
+    pieces: Iterable[bytes], fd: int, *, where: str, compression: str, level: int, jobs: int
+) -> Layer:
+    """Write a tar that is there already as a layer. What is in it is not counted.
+
+    Args:
+        pieces: of the tar.
+        fd, where, compression, level, jobs: see `write_layer`.
+
+    Raises:
+        ArchiveError: a system call failed; or what the pieces raise.
+    """
+    blob, tar = _Digest(), _Digest()
+    try:
+        output = compress.open_writer(
+            _Watched(compress.FileSink(fd), blob), compression=compression, level=level, jobs=jobs
+        )
+        try:
+            watched = _WatchedTar(output, tar)
+            for piece in pieces:
+                watched.write(piece)
+            watched.finish()
+        finally:
+            output.close()
+    except OSError as error:
+        fail(f"cannot write a layer into {where}", error)
+    return Layer(
+        media_type=MEDIA_TYPES[compression],
+        digest=blob.name,
+        size=blob.size,
+        diff_id=tar.name,
+        entries=0,
+        deletions=0,
+        bytes=0,
+    )
+
+
 class _Counted:
     """What changes come to that go by."""
 

@@ -43,6 +43,7 @@ class Wish(Record):
         container: the container's id.
         had: the ids that the top layer of what the container had mounted may have in a store; None: nobody knows.
         all_had: gives further ones, where these say nothing, which takes longer; none: nobody knows.
+        count_base: says how many layers that image has, if it is to be copied into a layout that lacks it; None: it is not.
     """
 
     path: str
@@ -52,6 +53,7 @@ class Wish(Record):
     container: str
     had: Collection[str] | None
     all_had: Callable[[], Collection[str]] = tuple
+    count_base: Callable[[], int] | None = None
 
 
 class Place(Record):
@@ -89,12 +91,12 @@ def find_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
     """
     usual = _usual_place(layout, index, wish)
     if wish.had is None:
-        return usual.replace(base=UNKNOWN)
+        return _on_unknown(usual, wish)
     if usual.image and _is_revision(usual.image, usual.number, wish.had):
         return usual
     wish = wish.replace(had=wish.all_had() or None)
     if wish.had is None:
-        return usual.replace(base=UNKNOWN)
+        return _on_unknown(usual, wish)
     if usual.image and _is_revision(usual.image, usual.number, wish.had):
         return usual
     true = _search(layout, index, wish, usual.image)
@@ -150,11 +152,25 @@ def _usual_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
     return Place(tag=wish.tag, image=image, number=number, parent=f"{name}@{number}")
 
 
+def _on_unknown(usual: Place, wish: Wish) -> Place:
+    """Give the place for a container of which nobody knows what it had."""
+    warning = ""
+    if wish.count_base and not usual.image:
+        warning = (
+            f"{wish.tag} begins without the image that the container had mounted: nobody knows which that is"
+        )
+    return usual.replace(base=UNKNOWN, warning=warning)
+
+
 def _without_parent(index: Mapping[str, Any], wish: Wish, usual: Place, *, new: bool) -> Place:
     """Give the place for a container that had what is nowhere in the layout."""
     assert wish.had is not None
     base = f"{ABSENT} {next(iter(wish.had), '')}".rstrip()
+    # Its revisions come first, when they are there.
+    below = wish.count_base() if wish.count_base else 0
     if not usual.image:
+        if wish.count_base:
+            return Place(tag=wish.tag, image=None, number=below, base=base)
         return Place(
             tag=wish.tag,
             image=None,
@@ -173,7 +189,7 @@ def _without_parent(index: Mapping[str, Any], wish: Wish, usual: Place, *, new: 
     return Place(
         tag=tag,
         image=None,
-        number=0,
+        number=below,
         base=base,
         warning=f"{what}: so the revision begins a history of its own, with the tag {tag}; to go on with {wish.tag}, mount"
         f" oci:{wish.path}:{wish.tag}, or archive with if-moved=append to take its last revision for what the container had",

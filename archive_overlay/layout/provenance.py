@@ -21,6 +21,8 @@ CREATED_BY = "archive_overlay"
 UNKNOWN = "unknown"
 ABSENT = "absent"
 OTHER = "other"
+# The annotation that says it.
+BASE = f"{PREFIX}base"
 _NUMBER = "revision "
 _CONTAINER = "container "
 _ARCHIVE = ", archive "

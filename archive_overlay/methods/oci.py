@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from archive_overlay.destination.staging import ARCHIVE
-from archive_overlay.errors import fail
+from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.layout.add_layer import judge_destination
 from archive_overlay.layout.images import COMFORTABLE
 from archive_overlay.layout.keep import parse_keep
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
     from archive_overlay.destination.paths import Paths
     from archive_overlay.layout.add_layer import LayoutDestination
+    from archive_overlay.layout.keep import Keep
     from archive_overlay.log import Log
     from archive_overlay.methods import Destination, Request, Target
+    from archive_overlay.overlay.base import ContainerBase
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
     from archive_overlay.overlay.store import Place
@@ -47,7 +49,7 @@ def destination(
     request: Request, *, overlay: OverlayMount, container: Place, paths: Paths, patience: Patience, log: Log
 ) -> Destination:
     """A tag of an image layout. See `methods.Writer`."""
-    parse_keep(request.keep)
+    keep = parse_keep(request.keep)
     labels = container_labels(container)
     provenance = Provenance(
         container=request.container,
@@ -64,14 +66,51 @@ def destination(
         if_moved=request.if_moved,
         had=base.ids if base.known else None,
         all_had=lambda: base.with_all_ids().ids,
+        count_base=(lambda: _count(base)) if request.base else None,
         provenance=provenance,
         upper=overlay.upper,
         paths=paths,
         patience=patience,
         log=log,
     )
+    if request.base and base.known:
+        # Another version may take the place of this file meanwhile.
+        __import__("archive_overlay.history.including")
+        found.steps.append(("copying the container's image", lambda layout: _include(layout, request, base)))
+    if not keep.everything:
+        found.steps.append(("pruning", lambda layout: _prune(layout, request, keep)))
     found.steps.append(("composing layers", lambda layout: _make_room(layout, request)))
     return found
+
+
+def _count(base: ContainerBase) -> int:
+    """Say how many layers an image of the store has."""
+    try:
+        return len(base.layers())
+    except store.UnknownError as error:
+        raise ArchiveError(f"the container's image cannot be copied: {error}") from error
+
+
+def _include(layout: LayoutDestination, request: Request, base: ContainerBase) -> None:
+    """Copy the image that the container started from, if the history lacks it."""
+    from archive_overlay.history.compaction import Form
+    from archive_overlay.history.including import include_base
+    from archive_overlay.overlay.image_layers import image_of_store
+
+    with layout.stage_again() as staging:
+        done = include_base(
+            layout.path,
+            layout.published,
+            staging,
+            ids=base.with_all_ids().ids or base.ids,
+            find=lambda: image_of_store(base),
+            form=Form(compression=request.compression, level=request.level),
+            paths=layout.paths,
+            patience=layout.patience,
+            log=layout.log,
+        )
+    if done:
+        layout.log.info(f"archive {request.name}: {layout.path}:{layout.published}: {done}")
 
 
 def _make_room(layout: LayoutDestination, request: Request) -> None:
@@ -90,6 +129,24 @@ def _make_room(layout: LayoutDestination, request: Request) -> None:
             staging,
             most=request.max_layers,
             form=Form(compression=request.compression, level=request.level),
+            paths=layout.paths,
+            patience=layout.patience,
+            log=layout.log,
+        )
+    if done:
+        layout.log.info(f"archive {request.name}: {layout.path}:{layout.published}: {done}")
+
+
+def _prune(layout: LayoutDestination, request: Request, keep: Keep) -> None:
+    """Let revisions that no rule keeps be none any more."""
+    from archive_overlay.history.pruning import prune
+
+    with layout.stage_again() as staging:
+        done = prune(
+            layout.path,
+            layout.published,
+            staging,
+            keep=keep,
             paths=layout.paths,
             patience=layout.patience,
             log=layout.log,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from archive_overlay.overlay.layers import canonical
-from tests.support import image_layouts
+from tests.support import hooks, image_layouts
 from tests.support.engines import HOOK, IMAGE_ROOT, Engine
 
 if TYPE_CHECKING:
@@ -172,6 +172,55 @@ def test_a_copy_with_other_owners_is_known_by_what_it_was_made_of(started: Start
     assert pulled_as == canonical(diff_ids) != own
     assert found["digests"] == diff_ids
     started.engine.podman("rm", "--force", "--time=0", f"{started.name}-pulled")
+
+
+def test_a_history_begins_with_a_copy_of_the_image(started: Started, tmp_path: Path) -> None:
+    engine = started.engine
+    image_layouts.put(started.layout, "main", layers=layers_in(tmp_path))
+    data = f"{engine.home}/{started.name}"
+    pulled = engine.podman("pull", "--quiet", f"oci:{data}/layout:main").stdout.strip()
+    engine.podman("tag", pulled, f"localhost/{started.name}:data")
+    diff_ids = image_layouts.read(started.layout, "main").config["rootfs"]["diff_ids"]
+
+    def work(container: str, image: str, command: str) -> None:
+        asked = {
+            "mount_point": "/data",
+            "method": "oci",
+            "archive_to": f"{data}/history:main",
+            "base": "include",
+        }
+        engine.run(
+            f"{started.name}-{container}",
+            *("--mount", f"type=image,source={image},destination=/data,rw=true"),
+            command=command,
+            annotations=hooks.annotations("data", **asked),
+        )
+
+    work("first", f"localhost/{started.name}:data", "echo hello >/data/greeting; rm /data/last")
+    history = engine.machine.outside(data) / "history"
+    first = image_layouts.read(history, "main")
+    assert first.config["rootfs"]["diff_ids"][:3] == diff_ids
+    assert [each["comment"].split(":")[0] for each in first.config["history"][3:]] == ["revision 4"]
+    # The image of before is one of the history's revisions, whoever pulled it.
+    work("second", f"localhost/{started.name}:data", "echo branch >/data/greeting")
+    (branch,) = [tag for tag in image_layouts.tags(history) if tag != "main"]
+    assert image_layouts.read(history, branch).digests[:3] == first.digests[:3]
+
+    next_one = engine.podman("pull", "--quiet", f"oci:{data}/history:main").stdout.strip()
+    work(
+        "third",
+        next_one,
+        "cat /data/greeting >/data/again; cat /data/kept/linked >>/data/again; ls /data >/data/names",
+    )
+
+    assert len(image_layouts.read(history, "main").layers) == 5
+    engine.as_container_root("/usr/bin/python3", "-ISB", HOOK, "verify", "--read-data", f"{data}/history")
+    engine.as_container_root(
+        "/usr/bin/python3", "-ISB", HOOK, "extract", f"{data}/history:main", f"{data}/out"
+    )
+    out = engine.machine.outside(f"{data}/out")
+    assert (out / "again").read_text() == "hello\nkept/linked of layer 1\n"
+    assert set((out / "names").read_text().split()) == {"again", "greeting", "kept", "link", "names"}
 
 
 def bottom(started: Started) -> bytes:

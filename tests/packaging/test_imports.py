@@ -158,6 +158,23 @@ def without_attempts(modules: set[str]) -> set[str]:
     return modules - {"compression", "msvcrt"}
 
 
+@pytest.mark.parametrize("arguments", [("--no-fsync",), ("--rescue-dir=/x", "--jobs=2")])
+def test_a_hook_with_options_imports_no_command(
+    executable: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    done = subprocess.run(
+        [pythons.SUPPORTED[-1].path, OPTIONS, "-X", "importtime", executable, *arguments],
+        input=state(tmp_path, "copy"),
+        capture_output=True,
+        env={},
+        check=True,
+    )
+
+    found = ours({*IMPORTED.findall(done.stderr.decode())})
+    assert "archive_overlay.hook.hook" in found
+    assert {module for module in found if rooms(module) == "commands"} == set()
+
+
 WATCH = """
 import json, sys
 begun, late = [], []

@@ -53,6 +53,7 @@ def append(
         f"{layout}:{tag}",
         parent=parent,
         had=had,
+        all_had=lambda: had or (),
         provenance=Provenance(container="c" * 64, archive="data", mount_point="/data", message=message),
         upper="/proc/self",
         paths=paths,
