@@ -10,6 +10,7 @@ import os
 from hashlib import blake2b
 
 from archive_overlay.errors import fail
+from archive_overlay.history.unpack import OVERLAY_ATTRIBUTES
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -366,8 +367,12 @@ def _metadata(change: Change) -> tuple[int, int, int, int]:
 
 
 def _compared(change: Change) -> list[str]:
-    """Give the names of an entry's attributes that are its own, and not the host's."""
-    return [name for name in change.attributes if name != SELINUX_LABEL]
+    """Give the names of an entry's attributes that are its own, and not the host's or an overlay's."""
+    return [
+        name
+        for name in change.attributes
+        if name != SELINUX_LABEL and not name.startswith(OVERLAY_ATTRIBUTES)
+    ]
 
 
 def same_attributes(change: Change, old: Change) -> bool:
