@@ -190,8 +190,8 @@ class _Comparison:
             return Difference(RENAMED, change, renamed_from=renamed_from)
         if opaque:
             return Difference(OPAQUE, change)
-        if not change.name:
-            return None  # each tree has a root
+        if not change.name or (change.implicit and not self._everything):
+            return None  # each tree has a root, and a path of a few bytes can have 65,536 directories
         if known:
             return Difference(ADDED, change)
         return self._hold(depth, Difference(CHANGED, change))
