@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,9 +16,9 @@ from tests.support import hooks, image_layouts
 from tests.support.engines import HOOK, IMAGE_ROOT, Engine
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support.engines import Machine
+
+TOP = Path(__file__).resolve().parents[2]
 
 # What the hook would find when the container stops, for each of its mount points. It runs where hooks run.
 SCRIPT = """
@@ -238,3 +240,26 @@ def test_a_history_begins_with_a_copy_of_the_image(started: Started, tmp_path: P
 def bottom(started: Started) -> bytes:
     """Give the layer of the test image, with what a container needs to run."""
     return started.engine.machine.outside(f"{IMAGE_ROOT}.tar").read_bytes()
+
+
+@pytest.mark.parametrize("started", [pytest.param((False, "native"), id="rootful-readme")], indirect=True)
+def test_the_example_of_the_readme_keeps_the_base(started: Started) -> None:
+    engine = started.engine
+    section = (TOP / "README.md").read_text().partition("\n## A history\n")[2]
+    lines = section[section.index("    P=") :].partition("\n\n")[0].splitlines()
+    data = f"{engine.home}/{started.name}"
+    script = (
+        "\n".join(line[4:] for line in lines).replace("\\\n", " ").replace("/srv/data", f"{data}/example")
+    )
+    engine.podman("tag", "localhost/test:1", "localhost/my-data")
+    engine.podman("tag", "localhost/test:1", "localhost/alpine")
+
+    assert "base=include" in script
+    words = script.replace("podman run --rm", "run --rm --pull=never --cgroups=disabled", 1)
+    arguments = shlex.split(words.partition("\n")[2].replace("$P", script.splitlines()[0][2:]))
+    engine.podman(*arguments)
+
+    image = image_layouts.read(engine.machine.outside(f"{data}/example"), "main")
+    assert image.layers[0].tar == bottom(started)
+    assert "greeting" in image.layers[1].names
+    engine.podman("pull", "--quiet", f"oci:{data}/example:main")
