@@ -21,9 +21,8 @@ from tests.support import history, hooks, image_layouts, overlays, tools, trees
 from tests.support.history import directory, file, layer, link, symlink
 
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Iterator
-    from typing import Callable
+    from typing import Any, Callable
 
     from tests.integration.conftest import NewOverlay
 
