@@ -92,7 +92,7 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
     mounts: list[OverlayMount] = []
     for number, container in enumerate(example.containers):
         before = [mount.upper for mount in reversed(mounts)] if container.on_top else []
-        overlay = _Overlay(flavour, directory / f"container{number}", here, [*map(type(base), before), base])
+        overlay = Stacked(flavour, directory / f"container{number}", here, [*map(type(base), before), base])
         for operations in stacks.sessions(container.changes):
             if overlay.is_served:
                 overlay.unmount()
@@ -107,7 +107,7 @@ def _faults(example: Example, rootless: bool, directory: Path) -> Iterator[str]:
         if overlay.is_served:
             overlay.unmount()
 
-    views = _Overlay(flavour, directory / "views", here, [base])
+    views = Stacked(flavour, directory / "views", here, [base])
     composed = _Composer(directory, mounts)
     together = composed.write("together", lambda sources: compose(sources))
     reader = layers_of = flavour.standing_alone
@@ -163,7 +163,7 @@ def shrunk(example: Example, fails: Callable[[Example], bool]) -> Example:
     return example
 
 
-class _Overlay(overlays.Overlay):
+class Stacked(overlays.Overlay):
     """An overlay over layers that are there already."""
 
     def __init__(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -129,6 +130,9 @@ def expect_whole(layout: Path) -> set[str]:
     """Fail the test unless all images are whole; give the blobs that nothing refers to."""
     used = set()
     for descriptor in read_index(layout)["manifests"] or ():
+        if descriptor["mediaType"] == INDEX_TYPE:
+            used |= {descriptor["digest"], *_packed(layout, descriptor)}
+            continue
         image = _image(layout, descriptor)
         used |= {descriptor["digest"], image.manifest["config"]["digest"], *image.digests}
         for layer in image.layers:
@@ -268,6 +272,17 @@ def blob(layout: Path, descriptor: dict[str, Any]) -> Path:
     digest: str = descriptor["digest"]
     algorithm, _, digest = digest.partition(":")
     return layout / "blobs" / algorithm / digest
+
+
+def _packed(layout: Path, descriptor: dict[str, Any]) -> Iterator[str]:
+    """Give the digests of all that a history index refers to: docs/design.md, "Histories"."""
+    assert not tag_of(descriptor)
+    for pack in json.loads(_verified(layout, descriptor))["manifests"]:
+        manifest = json.loads(_verified(layout, pack))
+        yield pack["digest"]
+        for part in (manifest["config"], *manifest["layers"]):
+            _verified(layout, part)
+            yield part["digest"]
 
 
 def _image(layout: Path, descriptor: dict[str, Any]) -> Image:
