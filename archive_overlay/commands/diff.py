@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from contextlib import ExitStack, contextmanager
 
@@ -101,22 +102,46 @@ def as_they_are(
 
 @contextmanager
 def revision_differences(
-    image: Image, revision: Revision, states: States, *, everything: bool = False
-) -> Generator[Iterator[Difference], None, None]:
+    image: Image, revision: Revision, states: States, log: Log, *, everything: bool = False
+) -> Generator[tuple[Iterator[Difference], bool], None, None]:
     """Compare a revision with the one before it.
 
+    Where that cannot be read, what the revision changed is still shown.
+
+    Args:
+        image, revision: which one.
+        states: opens pieces.
+        log: takes a warning if the one before it cannot be read.
+        everything: see `compare`.
+
+    Returns:
+        The differences, and whether it is known what was there before.
+
     Raises:
-        ArchiveError: what they are made of is missing or damaged, or cannot be composed.
+        ArchiveError: the revision's own change set is missing or damaged.
     """
     newer = image.change_set(revision)
-    previous = image.between(0, revision.previous) if revision.previous else []
-    if not previous and len(newer) == 1:
+    layer = Tar(archives.LAYOUT, LAYER, states.opener(image, newer[0]))
+    if not revision.previous and len(newer) == 1:
         # There is nothing to compare it with, so it need not be sorted.
-        layer = Tar(archives.LAYOUT, LAYER, states.opener(image, newer[0]))
-        yield as_they_are(layer.changes(), everything=everything, on_nothing=begins_with_its_base(image))
+        known = begins_with_its_base(image)
+        yield as_they_are(layer.changes(), everything=everything, on_nothing=known), known
         return
-    with _on_top(image, newer, previous, states, everything=everything) as differences:
-        yield differences
+    with ExitStack() as stack:
+        try:
+            previous = image.between(0, revision.previous)
+            opened = _on_top(image, newer, previous, states, everything=everything)
+            differences = stack.enter_context(opened)
+        except ArchiveError as error:
+            if len(newer) > 1:
+                raise
+            changes = layer.changes()
+            first = next(changes, None)  # then it is known that it is not damaged itself
+            log.warning(f"added and changed entries are not told apart: {error}")
+            rest = changes if first is None else itertools.chain((first,), changes)
+            yield as_they_are(rest, everything=everything), False
+            return
+        yield differences, begins_with_its_base(image)
 
 
 class State:
@@ -143,8 +168,8 @@ def _one(
         kind = archives.kind_of(what, marks)
     if kind == archives.LAYOUT and marks in (None, "oci"):
         image, revision = open_revision(what)
-        with image, revision_differences(image, revision, states, everything=everything) as differences:
-            yield differences, begins_with_its_base(image)
+        with image, revision_differences(image, revision, states, log, everything=everything) as found:
+            yield found
         return
     with open_archive(what, log, kind=kind, marks=marks) as archive:
         if isinstance(archive, Tar):

@@ -10,6 +10,7 @@ from archive_overlay.commands.progress import Progress
 from archive_overlay.destination.paths import Paths
 from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, brief, fail
+from archive_overlay.history.lookup import look_up
 from archive_overlay.history.revisions import open_revision
 from archive_overlay.history.selection import PathSet
 from archive_overlay.history.state_entries import StateEntries
@@ -136,7 +137,11 @@ def _unpack_parts(
             unpacker.finish()
     for path, text in zip(paths, wanted):
         if path not in entries.found:
-            raise ArchiveError(f"revision {revision.number} of {image.name} has no {brief(text)}")
+            # Links on the way are not followed: what is extracted is at the path that was asked for.
+            there = look_up(image, revision, path, States(wrong), follow=False)
+            raise ArchiveError(
+                f"{brief(text)} leads through a symbolic link", hint=f"write {brief(there.path)}"
+            )
     return unpacker.missing
 
 

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     Args:
         options: `what`, LAYOUT:TAG or LAYOUT:TAG@N, perhaps with :PATH; `json`; `human`. Of symbolic links in the path all
             but the last component are followed, within the image.
-        log: takes nothing.
+        log: takes a warning if what was there before a revision cannot be read.
 
     Raises:
         ArchiveError: there is no such thing, or it cannot be read or written.
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     image, revision = open_revision(text)
     with image:
         if path is None:
-            _show_revision(image, revision, states, output, options)
+            _show_revision(image, revision, states, output, options, log)
         else:
             looked = look_up(image, revision, path, states, follow=path.endswith("/"))
             if looked.fact.kind is DIRECTORY:
@@ -74,10 +74,15 @@ def run(options: argparse.Namespace, log: Log) -> None:
 
 
 def _show_revision(
-    image: Image, revision: Revision, states: States, output: Output, options: argparse.Namespace
+    image: Image,
+    revision: Revision,
+    states: States,
+    output: Output,
+    options: argparse.Namespace,
+    log: Log,
 ) -> None:
     facts = _facts(image, revision)
-    with revision_differences(image, revision, states) as differences:
+    with revision_differences(image, revision, states, log) as (differences, _):
         if options.json:
             known = json.dumps(facts)[:-1]
             output.line(f'{known}, "changes": [')

@@ -112,11 +112,24 @@ def test_the_way_back_and_another_branch(layout: Path) -> None:
     assert lines_of(f"{layout}:main", f"{layout}:main@3") == []
 
 
-def test_what_lies_below_damage_is_not_needed(layout: Path, scratch: Path) -> None:
+def test_images_of_two_layouts(layout: Path, scratch: Path) -> None:
     other = scratch / "other"
     image_layouts.put(other, "main", layers=[layer(file("f", b"x"))])
 
-    assert lines_of(f"{layout}:main@1", f"{other}:main")[:1] == ["D            - d/"]
+    assert lines_of(f"{layout}:main@1", f"{other}:main")[:2] == ["D            - d/", "A            1 f"]
+
+
+def test_what_a_revision_changed_is_shown_though_a_layer_below_is_damaged(layout: Path) -> None:
+    digests = image_layouts.read(layout, "main").digests
+    blob = layout / "blobs/sha256" / digests[0].partition(":")[2]
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+
+    result = history.run("diff", f"{layout}:main@3")
+
+    assert (result.status, result.stdout) == (0, "D            - d\nA            0 new\n")
+    assert "are not told apart: revision 1 of " in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "revision 1 of" in history.complaint_of("diff", f"{layout}:main@1", f"{layout}:main")
 
 
 def test_a_directory_and_a_revision(layout: Path, scratch: Path) -> None:

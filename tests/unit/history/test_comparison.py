@@ -22,6 +22,7 @@ from archive_overlay.history.comparison import (
 )
 from archive_overlay.history.revisions import open_image
 from archive_overlay.history.states import States
+from archive_overlay.log import Log
 from tests.support import image_layouts
 from tests.support.random_images import random_layers, unpacked
 
@@ -83,8 +84,8 @@ def test_revisions_differ_as_directories_do(tmp_path: Path, seed: int) -> None:
             expected = letters(old, new)
             for everything, wanted in ((True, expected), (False, brief(expected, old, new))):
                 with diff.revision_differences(
-                    image, image.numbered(number), States(), everything=everything
-                ) as differences:
+                    image, image.numbered(number), States(), Log("panic", []), everything=everything
+                ) as (differences, _):
                     found = given(differences)
                 hiding = {path for path, letter in found.items() if letter is OPAQUE}
                 assert all(old[path][0] == new[path][0] == stat.S_IFDIR for path in hiding)
