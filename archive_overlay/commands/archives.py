@@ -271,6 +271,8 @@ def _keep_standard_input() -> int:
             try:
                 while data := os.read(_STDIN, _PIECE):
                     write_all(fd, data)
+                if not os.fstat(fd).st_size:
+                    raise ArchiveError("standard input is empty, so it is not a tar")
             except BaseException:
                 os.close(fd)
                 raise

@@ -10,6 +10,7 @@ from archive_overlay.commands.archives import Directory, Tar, open_archive, plai
 from archive_overlay.commands.differences import show
 from archive_overlay.errors import ArchiveError
 from archive_overlay.history.comparison import (
+    ADDED,
     CHANGE_SETS,
     CHANGED,
     DELETED,
@@ -27,6 +28,7 @@ from archive_overlay.history.states import States, begins_with_its_base
 from archive_overlay.log import Repeated
 from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
 from archive_overlay.overlay.compose import changes_of
+from archive_overlay.tar.changes import LAYER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,15 +75,21 @@ def run(options: argparse.Namespace, log: Log) -> None:
     warnings.finish()
 
 
-def as_they_are(changes: Iterator[Change], *, everything: bool) -> Iterator[Difference]:
-    """Give changes, of which it is not known what they lie on, in their order, as differences.
+def as_they_are(
+    changes: Iterator[Change], *, everything: bool, on_nothing: bool = False
+) -> Iterator[Difference]:
+    """Give changes that are not compared with anything, in their order, as differences.
 
     Args:
         changes: a directory that may be there only for what is in it is `implicit`.
         everything: give such ones, too.
+        on_nothing: they lie on nothing; otherwise, it is not known on what.
     """
     for change in changes:
-        if change.kind is WHITEOUT:
+        if on_nothing:
+            if change.kind is not WHITEOUT and (change.name or change.kind is not DIRECTORY):
+                yield Difference(ADDED, change)
+        elif change.kind is WHITEOUT:
             yield Difference(DELETED, change)
         elif change.opaque:
             yield Difference(OPAQUE, change)
@@ -102,6 +110,11 @@ def revision_differences(
     """
     newer = image.change_set(revision)
     previous = image.between(0, revision.previous) if revision.previous else []
+    if not previous and len(newer) == 1:
+        # There is nothing to compare it with, so it need not be sorted.
+        layer = Tar(archives.LAYOUT, LAYER, states.opener(image, newer[0]))
+        yield as_they_are(layer.changes(), everything=everything, on_nothing=begins_with_its_base(image))
+        return
     with _on_top(image, newer, previous, states, everything=everything) as differences:
         yield differences
 

@@ -137,7 +137,9 @@ def open_layout(path: str, *, fsync: bool, log: Log) -> Generator[Layout, None, 
         try:
             expect_own_blobs(fd, resolved)
             read_index(fd)
-            with Staging(resolved, "", paths=paths, flush=flush, log=log, file_mode=_mode(fd)) as staging:
+            with Staging(
+                resolved, "", paths=paths, flush=flush, log=log, file_mode=_mode(fd), owner=_owner(fd)
+            ) as staging:
                 yield Layout(resolved, paths, fd, staging, log)
         finally:
             os.close(fd)
@@ -198,3 +200,9 @@ def _mode(fd: int) -> int | None:
     except OSError:
         return os.stat(INDEX_FILE, dir_fd=fd, follow_symlinks=False).st_mode & _MODES
     return None
+
+
+def _owner(fd: int) -> tuple[int, int] | None:
+    """Give whom root makes files of a layout for: its owner must be able to read them, and may have containers to archive."""
+    status = os.stat(INDEX_FILE, dir_fd=fd, follow_symlinks=False)
+    return (status.st_uid, status.st_gid) if os.geteuid() == 0 and status.st_uid else None

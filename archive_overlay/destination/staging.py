@@ -62,6 +62,7 @@ class Staging:
         flush: when something counts as written.
         log: takes warnings of what is not removed.
         file_mode: permission bits of files that are made in it; None: see `create_file`.
+        owner: user and group that these files are given to; None: they stay what this process makes.
 
     Attributes:
         path: of the destination.
@@ -85,6 +86,7 @@ class Staging:
         flush: Flush,
         log: Log,
         file_mode: int | None = None,
+        owner: tuple[int, int] | None = None,
     ) -> None:
         self.name = name
         self.parent = self.directory = -1
@@ -96,6 +98,7 @@ class Staging:
         self._said: set[str] = set()
         self._passing: tuple[str, int] | None = None
         self._file_mode = file_mode
+        self._owner = owner
         self._times: tuple[int, int] | None = None
         self._taken: tuple[int, str, int] | None = None
         self._paths = paths
@@ -176,10 +179,13 @@ class Staging:
         """
         if self._file_mode is None and self._inherits():
             try:
-                return os.open(name, CREATE, 0o666, dir_fd=self.directory)
+                fd = os.open(name, CREATE, 0o666, dir_fd=self.directory)
             finally:
                 _remove_attribute(self.directory, _DEFAULT_ACL)
-        fd = os.open(name, CREATE, _PRIVATE, dir_fd=self.directory)
+        else:
+            fd = os.open(name, CREATE, _PRIVATE, dir_fd=self.directory)
+        if self._owner is not None:
+            os.chown(fd, *self._owner)
         if self._file_mode is not None:
             os.chmod(fd, self._file_mode)  # whatever the umask is
         return fd

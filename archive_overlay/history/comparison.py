@@ -10,6 +10,7 @@ import os
 from hashlib import blake2b
 
 from archive_overlay.errors import fail
+from archive_overlay.history.unpack import OVERLAY_ATTRIBUTES
 from archive_overlay.overlay.change import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -190,8 +191,8 @@ class _Comparison:
             return Difference(RENAMED, change, renamed_from=renamed_from)
         if opaque:
             return Difference(OPAQUE, change)
-        if not change.name:
-            return None  # each tree has a root
+        if not change.name or (change.implicit and not self._everything):
+            return None  # each tree has a root, and a path of a few bytes can have 65,536 directories
         if known:
             return Difference(ADDED, change)
         return self._hold(depth, Difference(CHANGED, change))
@@ -366,8 +367,12 @@ def _metadata(change: Change) -> tuple[int, int, int, int]:
 
 
 def _compared(change: Change) -> list[str]:
-    """Give the names of an entry's attributes that are its own, and not the host's."""
-    return [name for name in change.attributes if name != SELINUX_LABEL]
+    """Give the names of an entry's attributes that are its own, and not the host's or an overlay's."""
+    return [
+        name
+        for name in change.attributes
+        if name != SELINUX_LABEL and not name.startswith(OVERLAY_ATTRIBUTES)
+    ]
 
 
 def same_attributes(change: Change, old: Change) -> bool:

@@ -62,15 +62,15 @@ class StateEntries:
         """
         state = self._state
         names: list[str] = []  # of the directories from the top down
-        below = -1  # from this depth on all is wanted
+        below: int | None = None  # deeper than this, all is wanted
         while (place := state.ahead()) is not None:
             depth, name = place
             del names[max(depth, 0) :]
             path = "/".join([*names, name])
             if path in self._paths:
                 self.found.add(path)
-            if below < 0 or depth <= below:
-                below = -1
+            if below is None or depth <= below:
+                below = None
                 if path in self._paths:
                     below = depth
                 elif path not in self._above or not state.is_directory():
@@ -80,7 +80,7 @@ class StateEntries:
             if change is None or change.kind is WHITEOUT:
                 self.found.discard(path)
                 if below == depth:
-                    below = -1
+                    below = None
                 continue
             if change.kind is DIRECTORY and name:
                 names.append(name)

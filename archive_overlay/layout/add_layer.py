@@ -200,7 +200,7 @@ def judge_destination(
     if_moved: str = BRANCH,
     had: Collection[str] | None = None,
     all_had: Callable[[], Collection[str]] = tuple,
-    count_base: Callable[[], int] | None = None,
+    count_base: Callable[[], int | None] | None = None,
     provenance: Provenance,
     upper: str,
     paths: Paths,

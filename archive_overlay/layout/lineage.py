@@ -43,7 +43,8 @@ class Wish(Record):
         container: the container's id.
         had: the ids that the top layer of what the container had mounted may have in a store; None: nobody knows.
         all_had: gives further ones, where these say nothing, which takes longer; none: nobody knows.
-        count_base: says how many layers that image has, if it is to be copied into a layout that lacks it; None: it is not.
+        count_base: says how many layers that image has, if it is to be copied into a layout that lacks it, or None if that is
+            not known, and so cannot be done; None: it is not to be copied.
     """
 
     path: str
@@ -53,7 +54,7 @@ class Wish(Record):
     container: str
     had: Collection[str] | None
     all_had: Callable[[], Collection[str]] = tuple
-    count_base: Callable[[], int] | None = None
+    count_base: Callable[[], int | None] | None = None
 
 
 class Place(Record):
@@ -167,9 +168,9 @@ def _without_parent(index: Mapping[str, Any], wish: Wish, usual: Place, *, new: 
     assert wish.had is not None
     base = f"{ABSENT} {next(iter(wish.had), '')}".rstrip()
     # Its revisions come first, when they are there.
-    below = wish.count_base() if wish.count_base else 0
+    below = (wish.count_base() if wish.count_base else None) or 0
     if not usual.image:
-        if wish.count_base:
+        if below:
             return Place(tag=wish.tag, image=None, number=below, base=base)
         return Place(
             tag=wish.tag,

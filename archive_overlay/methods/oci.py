@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from archive_overlay.destination.staging import ARCHIVE
-from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.errors import fail
 from archive_overlay.layout.add_layer import judge_destination
 from archive_overlay.layout.images import COMFORTABLE
 from archive_overlay.layout.keep import parse_keep
@@ -66,7 +66,7 @@ def destination(
         if_moved=request.if_moved,
         had=base.ids if base.known else None,
         all_had=lambda: base.with_all_ids().ids,
-        count_base=(lambda: _count(base)) if request.base else None,
+        count_base=(lambda: _count(base, request, log)) if request.base else None,
         provenance=provenance,
         upper=overlay.upper,
         paths=paths,
@@ -83,12 +83,13 @@ def destination(
     return found
 
 
-def _count(base: ContainerBase) -> int:
-    """Say how many layers an image of the store has."""
+def _count(base: ContainerBase, request: Request, log: Log) -> int | None:
+    """Say how many layers an image of the store has; None: the store does not say."""
     try:
         return len(base.layers())
     except store.UnknownError as error:
-        raise ArchiveError(f"the container's image cannot be copied: {error}") from error
+        log.warning(f"archive {request.name}: the container's image cannot be copied: {error}")
+        return None
 
 
 def _include(layout: LayoutDestination, request: Request, base: ContainerBase) -> None:

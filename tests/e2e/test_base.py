@@ -182,11 +182,11 @@ def test_a_history_begins_with_a_copy_of_the_image(started: Started, tmp_path: P
     engine.podman("tag", pulled, f"localhost/{started.name}:data")
     diff_ids = image_layouts.read(started.layout, "main").config["rootfs"]["diff_ids"]
 
-    def work(container: str, image: str, command: str) -> None:
+    def work(container: str, image: str, command: str, name: str = "history") -> None:
         asked = {
             "mount_point": "/data",
             "method": "oci",
-            "archive_to": f"{data}/history:main",
+            "archive_to": f"{data}/{name}:main",
             "base": "include",
         }
         engine.run(
@@ -221,6 +221,18 @@ def test_a_history_begins_with_a_copy_of_the_image(started: Started, tmp_path: P
     out = engine.machine.outside(f"{data}/out")
     assert (out / "again").read_text() == "hello\nkept/linked of layer 1\n"
     assert set((out / "names").read_text().split()) == {"again", "greeting", "kept", "link", "names"}
+
+    # Of what was made on this host, the store has other names than of what was pulled.
+    work("on-imported", "localhost/test:1", "echo hello >/data/greeting", "imported")
+    next_one = engine.podman("pull", "--quiet", f"oci:{data}/imported:main").stdout.strip()
+    work("on-pulled", next_one, "cat /data/greeting >/data/again; ls /data/bin >/data/names", "imported")
+    imported = image_layouts.read(engine.machine.outside(data) / "imported", "main")
+    assert imported.layers[0].tar == bottom(started)
+    assert [each["comment"].split(":")[0] for each in imported.config["history"][1:]] == [
+        "revision 2",
+        "revision 3",
+    ]
+    assert {"again", "names"} <= set(imported.layers[2].names)
 
 
 def bottom(started: Started) -> bytes:

@@ -71,7 +71,7 @@ _PRIVATE_NAMES = """
     prlimit64 getrlimit sysinfo sched_getaffinity sched_yield getrandom umask chdir getcwd
     rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack clone clone3 exit exit_group execve
     getpid gettid getppid getuid geteuid getgid getegid clock_gettime clock_nanosleep
-    poll select pselect6 restart_syscall wait4 waitid uname prctl epoll_create1 pipe2 vfork fork kill
+    poll select pselect6 restart_syscall wait4 waitid uname prctl epoll_create1 pipe2 vfork fork kill memfd_create
     """
 _PRIVATE = frozenset(_PRIVATE_NAMES.split())
 # What the arguments are, as far as they say what is called for: a file descriptor, a path or another name, a number, the

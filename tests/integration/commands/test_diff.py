@@ -243,7 +243,8 @@ def test_a_mark_may_stand_anywhere_in_a_layer(scratch: Path) -> None:
 
 
 def test_what_a_layer_cannot_mean_is_said(scratch: Path) -> None:
-    image_layouts.put(scratch / "layout", "main", layers=[layer(directory("d"), file("./"))])
+    layers = [layer(directory("d")), layer(directory("d"), file("./"))]
+    image_layouts.put(scratch / "layout", "main", layers=layers)
 
     assert "root is no directory" in history.complaint_of("diff", f"{scratch}/layout:main")
 

@@ -21,6 +21,7 @@ from tests.support import history, hooks, image_layouts, overlays, tools, trees
 from tests.support.history import directory, file, layer, link, symlink
 
 if TYPE_CHECKING:
+    from typing import Any
     from collections.abc import Iterator
     from typing import Callable
 
@@ -793,6 +794,70 @@ def for_everybody() -> Iterator[Path]:
         overlays.remove(Path(made))
 
 
+def become_nobody() -> None:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+
+
+def test_an_ordinary_user_gets_what_nobody_may_write_in(for_everybody: Path) -> None:
+    tools.need_root()
+    owner: dict[str, Any] = {"uid": 65534, "gid": 65534}
+    closed: dict[str, Any] = {"mode": 0o555, **owner}
+    layers = [
+        layer(
+            directory(".", **closed),
+            directory("d", **closed),
+            directory("d/removed", **closed),
+            file("d/removed/f", mode=0o400, **owner),
+        ),
+        layer(
+            directory(".", **closed), directory("d", **closed), file("d/.wh.removed"), file("d/new", **owner)
+        ),
+    ]
+    image_layouts.put(for_everybody / "layout", "latest", layers=layers)
+    for paths in ([], ["d/new"]):
+        out = for_everybody / f"out{len(paths)}"
+        result = history.run("extract", f"{for_everybody}/layout:latest", out, *paths, before=become_nobody)
+
+        assert (result.status, result.stderr) == (0, "")
+        assert contents(out) == {"d": "/", "d/new": ""}
+        assert [stat.S_IMODE(each.stat().st_mode) for each in (out, out / "d")] == [0o555, 0o555]
+        assert sorted(os.listdir(for_everybody)) == sorted(
+            ["layout", *[f"out{n}" for n in range(len(paths) + 1)]]
+        )
+
+
+def test_only_what_is_asked_for(scratch: Path) -> None:
+    layers = [
+        layer(
+            directory("etc", mode=0o750, mtime=1),
+            file("etc/a", b"old"),
+            file("etc/b", b"b"),
+            directory("usr"),
+            file("usr/f", b"usr"),
+            history.link("usr/g", "etc/b"),
+            symlink("lib", "usr"),
+        ),
+        layer(file("etc/a", b"new"), directory("usr"), file("usr/.wh.f")),
+    ]
+    image_layouts.put(scratch / "layout", "latest", layers=layers)
+    layout = f"{scratch}/layout:latest"
+
+    history.output_of("extract", layout, scratch / "one", "/etc/a")
+    assert contents(scratch / "one") == {"etc": "/", "etc/a": "new"}
+    status = (scratch / "one/etc").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (0o750, 1)
+    history.output_of("extract", layout, scratch / "two", "usr/", "lib")
+    assert contents(scratch / "two") == {"usr": "/", "usr/g": "b", "lib": "-> usr"}
+    history.output_of("extract", layout, scratch / "all", ".")
+    history.output_of("extract", layout, scratch / "whole")
+    assert contents(scratch / "all") == contents(scratch / "whole")
+    for path in ("usr/f", "lib/g", "nothing", "../etc"):
+        assert path in history.complaint_of("extract", layout, scratch / "none", "etc/a", path)
+    assert not (scratch / "none").exists()
+
+
 def test_an_ordinary_user_gets_what_is_possible_and_one_warning(for_everybody: Path) -> None:
     tools.need_root()
     attribute = {"SCHILY.xattr.trusted.secret": "x", "SCHILY.xattr.user.kept": "y"}
@@ -806,11 +871,6 @@ def test_an_ordinary_user_gets_what_is_possible_and_one_warning(for_everybody: P
         layer(file("d/new"), file("d/.wh.a")),
     ]
     image_layouts.put(for_everybody / "layout", "latest", layers=layers)
-
-    def become_nobody() -> None:
-        os.setgroups([])
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
 
     for number, expected in ((1, {"d/a": "1"}), (2, {"d/new": ""})):
         out = for_everybody / f"out{number}"

@@ -204,7 +204,6 @@ def test_own_files_are_reverted_though_the_base_is_not_there(tmp_path: Path) -> 
         layout,
         "main",
         change(history.directory("./dir", mode=0o700), history.file("./dir/own", b"22")),
-        had=[f"{0:064}"],
     )
 
     output_of("revert", "--message", "as it was", f"{layout}:main@1")
@@ -356,6 +355,16 @@ def test_a_command_waits_for_the_lock_and_says_so(layout: Path) -> None:
     assert "waiting for" in result.stderr
 
 
+def test_what_root_writes_into_a_users_layout_is_the_users(layout: Path) -> None:
+    tools.need_root()
+    for path in layout.rglob("*"):
+        os.chown(path, 1000, 1000)
+
+    output_of("squash", f"{layout}:main")
+
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in layout.rglob("*")} == {(1000, 1000)}
+
+
 def test_new_files_have_the_mode_of_the_others(layout: Path) -> None:
     for path in (layout / "blobs/sha256").iterdir():
         path.chmod(0o640)
@@ -368,14 +377,14 @@ def test_new_files_have_the_mode_of_the_others(layout: Path) -> None:
     assert modes - {(layout / "oci-layout").stat().st_mode & 0o777} == {0o640}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_whatever_is_done_revisions_that_stay_are_what_they_were(tmp_path: Path, seed: int) -> None:
     chance = random.Random(f"tidying {seed}")
     layout = tmp_path / "layout"
     if chance.random() < 0.5:
         image_layouts.put(layout, "main", layers=[change(history.file("./base", b"base"))])
     known: dict[int, trees.View] = {}
-    for step in range(14):
+    for step in range(9):
         before = histories.numbers(layout) if known else []
         what = chance.choice(["stop", "stop", "stop", "squash", "prune", "stop prunes", "revert"])
         if what == "stop" or len(before) < 3:
@@ -398,9 +407,7 @@ def test_whatever_is_done_revisions_that_stay_are_what_they_were(tmp_path: Path,
         for number, view in after.items():
             differences = trees.differences(known.setdefault(number, view), view)
             assert not differences, f"seed {seed}, step {step}, {what}, @{number}: {differences}"
-        with open_image(f"{layout}:main") as image:
-            for revision in image.revisions:
-                image.change_set(revision)
+    output_of("verify", "--read-data", layout)
 
 
 def some_layer(chance: random.Random) -> bytes:

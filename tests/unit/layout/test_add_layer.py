@@ -19,6 +19,7 @@ from archive_overlay.layout.add_layer import judge_destination
 from archive_overlay.layout.layer import MEDIA_TYPES, Layer
 from archive_overlay.layout.provenance import Provenance
 from archive_overlay.log import Log
+from archive_overlay.system import kernel
 from archive_overlay.system.patience import Patience
 from tests.support import debris, image_layouts
 from tests.support.flushing import Flushed, open_files
@@ -534,3 +535,57 @@ def test_a_layout_that_takes_no_writes_is_an_error(stop: Stop, monkeypatch: pyte
 
     assert open_files(stop.directory) == []
     image_layouts.expect_sound(stop.layout)
+
+
+# Programs that do not take the lock
+
+
+class Meanwhile(Flushed):
+    """Another program writes to the layout at one of the flushes."""
+
+    def __init__(self, top: Path, when: int) -> None:
+        super().__init__(top)
+        self.when = when
+
+    def _note(self, what: str, fd: int) -> None:
+        super()._note(what, fd)
+        if len(self.steps) == self.when:
+            image_layouts.put(self._top / "layout", "theirs", layers=[TAR])
+
+
+def test_a_tag_that_another_program_made_meanwhile_stays(tmp_path: Path) -> None:
+    when, last = 1, 0
+    while when > last:
+        last = when
+        directory = tmp_path / str(when)
+        directory.mkdir()
+        stop = Stop(directory)
+        stop.add()
+        stop.flushed = Meanwhile(directory, when)
+        stop.add(tar=bytes(20480))
+        tags = image_layouts.tags(stop.layout)
+        if len(stop.flushed.steps) >= when:
+            when += 1
+            assert sorted(tags) == ["latest", "theirs"], f"at flush {last}"
+        assert len(image_layouts.read(stop.layout).layers) == 2
+        assert image_layouts.expect_whole(stop.layout) is not None
+    assert when > 5
+
+
+def test_a_tag_made_at_the_last_moment_stays(stop: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop.add()
+    exchange = kernel.exchange
+    exchanged: list[Any] = []
+
+    def late(*arguments: Any) -> None:
+        if not exchanged:
+            image_layouts.put(stop.layout, "theirs", layers=[TAR])
+        exchanged.append(arguments)
+        exchange(*arguments)
+
+    monkeypatch.setattr(kernel, "exchange", late)
+    stop.add(tar=bytes(20480))
+
+    assert sorted(image_layouts.tags(stop.layout)) == ["latest", "theirs"]
+    assert len(image_layouts.read(stop.layout).layers) == 2
+    assert len(exchanged) == 3  # one, and back again
