@@ -16,7 +16,7 @@ from archive_overlay.history.composing import compose_layers
 from archive_overlay.history.tiers import OF_REVISION, runs_to_compose
 from archive_overlay.layout.blobs import Blobs
 from archive_overlay.layout.images import put_image, with_chain, with_composed
-from archive_overlay.layout.packs import MOST_REVISIONS, add_history, add_pack
+from archive_overlay.layout.packs import LARGEST_SHARED, MOST_REVISIONS, add_history, add_pack
 from archive_overlay.layout.pieces import Piece
 from archive_overlay.layout.read import HISTORY
 from archive_overlay.layout.stored import WEIGHT
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 # When there are so many packs of few revisions, they become one: a history of any length has few of them.
 _MANY_PACKS = 10
+# Layers of so many revisions at most are kept when they are composed with others, if they are small. So a state of a long
+# history is made of few pieces: without them it would be one for each revision.
+_MOST_TOGETHER = 100
 
 
 class Form(Record):
@@ -193,13 +196,14 @@ def compose_runs(image: Image, composer: Composer, runs: Iterable[tuple[int, int
         inside = [each for each in image.revisions if run[0].first <= each.number <= run[-1].last]
         if len(inside) < 2:
             continue  # all of it is one revision, and the layer is its change set
+        pieces += [piece for piece in run if _shortens(piece)]
         for revision in inside:
             found = _alone(image, max(revision.previous + 1, run[0].first), revision.number)
             if len(found) > 1:
                 made = composer.compose(found)
                 fresh.append(made)
                 pieces.append(made.piece)
-            elif found[0].in_image:
+            elif found[0].in_image and found[0] not in pieces:
                 pieces.append(found[0])
     return Plan(layers=layers, pieces=pieces, fresh=fresh)
 
@@ -260,6 +264,11 @@ def _alone(image: Image, first: int, last: int) -> list[Piece]:
     packed = [piece for piece in image.stored.pieces(first, last) if not piece.in_image]
     whole = [piece for piece in packed if piece.first == first and piece.last == last]
     return whole[:1] or image.between(first - 1, last)
+
+
+def _shortens(piece: Piece) -> bool:
+    """Say whether it is worth its bytes to keep a composed layer beside the change sets of its revisions."""
+    return 0 < piece.last - piece.first < _MOST_TOGETHER and piece.size <= LARGEST_SHARED
 
 
 def _weight(image: StoredImage, position: int) -> int:

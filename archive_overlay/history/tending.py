@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from archive_overlay.errors import fail
+from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.history.compaction import Composer, compact, put_compacted
 from archive_overlay.history.revisions import Image
 from archive_overlay.layout.edit import Edit, until_published
@@ -56,12 +56,16 @@ def make_room(
             descriptor = tagged(read_index(layout), tag)
             if descriptor is None:
                 return ""
-            image = Image(path, tag, os.dup(layout), open_stored(layout, descriptor))
-            with image:
-                before = len(image.stored.layers)
-                plan = compact(image, Composer(image, staging, form, log), most=most)
-                if plan is None:
-                    return ""
+            try:
+                with Image(path, tag, os.dup(layout), open_stored(layout, descriptor)) as image:
+                    before = len(image.stored.layers)
+                    plan = compact(image, Composer(image, staging, form, log), most=most)
+            except ArchiveError:
+                if tagged(read_index(layout), tag) == descriptor:
+                    raise
+                return ""  # somebody else has composed them, and deleted what was read here
+            if plan is None:
+                return ""
             lock(layout, path, patience, log)
             edit = Edit(layout, staging)
 

@@ -282,7 +282,10 @@ class Edit:
             return
         with Blobs(self._layout) as blobs:
             for digest in digests:
-                blobs.delete(digest)
+                try:
+                    blobs.delete(digest)
+                except OSError:
+                    pass  # what was published stays published, and `gc` deletes what is left
 
     def _replace(self, name: str) -> None:
         os.rename(name, name, src_dir_fd=self._staging.directory, dst_dir_fd=self._layout)
