@@ -7,6 +7,7 @@ import stat
 from contextlib import closing, contextmanager
 
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.history.composing import compose_layers
 from archive_overlay.history.layer_source import LayerSource
 from archive_overlay.history.references import layout_within, looks_like_layout
 from archive_overlay.history.revisions import open_revision
@@ -37,10 +38,12 @@ from archive_overlay.tar.reader import TarReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
     from contextlib import AbstractContextManager
     from typing import Any, Callable
 
+    from archive_overlay.history.revisions import Image
+    from archive_overlay.layout.pieces import Piece
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.compose import Source
     from archive_overlay.overlay.dialect import Dialect
@@ -200,11 +203,12 @@ def open_archive(
         image, revision = open_revision(what)
         with image:
             pieces = image.change_set(revision)
-            if len(pieces) != 1:
-                raise ArchiveError(
-                    f"revision {revision.number} of {image.name} is stored in {len(pieces)} parts"
-                )
-            yield Tar(kind, _form(marks or "oci"), lambda: image.read(pieces[0]))
+            if len(pieces) == 1:
+                yield Tar(kind, _form(marks or "oci"), lambda: image.read(pieces[0]))
+                return
+            shown = f"revision {revision.number} of {image.name}"
+            with _composed(image, pieces, shown, log) as fd:
+                yield Tar(kind, _form(marks or "oci"), lambda: _opened_tar(shown, fd))
     elif kind == DIRECTORY:
         path = os.path.abspath(what)
         yield Directory(
@@ -249,6 +253,30 @@ def kind_of(what: str, marks: str | None) -> str:
             f"{what} may be an image layout, or a directory that a container made look like one", hint=hint
         )
     return kind
+
+
+@contextmanager
+def _composed(image: Image, pieces: Sequence[Piece], shown: str, log: Log) -> Generator[int, None, None]:
+    """Compose what a revision changed, where it is stored in several parts, into a file without a name."""
+    with spool_directory() as spool:
+        try:
+            fd = unnamed_file(spool)
+        except OSError as error:
+            fail(f"cannot keep {shown} aside", error)
+        try:
+            compose_layers(
+                [lambda piece=piece: image.read(piece) for piece in pieces],  # type: ignore[misc]
+                fd,
+                directory=spool,
+                where="a file without a name",
+                compression="none",
+                level=0,
+                jobs=1,
+                log=log,
+            )
+            yield fd
+        finally:
+            os.close(fd)
 
 
 @contextmanager

@@ -117,10 +117,10 @@ def _add_diff(add: Add) -> None:
     command = add(
         "diff",
         "list what an archive, a revision or an upperdir changes, or how two of them differ",
-        "List what a change set holds, one line a path: a letter, the size of a file in bytes, and the path. The letters are\n"
-        "A (added or changed), D (deleted) and O (opaque: a directory that hides all that was below). With two arguments,\n"
-        "list how the second one differs from the first: A (added), M (contents changed), m (only owner, mode, time or other\n"
-        "attributes changed), D (deleted), R (renamed).",
+        "List what a change set changes, or how the second of two things differs from the first, one line a path: a letter, the\n"
+        "size of a file in bytes, and the path. The letters are A (added), M (contents changed), m (only owner, mode, time or\n"
+        "other attributes changed), D (deleted), O (opaque: a directory that hides all that was below) and R (renamed). Where it\n"
+        "is not known what a change set lies on, as with an archive alone, A stands for added or changed.",
         "  archive_overlay diff /srv/changes.tar.gz\n"
         "  archive_overlay diff /srv/data:main\n"
         "  archive_overlay diff /srv/data:main@3 /srv/data:main@7\n"
@@ -140,6 +140,11 @@ def _add_diff(add: Add) -> None:
         action="store_true",
         help="show directories, too, that are there only because of what is in them",
     )
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="take layers whose diff ID is wrong, with a warning; their digest must be right",
+    )
     _add_form(command)
     command.add_argument("--stat", action="store_true", help="show totals only")
     _add_kind(command, "WHAT")
@@ -149,8 +154,8 @@ def _add_show(add: Add) -> None:
     command = add(
         "show",
         "show a revision, or a directory or file in it",
-        "Show what is known of a revision, and what is in its top directory. With a path, list that directory, or show what\n"
-        "is known of that file, as it was in the revision.",
+        "Show what is known of a revision, and what it changed. With a path, list that directory, or show what is known of\n"
+        "that file, as it was in the revision.",
         "  archive_overlay show /srv/data:main\n"
         "  archive_overlay show /srv/data:main@3\n"
         "  archive_overlay show -h /srv/data:main@3:etc",
@@ -234,8 +239,8 @@ def _add_tag(add: Add) -> None:
     command = add(
         "tag",
         "give a revision a tag of its own",
-        "Give a revision a tag of its own, in the same layout. Containers that are archived to the new tag begin a branch;\n"
-        "prune and squash keep revisions that tags name.",
+        "Give a revision a tag of its own, in the same layout. Containers that are archived to the new tag begin a branch.\n"
+        "The tag keeps the revision whatever prune and squash make of the others.",
         "  archive_overlay tag /srv/data:main@3 before-upgrade\n"
         "  archive_overlay tag /srv/data:main release-1",
     )

@@ -487,3 +487,19 @@ def test_the_annotation_keep_prunes_at_a_stop(any_overlay: overlays.Overlay, scr
     assert histories.numbers(saver.archive, "latest") == [1, 3, 4]
     assert output_of("cat", f"{saver.archive}:latest@3:file") == "2"
     assert "pruned: 2" in result.stderr
+
+
+def test_what_pruning_at_a_stop_left_in_parts_is_applied_as_one(
+    layout: Path, states: dict[int, trees.View], tmp_path: Path
+) -> None:
+    paths, patience = Paths(), Patience()
+    with Staging(str(layout), "", paths=paths, flush=Never(), log=histories.LOG) as staging:
+        prune(
+            str(layout), "main", staging, keep=Keep(last=1), paths=paths, patience=patience, log=histories.LOG
+        )
+    assert histories.numbers(layout) == [1, 2, COUNT + 1]
+    output_of("extract", "--no-fsync", f"{layout}:main@2", tmp_path / "now")
+
+    output_of("apply", "--no-fsync", f"{layout}:main@{COUNT + 1}", tmp_path / "now")
+
+    assert not trees.differences(states[COUNT + 1], trees.view(tmp_path / "now"))
