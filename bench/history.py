@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,9 @@ class _Growing:
         self._bench = bench
         self._changed = bench.place / f"{layout.name}.upper"
         self._changed.mkdir()
+        self._podman = bench.place / f"{layout.name}.podman"
+        # podman takes no longer path than of 50 bytes.
+        self._run = tempfile.TemporaryDirectory(prefix="bench-")
         self._revisions = 0
         self.change()
         # It makes a part of what is there; instead of removing that, the next change is made.
@@ -115,6 +119,12 @@ class _Growing:
         """Add so many revisions."""
         self._bench.race(self.append, rounds=revisions)
 
+    def remove(self) -> None:
+        """Remove all of it."""
+        for path in (self._layout, self._changed, self._podman):
+            remove(path)
+        self._run.cleanup()
+
     def extract(self, number: int) -> Contender:
         """Give the program, extracting a revision."""
         out = self._bench.place / "extracted"
@@ -125,12 +135,11 @@ class _Growing:
 
     def pull(self) -> Contender:
         """Give podman, pulling the last revision into a store of its own that has the one before."""
-        place = self._bench.place / f"{self._layout.name}.podman"
-        run = self._bench.place / self._layout.name[0]  # podman takes no longer paths than of 50 bytes
+        place = self._podman
         place.mkdir()
         podman: list[str | Path] = [
             *("env", f"HOME={place}", "unshare", "--mount", "--propagation=private", "podman"),
-            *(f"--root={place / 'root'}", f"--runroot={run}", "--storage-driver=overlay"),
+            *(f"--root={place / 'root'}", f"--runroot={self._run.name}", "--storage-driver=overlay"),
         ]
         return Contender(
             f"podman pull, {self._name}",
@@ -148,7 +157,7 @@ def _beside_few(bench: Bench, revisions: int) -> Iterator[Row]:
     base, bundle = _base(bench)
     remove(bundle)
     before = _disk_usage(base)
-    few = _Growing(bench, _copy(base, "few"), f"after {_FEW} revisions")
+    few = _Growing(bench, _copy(base, "short-history"), f"after {_FEW} revisions")
     few.grow(_FEW)
     many = _Growing(bench, base, f"after {revisions:,} revisions")
     many.grow(revisions)
@@ -181,8 +190,8 @@ def _beside_few(bench: Bench, revisions: int) -> Iterator[Row]:
         pulls = many.pull(), few.pull()
         bench.race(*pulls, rounds=1)  # the base
         yield from bench.compare(work, *pulls)
-    for path in bench.place.iterdir():
-        remove(path)
+    many.remove()
+    few.remove()
 
 
 def _copy(layout: Path, name: str) -> Path:

@@ -107,7 +107,7 @@ def test_ten_revisions_and_two_branches_are_what_the_containers_left(circle: Cir
     for tag in ("main", "left", "right"):
         assert len(image_layouts.read(circle.outside, tag).layers) <= 4
     image_layouts.expect_whole(circle.outside)
-    names = {f"{tag}@{number}": f"main@{number}" for tag in ("left", "right") for number in range(2, 12)}
+    names = {f"{tag}@{number}": f"main@{number}" for tag in ("left", "right") for number in (2, 7, 11)}
     for name in [*left, *names]:
         expected = left[name] if name in left else left[names[name]]
         expect_same(name, expected, extracted(f"{circle.outside}:{name}", tmp_path / "extracted"))
@@ -229,7 +229,7 @@ def test_three_hundred_stops_are_pulled_mounted_and_extracted(
     assert [each["layer"]["digest"] for each in said["history"]] == layers
     machine.run("umoci", "gc", "--layout", there)
     image_layouts.expect_sound(outside)
-    for number in some:
+    for number in some[::4]:
         found = extracted(f"{outside}:main@{number}", tmp_path / "x")
         expect_same(f"@{number} after umoci gc", left[number], found)
     machine.outside(f"{home}/Containerfile").write_text(f"FROM oci:{there}:main\nADD Containerfile /added\n")
