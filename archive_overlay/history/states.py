@@ -87,7 +87,7 @@ def spool_directory() -> Generator[int, None, None]:
     Raises:
         ArchiveError: it cannot be opened.
     """
-    path = os.environ.get("TMPDIR") or _SPOOL
+    path = _SPOOL
     try:
         fd = os.open(path, READ_TOP_DIRECTORY)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,8 @@ def started(request: pytest.FixtureRequest, machine: Machine) -> Started:
     """Give an engine, and a place for a layout that it can read."""
     rootless, kind = request.param
     engine = Engine(machine, rootless=rootless, store=kind, runtime="crun")
-    name = f"base-{request.node.callspec.id}"
+    # Several tests have such an engine on one machine.
+    name = f"base-{request.node.callspec.id}-{zlib.crc32(request.node.name.encode()):08x}"
     return Started(engine, name, machine.outside(engine.new_directory(name)) / "layout")
 
 
