@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 
+from archive_overlay.errors import ArchiveError
 from archive_overlay.history.composing import compose_layers
 from archive_overlay.history.tiers import OF_REVISION, runs_to_compose
 from archive_overlay.layout.blobs import Blobs
@@ -174,6 +175,7 @@ def compact(image: Image, composer: Composer, *, most: int) -> Plan | None:
     runs = runs_to_compose(weights, others=base, most=most)
     if not runs:
         return None
+    stored.packs_to_keep()  # so nothing is composed in vain
     return compose_runs(image, composer, [(base + begin, base + end) for begin, end in runs])
 
 
@@ -245,7 +247,7 @@ def put_compacted(plan: Plan, tag: str, layout: int, image: StoredImage, edit: E
         manifest, config = with_composed(manifest, config, begin, end, made.piece, weight)
     manifest["layers"] = with_chain(manifest["layers"], config["rootfs"]["diff_ids"])
     with Blobs(layout) as blobs:
-        entries = [*image.packs]
+        entries = [*image.packs_to_keep()]
         if inside or plan.pieces:
             staged = {each.layer.digest: each.name for each in plan.fresh}
             inside.sort(key=lambda each: each.number)
@@ -300,13 +302,15 @@ def _with_merged(
     merged = older[-count:]
     kept: list[Kept] = []
     pieces: list[Piece] = []
-    for entry in merged:
-        found = image.content(entry)
-        kept += found[0]
-        pieces += found[1]
-    kept.sort(key=lambda each: each.number)
     digests = [str(entry.descriptor["digest"]) for entry in merged]
-    for entry in merged:
-        digests += image.blobs_of(entry)
-    whole = [add_pack(edit, blobs, kept, pieces)] if kept else []
+    try:
+        for entry in merged:
+            found = image.content(entry)
+            kept += found[0]
+            pieces += found[1]
+            digests += image.blobs_of(entry)
+        kept.sort(key=lambda each: each.number)
+        whole = [add_pack(edit, blobs, kept, pieces)] if kept or pieces else []
+    except ArchiveError:  # one is damaged, or long messages make the whole too large: they stay as they are
+        return entries, []
     return [*older[:-count], *whole, newest], digests

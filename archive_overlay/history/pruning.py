@@ -104,7 +104,7 @@ def named_elsewhere(layout: int, index: Mapping[str, Any], image: StoredImage) -
             continue
         try:
             other = open_stored(layout, descriptor, whole=False)
-        except ArchiveError:
+        except (ArchiveError, OSError):
             continue  # damaged, or no image of this program's
         theirs = {each.number: each for each in other.kept()}
         common = [number for number in own if number in theirs and _same(own[number], theirs[number])]

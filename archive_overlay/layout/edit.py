@@ -280,12 +280,16 @@ class Edit:
     def _delete(self, digests: Iterable[str]) -> None:
         if not digests:
             return
-        with Blobs(self._layout) as blobs:
-            for digest in digests:
-                try:
-                    blobs.delete(digest)
-                except OSError:
-                    pass  # what was published stays published, and `gc` deletes what is left
+        # What was published stays published, whatever an annotation named; and `gc` deletes what is left.
+        try:
+            with Blobs(self._layout) as blobs:
+                for digest in digests:
+                    try:
+                        blobs.delete(digest)
+                    except (ArchiveError, OSError):
+                        pass
+        except (ArchiveError, OSError):
+            pass
 
     def _replace(self, name: str) -> None:
         os.rename(name, name, src_dir_fd=self._staging.directory, dst_dir_fd=self._layout)

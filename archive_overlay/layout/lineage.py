@@ -181,19 +181,20 @@ def _without_parent(index: Mapping[str, Any], wish: Wish, usual: Place, *, new: 
             f" {wish.path}, so only what was changed is. base=include copies it there",
         )
     what = f"the container had an image mounted that is not in the layout, and not {_named(wish, usual)}"
+    other = usual.parent.rpartition("@")[0] if new and usual.parent else wish.tag
     if wish.if_moved == FAIL:
         raise ArchiveError(
             f"{what}, and if-moved=fail refuses that",
-            hint=f"mount oci:{wish.path}:{wish.tag} and do the work again, or archive with if-moved=branch",
+            hint=f"mount oci:{wish.path}:{other} and do the work again, or archive with if-moved=branch",
         )
-    tag = _branch_tag(index, wish)
+    tag = wish.tag if new else _branch_tag(index, wish)
     return Place(
         tag=tag,
         image=None,
         number=below,
         base=base,
-        warning=f"{what}: so the revision begins a history of its own, with the tag {tag}; to go on with {wish.tag}, mount"
-        f" oci:{wish.path}:{wish.tag}, or archive with if-moved=append to take its last revision for what the container had",
+        warning=f"{what}: so the revision begins a history of its own, with the tag {tag}; to go on with {other}, mount"
+        f" oci:{wish.path}:{other}, or archive with if-moved=append to take its last revision for what the container had",
     )
 
 
@@ -218,17 +219,20 @@ def _search(
 ) -> tuple[StoredImage, int, str] | None:
     """Find the revision that the container had; None: it is not in the layout."""
     assert wish.had is not None
-    descriptors = images(index)[-_MOST_IMAGES:][::-1]
+    descriptors = images(index)[::-1]
     # Of several images that have it, the one that is asked for, or the one that it is to begin on.
     begins_on = match[1] if (match := _NUMBERED.fullmatch(wish.parent)) else wish.parent
     descriptors.sort(key=lambda each: (not is_tagged(each, wish.tag), not is_tagged(each, begins_on)))
+    if len(descriptors) > _MOST_IMAGES:
+        # The newest, and those that were there first: bases among them.
+        descriptors = descriptors[: _MOST_IMAGES // 2] + descriptors[-_MOST_IMAGES // 2 :]
     for descriptor in descriptors:
         if usual and descriptor.get("digest") == usual.descriptor.get("digest"):
             image = usual
         else:
             try:
                 image = open_stored(layout, descriptor)
-            except ArchiveError:
+            except (ArchiveError, OSError):
                 continue  # damaged, or no image: another one's matter
         if number := _find(image, wish.had):
             return image, number, f"{tag_of(descriptor) or 'an image without a tag'}@{number}"

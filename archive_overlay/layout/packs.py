@@ -53,6 +53,9 @@ LARGEST_SHARED = 64 * 1024
 # A pack is read and written as a whole.
 MOST_REVISIONS = 1000
 LARGEST_BLOB = 64 * 1024 * 1024
+# Of one pack: runs of pruned revisions, and how far its numbers are apart.
+_MOST_PRUNED = 4 * MOST_REVISIONS
+_WIDEST = 10_000_000
 
 _HISTORY = re.compile(r"(sha256:[0-9a-f]{64}) ([0-9]{1,12})")
 _RANGE = re.compile(r"([1-9][0-9]{0,8})(?:-([1-9][0-9]{0,8}))?")
@@ -230,12 +233,11 @@ def add_pack(
     small = [piece for piece in pieces if piece.size <= LARGEST_SHARED]
     listed: list[dict[str, Any]] = []
     layers: list[dict[str, Any]] = []
+    gathered = bytearray()
     if small:
-        gathered = bytearray()
         for piece, data in _stored_bytes(edit, blobs, small, staged or {}):
             listed.append({**_listed(piece), "offset": len(gathered)})
             gathered += data
-        layers.append({"mediaType": CHANGE_SETS_TYPE, **edit.add_blob(bytes(gathered))})
     for piece in pieces:
         if piece.size > LARGEST_SHARED:
             if staged and piece.digest in staged:
@@ -253,11 +255,14 @@ def add_pack(
         ],
         "pieces": listed,
     }
+    config_descriptor = {"mediaType": REVISIONS_TYPE, **edit.add_json(config)}  # refused if it is too large
+    if gathered:
+        layers.insert(0, {"mediaType": CHANGE_SETS_TYPE, **edit.add_blob(bytes(gathered))})
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST_TYPE,
         "artifactType": REVISIONS_TYPE,
-        "config": {"mediaType": REVISIONS_TYPE, **edit.add_json(config)},
+        "config": config_descriptor,
         "layers": layers,
     }
     descriptor = {
@@ -330,6 +335,8 @@ def _entry(descriptor: object) -> PackEntry:
         ((first, last),) = parse_ranges(annotations[_REVISIONS])
         pruned = parse_ranges(annotations.get(_PRUNED, ""))
         ((up_to, _),) = parse_ranges(annotations.get(_UP_TO, str(last)))
+        if len(pruned) > _MOST_PRUNED or last - first > _WIDEST:
+            raise ValueError
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
         raise damaged("a history index is not as it should be") from None
     return PackEntry(

@@ -33,6 +33,8 @@ CHAINS = f"{PREFIX}chains"
 WEIGHT = f"{PREFIX}weight"
 # Of an image's manifest: what the next publication may delete.
 SUPERSEDED = f"{PREFIX}superseded"
+# Revisions and pieces of all packs of an image. A few bytes of a layout that somebody made to do harm can name many.
+_MOST_OF_HISTORY = 400_000
 
 
 class StoredImage:
@@ -69,6 +71,7 @@ class StoredImage:
         self.last = self.layers[-1].last if self.layers else 0
         self._packs: list[PackEntry] | None = None
         self._contents: dict[str, tuple[Sequence[Kept], Sequence[Piece]]] = {}
+        self._read = 0  # revisions and pieces that packs had so far
         self._pieces = Pieces()
         self._pieces.add(self.layers)
         self.lost: list[str] = []
@@ -93,6 +96,23 @@ class StoredImage:
                 except (ArchiveError, OSError) as error:
                     self.lost.append(str(error))
         return self._packs
+
+    def packs_to_keep(self) -> list[PackEntry]:
+        """Give the packs of its history, for an image in its place.
+
+        Raises:
+            ArchiveError: they are in this layout, and cannot be read now: without them the history would lose them.
+            OSError: it cannot be told whether they are in this layout.
+        """
+        descriptor = history_of(self.manifest["annotations"])
+        if descriptor and not self.packs and self.lost:
+            with Blobs(self._layout) as blobs:
+                if not blobs.lacks(descriptor):
+                    raise ArchiveError(
+                        f"a part of the history cannot be read: {self.lost[0]}",
+                        hint="archive_overlay verify says what is lost",
+                    )
+        return self.packs
 
     def kept(self) -> list[Kept]:
         """Give what is known of all revisions, the lowest number first.
@@ -174,7 +194,10 @@ class StoredImage:
         digest = str(entry.descriptor.get("digest"))
         if digest not in self._contents:
             try:
+                if self._read > _MOST_OF_HISTORY:
+                    raise ArchiveError("the history has more revisions than this program reads")
                 self._contents[digest] = self.content(entry)
+                self._read += sum(map(len, self._contents[digest]))
                 self._pieces.add(piece for piece in self._contents[digest][1] if piece.last <= self.last)
             except (ArchiveError, OSError) as error:
                 self.lost.append(f"revisions {entry.first} to {entry.last}: {error}")
