@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.errors import ArchiveError
+from archive_overlay.history.revisions import opened_layout
 from archive_overlay.layout.edit import Edit, until_published
 from archive_overlay.layout.images import put_image, with_base
 from archive_overlay.layout.layer import write_layer, write_tar
@@ -81,39 +82,32 @@ def include_base(
     Raises:
         ArchiveError: that is not possible; the history is as it was.
     """
-    try:
-        layout = paths.open(path)
-        try:
-            now = _without_base(layout, read_index(layout), tag, ids)
+    with opened_layout(path, paths) as layout:
+        now = _without_base(layout, read_index(layout), tag, ids)
+        if now is None:
+            return ""
+        image = find()
+        if len(image.layers) != now.first - 1:
+            raise ArchiveError(
+                f"the container's image has {len(image.layers)} layers, and not {now.first - 1} as before"
+            )
+        layers = [
+            _copy(layer, f"base-{number}", staging, form, log) for number, layer in enumerate(image.layers, 1)
+        ]
+        lock(layout, path, patience, log)
+        edit = Edit(layout, staging)
+
+        def put() -> str:
+            now = _without_base(layout, edit.index, tag, ids)
             if now is None:
-                return ""
-            image = find()
-            if len(image.layers) != now.first - 1:
-                raise ArchiveError(
-                    f"the container's image has {len(image.layers)} layers, and not {now.first - 1} as before"
-                )
-            layers = [
-                _copy(layer, f"base-{number}", staging, form, log)
-                for number, layer in enumerate(image.layers, 1)
-            ]
-            lock(layout, path, patience, log)
-            edit = Edit(layout, staging)
+                return ""  # somebody else was faster
+            for number, layer in enumerate(layers, 1):
+                edit.add_file(f"base-{number}", layer.digest)
+            put_image(edit, tag, *with_base(now, layers, image.config, ids), instead_of=now)
+            edit.publish()
+            return f"the container's image is in it: revisions 1 to {len(layers)}"
 
-            def put() -> str:
-                now = _without_base(layout, edit.index, tag, ids)
-                if now is None:
-                    return ""  # somebody else was faster
-                for number, layer in enumerate(layers, 1):
-                    edit.add_file(f"base-{number}", layer.digest)
-                put_image(edit, tag, *with_base(now, layers, image.config, ids), instead_of=now)
-                edit.publish()
-                return f"the container's image is in it: revisions 1 to {len(layers)}"
-
-            return until_published(edit, path, put)
-        finally:
-            os.close(layout)
-    except OSError as error:
-        fail(f"cannot write to the image layout {path}", error)
+        return until_published(edit, path, put)
 
 
 def _without_base(

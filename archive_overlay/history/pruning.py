@@ -6,12 +6,12 @@ At a stop only facts are rewritten (`put_pruned`): what revisions changed stays 
 
 from __future__ import annotations
 
-import os
 import time
 
-from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.errors import ArchiveError
 from archive_overlay.history.dates import seconds_of
 from archive_overlay.history.keep import revisions_to_keep
+from archive_overlay.history.revisions import opened_layout
 from archive_overlay.history.rewriting import Wanted, facts_of
 from archive_overlay.keys import PREFIX
 from archive_overlay.layout.edit import Edit, until_published
@@ -146,27 +146,21 @@ def prune(
     Raises:
         ArchiveError: that is not possible; the image is as it was.
     """
-    try:
-        layout = paths.open(path)
-        try:
-            if not _to_drop(layout, read_index(layout), tag, keep)[1]:
+    with opened_layout(path, paths) as layout:
+        if not _to_drop(layout, read_index(layout), tag, keep)[1]:
+            return ""
+        lock(layout, path, patience, log)
+        edit = Edit(layout, staging)
+
+        def put() -> str:
+            image, dropped = _to_drop(layout, edit.index, tag, keep)
+            if image is None or not dropped:
                 return ""
-            lock(layout, path, patience, log)
-            edit = Edit(layout, staging)
+            put_pruned(tag, image, dropped, edit)
+            edit.publish()
+            return f"pruned: {format_ranges(runs_of(dropped))}"
 
-            def put() -> str:
-                image, dropped = _to_drop(layout, edit.index, tag, keep)
-                if image is None or not dropped:
-                    return ""
-                put_pruned(tag, image, dropped, edit)
-                edit.publish()
-                return f"pruned: {format_ranges(runs_of(dropped))}"
-
-            return until_published(edit, path, put)
-        finally:
-            os.close(layout)
-    except OSError as error:
-        fail(f"cannot write to the image layout {path}", error)
+        return until_published(edit, path, put)
 
 
 def _to_drop(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, BinaryIO, Callable, TypeVar
 
+    from archive_overlay.destination.paths import Paths
     from archive_overlay.history.references import Found
     from archive_overlay.layout.packs import Kept
     from archive_overlay.layout.pieces import Piece
@@ -281,6 +282,24 @@ class Image:
         except ArchiveError as error:
             message = f"{piece.label} of {self.name}: {error.message}"
             raise ArchiveError(message, hint=error.hint) from error
+
+
+@contextmanager
+def opened_layout(path: str, paths: Paths) -> Generator[int, None, None]:
+    """Open a layout to write to it; give its file descriptor. An OSError becomes an error that names it.
+
+    Args:
+        path: of the layout, resolved.
+        paths: how to get there.
+    """
+    try:
+        layout = paths.open(path)
+        try:
+            yield layout
+        finally:
+            os.close(layout)
+    except OSError as error:
+        fail(f"cannot write to the image layout {path}", error)
 
 
 def open_image(text: str) -> Image:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from archive_overlay.errors import ArchiveError
 from archive_overlay.keys import PREFIX
 from archive_overlay.layout.blobs import Blobs
-from archive_overlay.layout.images import image_of, put_image, with_chain
+from archive_overlay.layout.images import entries_up_to, image_of, put_image, with_chain
 from archive_overlay.layout.packs import LARGEST_BLOB, LARGEST_SHARED, MOST_REVISIONS, add_history, add_pack
 from archive_overlay.layout.pieces import Pieces
 from archive_overlay.system.record import Record
@@ -125,7 +125,7 @@ def plan_rewriting(image: Image, wanted: Wanted, composer: Composer) -> Plan:
     loose: list[Piece] = []  # of packs that do not stay
     packed: set[int] = set()
     superseded: list[str] = []
-    for entry in _entries_up_to(stored, layers[-1].last):
+    for entry in entries_up_to(stored, layers[-1].last):
         facts, pieces = stored.content(entry)
         if wanted.tidy and not _is_tidy(entry, facts, pieces, kept, ends, cuts):
             loose += [piece for piece in pieces if cuts.fits(piece)]
@@ -221,10 +221,6 @@ def facts_of(image: StoredImage) -> dict[int, Kept]:
             hint="archive_overlay verify says what is lost",
         )
     return found
-
-
-def _entries_up_to(image: StoredImage, number: int) -> list[PackEntry]:
-    return [entry.replace(up_to=min(entry.up_to, number)) for entry in image.packs if entry.first <= number]
 
 
 def _is_tidy(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.errors import ArchiveError
 from archive_overlay.history.compaction import Composer, compact, put_compacted
-from archive_overlay.history.revisions import Image
+from archive_overlay.history.revisions import Image, opened_layout
 from archive_overlay.layout.edit import Edit, until_published
 from archive_overlay.layout.lock import lock
 from archive_overlay.layout.read import read_index, tagged
@@ -50,36 +50,30 @@ def make_room(
     Raises:
         ArchiveError: that is not possible; the image is as it was.
     """
-    try:
-        layout = paths.open(path)
+    with opened_layout(path, paths) as layout:
+        descriptor = tagged(read_index(layout), tag)
+        if descriptor is None:
+            return ""
         try:
-            descriptor = tagged(read_index(layout), tag)
-            if descriptor is None:
-                return ""
-            try:
-                with Image(path, tag, os.dup(layout), open_stored(layout, descriptor)) as image:
-                    before = len(image.stored.layers)
-                    plan = compact(image, Composer(image, staging, form, log), most=most)
-            except ArchiveError:
-                if tagged(read_index(layout), tag) == descriptor:
-                    raise
-                return ""  # somebody else has composed them, and deleted what was read here
-            if plan is None:
-                return ""
-            lock(layout, path, patience, log)
-            edit = Edit(layout, staging)
+            with Image(path, tag, os.dup(layout), open_stored(layout, descriptor)) as image:
+                before = len(image.stored.layers)
+                plan = compact(image, Composer(image, staging, form, log), most=most)
+        except ArchiveError:
+            if tagged(read_index(layout), tag) == descriptor:
+                raise
+            return ""  # somebody else has composed them, and deleted what was read here
+        if plan is None:
+            return ""
+        lock(layout, path, patience, log)
+        edit = Edit(layout, staging)
 
-            def put() -> str:
-                descriptor = tagged(edit.index, tag)
-                now = open_stored(layout, descriptor) if descriptor else None
-                if now is None or not put_compacted(plan, tag, layout, now, edit):
-                    return ""  # somebody else has composed them, or the tag is gone
-                edit.publish()
-                after = before - sum(len(old) - 1 for old, _ in plan.layers)
-                return f"{before} layers have become {after}"
+        def put() -> str:
+            descriptor = tagged(edit.index, tag)
+            now = open_stored(layout, descriptor) if descriptor else None
+            if now is None or not put_compacted(plan, tag, layout, now, edit):
+                return ""  # somebody else has composed them, or the tag is gone
+            edit.publish()
+            after = before - sum(len(old) - 1 for old, _ in plan.layers)
+            return f"{before} layers have become {after}"
 
-            return until_published(edit, path, put)
-        finally:
-            os.close(layout)
-    except OSError as error:
-        fail(f"cannot write to the image layout {path}", error)
+        return until_published(edit, path, put)

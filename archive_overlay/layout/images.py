@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.layout.edit import Edit
     from archive_overlay.layout.layer import Layer
-    from archive_overlay.layout.packs import Kept
+    from archive_overlay.layout.packs import Kept, PackEntry
     from archive_overlay.layout.pieces import Piece
     from archive_overlay.layout.provenance import Provenance
     from archive_overlay.layout.stored import StoredImage
@@ -204,7 +204,7 @@ def image_of(
     )
 
 
-def entries_up_to(image: StoredImage, number: int) -> list[Any]:
+def entries_up_to(image: StoredImage, number: int) -> list[PackEntry]:
     """Give the packs of an image's history that have revisions up to a number, cut off there."""
     return [entry.replace(up_to=min(entry.up_to, number)) for entry in image.packs if entry.first <= number]
 

@@ -77,11 +77,6 @@ class StoredImage:
         self.lost: list[str] = []
 
     @property
-    def is_annotated_with_history(self) -> bool:
-        """Whether the image says that there are packs, here or in the layout that it was copied from."""
-        return history_of(self.manifest["annotations"]) is not None
-
-    @property
     def packs(self) -> list[PackEntry]:
         """The packs of its history. `lost` says why there are none, if there should be some."""
         if self._packs is None:
