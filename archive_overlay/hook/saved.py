@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import os
 
-from archive_overlay.overlay import store
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 
 TYPE_CHECKING = False
