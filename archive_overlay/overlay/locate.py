@@ -330,7 +330,8 @@ def _with_layers_of_image(overlay: OverlayMount, believed: _Believed) -> Overlay
     if not layer or os.path.dirname(layer) not in map(os.path.realpath, believed.stores):
         return overlay
     try:
-        if os.listdir(lower) or _mounts().exactly_at(lower):
+        # The engine may have removed the mount point, too.
+        if os.path.lexists(lower) and (os.listdir(lower) or _mounts().exactly_at(lower)):
             return overlay
         return overlay.with_lowers(store.image_directories(layer))
     except (OSError, store.UnknownError) as error:

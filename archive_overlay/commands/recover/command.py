@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from archive_overlay.commands.recover.configuration import Configuration
+    from archive_overlay.commands.recover.stores import Store
     from archive_overlay.hook.recovery import Container, Left
     from archive_overlay.log import Log
     from archive_overlay.settings import Settings
@@ -50,14 +51,26 @@ def run(options: argparse.Namespace, log: Log) -> int:
     found = configuration.installed(options.hooks_dir, options.parse, log)
     if os.geteuid() != 0:
         namespace.enter()
-    recovery_ = _Recovery(found, Output(), log, dry_run=options.dry_run)
+    return recover(store, found, log, dry_run=options.dry_run)
+
+
+def recover(store: Store, configurations: Sequence[Configuration], log: Log, *, dry_run: bool) -> int:
+    """Save what is left of the containers of a store; see `run`.
+
+    Args:
+        store: the engine's.
+        configurations: of the hook. The first that is for a container counts.
+        log: is told what cannot be done.
+        dry_run: whether only to list what would be saved.
+    """
+    this = _Recovery(configurations, Output(), log, dry_run=dry_run)
     try:
         for bundle in store.bundles():
-            recovery_.look_at(bundle)
+            this.look_at(bundle)
     except UnknownError as error:
         raise ArchiveError(f"nobody can say which containers are in {store.root}: {error}") from error
-    recovery_.finish()
-    return 1 if recovery_.failed else 0
+    this.finish()
+    return 1 if this.failed else 0
 
 
 class _Recovery:
@@ -126,7 +139,7 @@ class _Recovery:
         self._count += len(left)
         if self._dry_run:
             for each in left:
-                self._say(container, "would be saved", each)
+                self._say(container, each, f"would be saved to {shown(each.archive_to)}")
             self._output.flush()
             return
         names = {each.name for each in left}
@@ -134,7 +147,7 @@ class _Recovery:
         noted = container.saved
         for each in left:
             if not status or each.name in noted:
-                self._say(container, "saved", each)
+                self._say(container, each, "saved")
         self._output.flush()
         if status:
             self.failed = True  # the hook has said why
@@ -168,10 +181,9 @@ class _Recovery:
             self._logs[key] = open_log(settings.log_level, path=settings.log_file, syslog=settings.syslog)
         return self._logs[key]
 
-    def _say(self, container: Container, verb: str, left: Left) -> None:
+    def _say(self, container: Container, left: Left, what: str) -> None:
         self._output.line(
-            f"container {container.id[:_SHORT_ID]}: archive {shown(left.name)} of {shown(left.mount_point)} {verb}"
-            f" to {shown(left.archive_to)}"
+            f"container {container.id[:_SHORT_ID]}: archive {shown(left.name)} of {shown(left.mount_point)} {what}"
         )
 
     def _complain(self, message: str) -> None:
