@@ -30,6 +30,8 @@ ENGINE = ("podman", "crun", "busybox-static", "mount")
 
 PROGRAMS = {
     "usr/bin/archive_overlay",
+    "usr/lib/systemd/system/archive_overlay-recover.service",
+    "usr/lib/systemd/user/archive_overlay-recover.service",
     "usr/share/bash-completion/completions/archive_overlay",
     "usr/share/containers/oci/hooks.d/archive_overlay.json",
     "usr/share/man/man1/archive_overlay.1.gz",
