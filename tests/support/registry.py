@@ -294,11 +294,9 @@ class Way:
                             near.sendall(data)
                             continue
                         sent += len(data)
-                        if (
-                            self.breaks_after
-                            and sent > self.breaks_after
-                            and not (self._once and self.broken)
-                        ):
+                        if self._watch:
+                            self._watch(data)
+                        if self.breaks_after and sent > self.breaks_after:
                             self.broken += 1
                             return
                         if self.bytes_per_second:
