@@ -373,6 +373,7 @@ class _Pusher:
         lock(self._layout, source.path, source.patience, source.log)
         try:
             edit = Edit(self._layout, self._staging)
+            edit.begin()  # an earlier one may have left something in staging
             return until_published(edit, source.path, lambda: work(edit))
         finally:
             # The network is slow, and others wait.
