@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
-import json
 import os
 import shutil
-import signal
-import subprocess
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import histories, history, hooks, image_layouts, tools
-from tests.support.registry import PASSWORD, Registry, Way
+from tests.support import histories, history, hooks, image_layouts
+from tests.support.registry import Registry, Way
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
     from typing import Any, Callable
 
