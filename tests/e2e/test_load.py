@@ -58,7 +58,7 @@ class Data:
             for each in index["manifests"]
         )
         found = tools_log(self, tag)
-        return [each["revision"] for each in found if each["container"]]
+        return [int(str(each["revision"])) for each in found if each["container"]]
 
     def images(self) -> list[dict[str, object]]:
         """Give all images of the store that have, or had, the name."""
