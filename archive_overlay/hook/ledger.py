@@ -41,10 +41,14 @@ class Ledger:
         saved_all: whether nothing has gone wrong.
         failures: what is still to be settled.
         moved: where an upperdir is that was renamed, by its path.
+        asked: the annotations, as above.
+        facts: what is known of each archive that has come to an end, by its name; see `reports`.
     """
 
     def __init__(self, asked: Mapping[str, Mapping[str, object]], log: Log) -> None:
         self.saved_all = True
+        self.asked = asked
+        self.facts: dict[str, dict[str, object]] = {}
         self.failures: list[Failure] = []
         self.moved: dict[str, str] = {}
         self._log = log
@@ -88,6 +92,10 @@ class Ledger:
     def is_safe(self, name: str) -> None:
         """Note that an archive is all that it should be: at its place, on disk, with its marker."""
         self._safe = name
+
+    def note(self, name: str, facts: Mapping[str, object]) -> None:
+        """Note what is known of an archive, for those who want to be told."""
+        self.facts.setdefault(name, {}).update(facts)
 
     def done(self, name: str) -> None:
         """Note that nothing is left to do for an archive."""
