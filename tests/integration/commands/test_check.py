@@ -233,16 +233,6 @@ def test_programs_that_the_hook_runs(installed: Installed) -> None:
     assert [each for each in policy if "auth, with passwords of registries, can be read by others" in each]
 
 
-def test_loading_is_limited_where_paths_are(installed: Installed) -> None:
-    installed.configure(f"--allow-archive-to={installed.top}")
-    none = [each["found"] for each in about(installed.json(), "policy")]
-    installed.configure(f"--allow-archive-to={installed.top}", "--allow-load-as=localhost/data")
-    some = [each["found"] for each in about(installed.json(), "policy")]
-
-    assert "images may be loaded into the engine's store by no name, and pushed nowhere" in none
-    assert "images may be loaded into the engine's store as localhost/data, and pushed nowhere" in some
-
-
 def test_places_that_another_user_may_have_made(installed: Installed) -> None:
     tools.need_root()
     shared = installed.top / "shared"
