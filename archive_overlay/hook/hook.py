@@ -8,7 +8,7 @@ import time
 from archive_overlay import methods
 from archive_overlay.destination.marker import Marker
 from archive_overlay.destination.paths import Paths
-from archive_overlay.errors import ArchiveError, HookError, Interrupted, brief, internal_error, interruption
+from archive_overlay.errors import ArchiveError, HookError, Interrupted, internal_error, interruption
 from archive_overlay.hook import rescue, runtime
 from archive_overlay.hook.annotations import Context, group_by_name, parse_request, timestamp
 from archive_overlay.hook.ledger import Ledger
@@ -244,6 +244,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         patience=run.patience,
         log=log,
     )
+    for complaint in getattr(destination, "complaints", ()):
+        ledger.complain_of(request.name, complaint)
     path = destination.path
     ledger.expect_free(request, path)
     marker = None
@@ -380,8 +382,7 @@ def _tend_all(saved: Mapping[str, methods.Destination], run: Run) -> None:
             outstanding: Sequence[str] = getattr(destination, "outstanding", ())
             if outstanding:
                 reason = f"it is safe at {destination.path}, but {' and '.join(outstanding)} was {end}"
-                run.ledger.complain(f"archive {name}: {reason}")
-                run.ledger.note(name, {"error": reason})
+                run.ledger.complain_of(name, reason)
         raise
 
 
@@ -391,11 +392,8 @@ def _tend(name: str, destination: methods.Destination, run: Run) -> None:
     if not tend:
         return
     try:
-        complaints = tend()
-        for complaint in complaints:
-            run.ledger.complain(f"archive {name}: {complaint}")
-        if complaints:
-            run.ledger.note(name, {"error": brief("; ".join(complaints))})
+        for complaint in tend():
+            run.ledger.complain_of(name, complaint)
     except Exception as error:
         if end := interruption(error):
             raise end from error

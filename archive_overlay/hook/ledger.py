@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from archive_overlay.errors import ArchiveError, internal_error, interruption
+from archive_overlay.errors import ArchiveError, brief, internal_error, interruption
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -60,6 +60,12 @@ class Ledger:
         """Log what is wrong, and remember that something is."""
         self._log.error(message)
         self.saved_all = False
+
+    def complain_of(self, name: str, message: str) -> None:
+        """Log what is wrong with an archive that is made all the same, and remember it."""
+        self.complain(f"archive {name}: {message}")
+        before = self.facts.get(name, {}).get("error")
+        self.note(name, {"error": brief(f"{before}; {message}" if before else message)})
 
     def failing_alone(self, name: str) -> FailingAlone:
         """Give a context in which what fails costs the other archives nothing.

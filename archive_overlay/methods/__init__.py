@@ -106,11 +106,14 @@ if TYPE_CHECKING:
 
         Attributes:
             facts: what is known of the archive besides its path, for the administrator's programs.
-            outstanding: what is asked for and not done yet, a word or two each: "pushing".
+            complaints: what is asked for besides the archive and cannot be done, as is known beforehand.
+            outstanding: what is asked for and not done yet, a word or two each: "pushing it".
         """
 
         @property
         def facts(self) -> Mapping[str, object]: ...
+        @property
+        def complaints(self) -> Sequence[str]: ...
         @property
         def outstanding(self) -> Sequence[str]: ...
 

@@ -29,7 +29,7 @@ def judge_skopeo(path: str, asked: Iterable[TransferSettings]) -> Finding:
     return Finding(
         WARNING if needed else NOTE,
         "skopeo",
-        f"there is no program {path}: an archive with load-as or push-to fails before it is begun",
+        f"there is no program {path}: revisions are neither loaded nor pushed, and an archive that asks for it is an error",
         "install skopeo, or name it by --skopeo in hook.args"
         if needed
         else "install skopeo if they are wanted",
