@@ -47,7 +47,7 @@ class PushAtStop:
         self.complaint = ""
         try:
             remote = parse_remote(push_to)
-            if not is_allowed(remote, settings.push_prefixes):
+            if not self._is_allowed(remote):
                 raise ArchiveError(
                     f"push-to {remote.reference} is not allowed",
                     hint="the administrator allows it by --allow-push-to in the hook's configuration",
@@ -59,7 +59,10 @@ class PushAtStop:
 
     def annotations(self, tag: str) -> dict[str, str]:
         """Give what a tag is annotated with that gets the revision: so it waits from then on, whatever happens."""
-        return noted(self._name(tag).reference) if self._remote else {}
+        try:
+            return noted(self._name(tag).reference) if self._remote else {}
+        except ArchiveError:
+            return {}  # the archive is more important; `push` says it
 
     def push(self, layout: LayoutDestination) -> None:
         """Push it, and what else waits in its layout.
@@ -76,6 +79,7 @@ class PushAtStop:
             patience=layout.patience,
             turn=self._settings.push_timeout,
             log=self._log,
+            allowed=self._is_allowed,
         )
         what = f"archive {self._archive}: {layout.path}"
         later = f"archive_overlay push {quoted(f'{layout.path}:{tag}')} sends it, and so does the next stop"
@@ -101,19 +105,16 @@ class PushAtStop:
     def _push_others(self, source: Source, skopeo: Skopeo, but: set[str]) -> None:
         """Push what earlier stops could not push. What fails goes on waiting."""
         repeated = Repeated(self._log)
-        for tag, pushed in push_waiting(
-            source,
-            lambda: skopeo,
-            allowed=lambda name: is_allowed(name, self._settings.push_prefixes),
-            but=but,
-            if_moved=FAIL,
-        ):
+        for tag, pushed in push_waiting(source, lambda: skopeo, but=but, if_moved=FAIL):
             refused = str(pushed) if isinstance(pushed, ArchiveError) else pushed.refused
             if refused:
                 repeated.warning("tags that still wait", f"{source.path}:{tag} still waits: {refused}")
             elif not isinstance(pushed, ArchiveError):
                 self._log.info(f"archive {self._archive}: {source.path}:{pushed.done}")
         repeated.finish()
+
+    def _is_allowed(self, name: Name) -> bool:
+        return is_allowed(name, self._settings.push_prefixes)
 
     def _name(self, tag: str) -> Name:
         """Give where a tag goes: a branch of what was asked for goes beside that."""
