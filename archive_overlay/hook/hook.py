@@ -162,27 +162,52 @@ def run(settings: Settings, log: Log) -> int:
             ledger=ledger,
             log=log,
         )
-        keeper = _rescue_directory(settings, state.id, log)
+        send_reports = _load_reports(settings)
         hurry = False
-        ask_image = not settings.trust_image_annotations and store.is_of_store(state.bundle, spec.root)
-        # Until it is known what the image asks for, all may be the image's.
-        unkept = {*asked} if ask_image else set()
         try:
-            held_off.let_in()
-            refused = _what_images_ask_for(asked, this) if ask_image else {}
-            unkept = {name for name, refusal in refused.items() if not refusal.keep}
-            for fault in spec.faults:
-                ledger.complain(fault)
-            saved = _archive_all(asked, refused, this)
-        except Interrupted as interruption:
-            ledger.give_up(str(interruption), unkept=unkept)
+            _save_and_tend(asked, this, held_off)
+        except Interrupted:
             hurry = True
             raise
         finally:
-            rescue.settle(ledger, this.find, this.lifetime, keeper, hurry=hurry)
-        # Only now, for it takes time, in which whoever started the hook may lose patience with it.
-        _tend_all(saved, this)
+            if send_reports:
+                stopped = this.context.timestamp
+                send_reports(ledger, settings, this.place, stopped=stopped, hurry=hurry, log=log)
         return 0 if ledger.saved_all else 1
+
+
+def _save_and_tend(asked: Mapping[str, Mapping[str, object]], run: Run, held_off: signals.HeldOff) -> None:
+    """Do all requests, settle what failed, and do what is left to do where archives are safe.
+
+    Args:
+        asked: the annotations of each archive by key, by the archive's name.
+        run: what they have in common.
+        held_off: holds signals off until it is known how what fails is rescued.
+
+    Raises:
+        Interrupted: see `run`.
+    """
+    settings, ledger = run.settings, run.ledger
+    keeper = _rescue_directory(settings, run.context.id, run.log)
+    hurry = False
+    ask_image = not settings.trust_image_annotations and store.is_of_store(run.bundle, run.spec.root)
+    # Until it is known what the image asks for, all may be the image's.
+    unkept = {*asked} if ask_image else set()
+    try:
+        held_off.let_in()
+        refused = _what_images_ask_for(asked, run) if ask_image else {}
+        unkept = {name for name, refusal in refused.items() if not refusal.keep}
+        for fault in run.spec.faults:
+            ledger.complain(fault)
+        saved = _archive_all(asked, refused, run)
+    except Interrupted as interruption:
+        ledger.give_up(str(interruption), unkept=unkept)
+        hurry = True
+        raise
+    finally:
+        rescue.settle(ledger, run.find, run.lifetime, keeper, hurry=hurry)
+    # Only now, for it takes time, in which whoever started the hook may lose patience with it.
+    _tend_all(saved, run)
 
 
 def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> methods.Destination:
@@ -220,7 +245,7 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         log=log,
     )
     for complaint in getattr(destination, "complaints", ()):
-        ledger.complain(f"archive {request.name}: {complaint}")
+        ledger.complain_of(request.name, complaint)
     path = destination.path
     ledger.expect_free(request, path)
     marker = None
@@ -263,9 +288,23 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         if marker:
             marker.create(flush)
         ledger.is_safe(request.name)
+        ledger.note(
+            request.name,
+            {
+                "saved": True,
+                "mount_point": request.mount_point,
+                "method": request.method.name,
+                "path": path,
+                "success": request.success,
+                **tally.facts,
+                **_facts(destination),
+            },
+        )
+    seconds = time.monotonic() - started
+    ledger.note(request.name, {"seconds": round(seconds, 3)})
     log.info(
         f"archive {request.name}: saved {tally} of {request.mount_point} to {path} by {request.method.name}"
-        f"{f', as {done}' if done else ''} in {time.monotonic() - started:.2f} s"
+        f"{f', as {done}' if done else ''} in {seconds:.2f} s"
     )
     return destination
 
@@ -333,22 +372,45 @@ def _archive_all(
 
 def _tend_all(saved: Mapping[str, methods.Destination], run: Run) -> None:
     """Do what is left to do at destinations whose archives are safe: nothing of it makes them less so."""
-    for name, destination in saved.items():
-        tend: Callable[[], list[str]] | None = getattr(destination, "tend", None)
-        if not tend:
-            continue
-        try:
-            for complaint in tend():
-                run.ledger.complain(f"archive {name}: {complaint}")
-        except Exception as error:
-            if end := interruption(error):
-                raise end from error
-            expected = isinstance(error, (ArchiveError, OSError, ImportError))
-            reason = str(error) if expected else internal_error(error)
-            run.log.warning(
-                f"archive {name}: it is safe at {destination.path}, but what was to be done there afterwards has failed:"
-                f" {reason}; the next stop tries again"
-            )
+    waiting = dict(saved)
+    try:
+        for name, destination in saved.items():
+            _tend(name, destination, run)
+            del waiting[name]
+    except Interrupted as end:
+        for name, destination in waiting.items():
+            outstanding: Sequence[str] = getattr(destination, "outstanding", ())
+            if outstanding:
+                reason = f"it is safe at {destination.path}, but {' and '.join(outstanding)} was {end}"
+                run.ledger.complain_of(name, reason)
+        raise
+
+
+def _tend(name: str, destination: methods.Destination, run: Run) -> None:
+    """Do what is left to do at one destination."""
+    tend: Callable[[], list[str]] | None = getattr(destination, "tend", None)
+    if not tend:
+        return
+    try:
+        for complaint in tend():
+            run.ledger.complain_of(name, complaint)
+    except Exception as error:
+        if end := interruption(error):
+            raise end from error
+        expected = isinstance(error, (ArchiveError, OSError, ImportError))
+        reason = str(error) if expected else internal_error(error)
+        run.log.warning(
+            f"archive {name}: it is safe at {destination.path}, but what was to be done there afterwards has failed:"
+            f" {reason}; the next stop tries again"
+        )
+    finally:
+        run.ledger.note(name, _facts(destination))
+
+
+def _facts(destination: methods.Destination) -> Mapping[str, object]:
+    """Give what else is known of an archive there; see `methods.Tended`."""
+    facts: Mapping[str, object] = getattr(destination, "facts", {})
+    return facts
 
 
 def _what_images_ask_for(asked: Mapping[str, Mapping[str, object]], run: Run) -> Mapping[str, Refusal]:
@@ -393,6 +455,15 @@ def _rescue_directory(settings: Settings, container: str, log: Log) -> RescueDir
     return RescueDirectory(settings.rescue_dir, container, log, limits=limits, max_bytes=settings.max_bytes)
 
 
+def _load_reports(settings: Settings) -> Callable[..., None] | None:
+    """Give what tells the administrator's programs of archives, if there are any."""
+    if not settings.on_success and not settings.on_failure:
+        return None
+    from archive_overlay.hook.reports import send_reports
+
+    return send_reports
+
+
 def _load(*modules: str) -> None:
     """Import what may be needed later; see `_archive_all`."""
     for module in modules:
@@ -421,6 +492,13 @@ class _Tally:
             elif change.name or change.kind is not DIRECTORY:
                 self.entries += 1
             yield change
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The numbers, as reports have them; without a count there are none."""
+        if not self._counted:
+            return {}
+        return {"entries": self.entries, "deletions": self.deletions, "bytes": self.bytes}
 
     def __str__(self) -> str:
         if not self._counted:

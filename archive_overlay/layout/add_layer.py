@@ -80,7 +80,9 @@ class LayoutDestination:
         added: whether that was a new one.
         number: of the revision that the tag names then; 0 if there is none.
         layers: how many the image has then, and how many of them are its base.
-        steps: what is to be done once the revision is safe.
+        loaded: by which name the engine's store has it, loaded or there already; "" if a step did not see to that.
+        pushed: where in a registry it is; "" if a step did not push it.
+        steps: what is still to be done once the revision is safe.
         complaints: what cannot be done of what is asked for, as is known before the revision is made.
     """
 
@@ -97,6 +99,7 @@ class LayoutDestination:
         self.layers = 0, 0
         self.number = 0
         self.added = False
+        self.loaded = self.pushed = ""
         self.steps: list[Step] = []
         self.complaints: list[str] = []
         self._annotate = annotate
@@ -121,10 +124,26 @@ class LayoutDestination:
         assert self._stage
         return self._stage()
 
+    @property
+    def facts(self) -> dict[str, object]:
+        """What is known of the revision; see `methods.Tended`."""
+        return {
+            "tag": self.published or None,
+            "revision": self.number or None,
+            "loaded": self.loaded or None,
+            "pushed": self.pushed or None,
+        }
+
+    @property
+    def outstanding(self) -> list[str]:
+        """What is asked for and not done; see `methods.Tended`."""
+        return [step.what for step in self.steps if step.asked] if self.published else []
+
     def tend(self) -> list[str]:
         """Do what is to be done once the revision is safe. What fails stops nothing else. See `methods.Tended`."""
         failures: list[str] = []
-        for step in self.steps if self.published else ():
+        while self.steps and self.published:
+            step = self.steps[0]
             try:
                 step.work(self)
             except (ArchiveError, OSError, ImportError) as error:
@@ -137,6 +156,7 @@ class LayoutDestination:
                     self.log.warning(
                         f"archive {self._provenance.archive}: {failed}; the next stop tries again"
                     )
+            del self.steps[0]
         return failures
 
     def publish(self, staging: Staging, result: object) -> str:

@@ -9,7 +9,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Protocol
 
     from archive_overlay.destination.paths import Paths
@@ -105,11 +105,17 @@ if TYPE_CHECKING:
         """A destination with something to do after its archive is safe. Most have nothing, and are no more than above.
 
         Attributes:
+            facts: what is known of the archive besides its path, for the administrator's programs.
             complaints: what is asked for besides the archive and cannot be done, as is known beforehand.
+            outstanding: what is asked for and not done yet, a word or two each: "pushing it".
         """
 
         @property
+        def facts(self) -> Mapping[str, object]: ...
+        @property
         def complaints(self) -> Sequence[str]: ...
+        @property
+        def outstanding(self) -> Sequence[str]: ...
 
         def tend(self) -> list[str]:
             """Do what makes later archives cheaper, or is asked for besides the archive.

@@ -63,7 +63,6 @@ class LoadAtStop:
 
     Attributes:
         complaint: why it will not be loaded; "" if nothing is in the way.
-        loaded: the name that it was loaded by, or that had it already; "" if it was not loaded.
     """
 
     def __init__(
@@ -82,7 +81,6 @@ class LoadAtStop:
         self._overlay = overlay
         self._settings = settings.transfer
         self._log = log
-        self.loaded = ""
         self.complaint = ""
         self._name: Name | None = None
         try:
@@ -147,7 +145,7 @@ class LoadAtStop:
             self._log.info(
                 f"{self._what}: loaded revision {image.last} of {layout.path}:{self._tag} as {name}"
             )
-        self.loaded = str(name)
+        layout.loaded = str(name)
         if waits:
             self._note(fd, layout, "")
         self._unmount(name)
