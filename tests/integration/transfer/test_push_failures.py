@@ -111,20 +111,28 @@ def test_a_connection_that_breaks(host: Host, shared: Registry, name: str) -> No
     assert shared.digest(name) == host.digest()
 
 
-def test_a_program_that_is_killed_when_all_is_sent(host: Host, shared: Registry, name: str) -> None:
+@pytest.mark.parametrize(
+    ("request_line", "number"),
+    [
+        ("GET /v2/{}/manifests/main", 1),
+        ("PATCH ", 1),
+        ("PUT /v2/{}/manifests/main", 1),
+        ("GET /v2/{}/manifests/main", 2),
+    ],
+    ids=["looking", "sending", "moving", "looking again"],
+)
+def test_a_program_that_is_killed(
+    host: Host, shared: Registry, name: str, request_line: str, number: int
+) -> None:
     processes: list[subprocess.Popen[bytes]] = []
-
-    def kill() -> None:
-        processes[0].kill()
-        processes[0].wait()
-
-    looks: list[bytes] = []
+    seen: list[bytes] = []
 
     def watch(data: bytes) -> None:
-        if data.startswith(f"GET /v2/{name}/manifests/main".encode()):
-            looks.append(data)
-            if len(looks) == 2:
-                kill()
+        if data.startswith(request_line.format(name).encode()):
+            seen.append(data)
+            if len(seen) == number:
+                processes[0].kill()
+                processes[0].wait()
 
     with Way(shared, watch=watch) as way:
         host.note("main", way.reference(name))
@@ -134,7 +142,9 @@ def test_a_program_that_is_killed_when_all_is_sent(host: Host, shared: Registry,
         assert host.waits
         image_layouts.expect_whole(host.layout)
 
-        assert host.push().stdout == f"main is at {way.reference(name)}\n"
+        assert host.push().status == 0
+    assert shared.digest(name) == host.digest()
+    assert not host.waits
     expect_tidy(host.layout)
 
 
