@@ -35,6 +35,7 @@ _UNREACHABLE = (
 _FATAL = re.compile(r'level=fatal msg="((?:[^"\\\n]|\\.)*)"')
 _NAMED = re.compile(r'^Error parsing image name "[^"]*": ')
 _HINTS = (
+    ("authentication required", "skopeo login HOST, or --authfile, gives it a password"),
     ("unauthorized", "skopeo login HOST, or --authfile, gives it a password"),
     ("denied", "the registry may want another password: skopeo login HOST, or --authfile, gives it one"),
     ("x509:", "its certificate belongs in /etc/containers/certs.d/HOST/ca.crt"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.server
 import os
 import signal
@@ -161,6 +162,17 @@ def test_two_pushes_of_a_layout_take_turns(host: Host, shared: Registry, name: s
         f"main is at {remote}\n",
         f"main is pushed to {remote}\n",
     ]
+
+
+def test_a_push_waits_for_another_one_no_longer_than_it_may(host: Host, shared: Registry, name: str) -> None:
+    host.note("main", shared.reference(name))
+    blobs = os.open(host.layout / "blobs", os.O_RDONLY)
+    try:
+        fcntl.flock(blobs, fcntl.LOCK_EX)
+        expect_waiting(host, host.push("--timeout=1"), "another program has loaded or pushed images of")
+    finally:
+        os.close(blobs)
+    assert host.push().status == 0
 
 
 def test_passwords(host: Host, scratch: Path) -> None:
