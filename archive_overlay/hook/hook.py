@@ -12,6 +12,7 @@ from archive_overlay.errors import ArchiveError, HookError, Interrupted, interna
 from archive_overlay.hook import rescue, runtime
 from archive_overlay.hook.annotations import Context, group_by_name, parse_request, timestamp
 from archive_overlay.hook.ledger import Ledger
+from archive_overlay.hook.saved import Saved
 from archive_overlay.overlay import store
 from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
 from archive_overlay.overlay.locate import environment_file, find_overlay, mount_at
@@ -25,7 +26,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from archive_overlay.hook.annotations import ArchiveRequest
     from archive_overlay.hook.image_annotations import Refusal
@@ -56,6 +57,8 @@ class Run(Record):
         patience: how long it may still wait for other programs.
         flush: when something counts as written.
         ledger: what became of the requests so far.
+        saved: where it is noted what is saved; None: nowhere.
+        recovering: whether the engine has not run the hook, and the container may be started again.
         log: takes what happens.
     """
 
@@ -68,6 +71,8 @@ class Run(Record):
     patience: Patience
     flush: Flush
     ledger: Ledger
+    saved: Saved | None = None
+    recovering: bool = False
     log: Log
 
     @property
@@ -98,6 +103,7 @@ class Run(Record):
             mount_point,
             mount_program=self.settings.mount_program,
             bundle=self.bundle,
+            ended=self.recovering,
         )
 
     def lifetime(self, overlay: OverlayMount, mount_point: str) -> str:
@@ -109,6 +115,8 @@ class Run(Record):
         ):  # another version has taken the place of this file, and this is for a message alone
             return UNKNOWN
         spec = self.spec
+        if self.recovering and mount_point == "/":
+            return UNKNOWN  # the engine starts the container with it again, or deletes it with the container
         return lifetime(overlay.upper, mount_point, spec.mounts, root=spec.root, bundle=self.bundle)
 
     def why_kept_in_place(self, overlay: OverlayMount, mount_point: str) -> str:
@@ -125,12 +133,20 @@ class Run(Record):
         return ""
 
 
-def run(settings: Settings, log: Log) -> int:
+def run(
+    settings: Settings,
+    log: Log,
+    *,
+    names: Collection[str] | None = None,
+    recovering: Saved | None = None,
+) -> int:
     """Save what a container asks for in its annotations.
 
     Args:
         settings: the command line's.
         log: takes what happens.
+        names: of the archives that are meant; None: all.
+        recovering: where it is noted what is saved, locked, if the engine has not run the hook; None: it runs it now.
 
     Returns:
         0 if all that was asked for is saved, 1 if something is not.
@@ -144,9 +160,15 @@ def run(settings: Settings, log: Log) -> int:
     except HookError as error:
         log.error(str(error))
         return 1
-    asked = dict(group_by_name(spec.annotations, log))
+    asked = {
+        name: keys for name, keys in group_by_name(spec.annotations, log) if names is None or name in names
+    }
     if not asked:
         return 0
+    patience = Patience()
+    saved = recovering or _saved(state.bundle, spec.root)
+    if saved and not recovering:
+        asked = _without_saved_meanwhile(asked, saved, patience, log)
     # From now on there is something to lose: a signal comes when it is known how that is rescued.
     with signals.HeldOff() as held_off:
         ledger = Ledger(asked, log)
@@ -157,9 +179,11 @@ def run(settings: Settings, log: Log) -> int:
             context=Context(id=state.id, timestamp=timestamp(time.time_ns())),
             paths=Paths(settings.allowed),
             policy=_policy(settings),
-            patience=Patience(),
+            patience=patience,
             flush=ToDisk(log.warning) if settings.fsync else Never(),
             ledger=ledger,
+            saved=saved,
+            recovering=recovering is not None,
             log=log,
         )
         send_reports = _load_reports(settings)
@@ -199,15 +223,18 @@ def _save_and_tend(asked: Mapping[str, Mapping[str, object]], run: Run, held_off
         unkept = {name for name, refusal in refused.items() if not refusal.keep}
         for fault in run.spec.faults:
             ledger.complain(fault)
-        saved = _archive_all(asked, refused, run)
+        made = _archive_all(asked, refused, run)
     except Interrupted as interruption:
         ledger.give_up(str(interruption), unkept=unkept)
         hurry = True
         raise
     finally:
         rescue.settle(ledger, run.find, run.lifetime, keeper, hurry=hurry)
+        if run.saved:
+            for name in ledger.kept:
+                run.saved.add(name)
     # Only now, for it takes time, in which whoever started the hook may lose patience with it.
-    _tend_all(saved, run)
+    _tend_all(made, run)
 
 
 def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> methods.Destination:
@@ -281,6 +308,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
             result = writer.write(_with_owners(allowed, overlay, request, log), target, log)
         finally:
             stream.close()
+        if run.recovering:
+            _expect_no_new_start(run, upper)
         done = destination.publish(staging, result)
         ledger.publish(request.name, path)
         if staging.took_upper:
@@ -288,6 +317,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         if marker:
             marker.create(flush)
         ledger.is_safe(request.name)
+        if run.saved:
+            run.saved.add(request.name)
         ledger.note(
             request.name,
             {
@@ -307,6 +338,39 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         f"{f', as {done}' if done else ''} in {seconds:.2f} s"
     )
     return destination
+
+
+def _saved(bundle: str, root: str) -> Saved | None:
+    try:
+        return Saved(store.lasting_directory(bundle, root))
+    except OSError:
+        return None  # nothing is noted then, and nothing else depends on it
+
+
+def _without_saved_meanwhile(
+    asked: dict[str, dict[str, object]], saved: Saved, patience: Patience, log: Log
+) -> dict[str, dict[str, object]]:
+    """Wait until no other run is at work for this container, and give what that one has not saved."""
+    if saved.lock():
+        return asked  # whatever is noted: who runs the hook again wants it again
+    log.info(f"another run is saving what this container asks for: waiting for at most {patience.left} s")
+    if not saved.wait(patience):
+        log.warning(f"another run has not ended in {patience.seconds} s: going on beside it")
+    found = saved.names
+    for name in asked:
+        if name in found:
+            log.info(f"archive {name}: another run has just saved it")
+    return {name: keys for name, keys in asked.items() if name not in found}
+
+
+def _expect_no_new_start(run: Run, upper: str) -> None:
+    """Make sure that the engine has not deleted what was read, while it was read.
+
+    Raises:
+        ArchiveError: it may have.
+    """
+    if (run.saved and run.saved.has_begun_again) or not os.path.isdir(upper):
+        raise ArchiveError("the container was started again or removed while its changes were read")
 
 
 def _with_container_owners(overlay: OverlayMount, request: ArchiveRequest, run: Run) -> OverlayMount:

@@ -43,6 +43,7 @@ class Ledger:
         moved: where an upperdir is that was renamed, by its path.
         asked: the annotations, as above.
         facts: what is known of each archive that has come to an end, by its name; see `reports`.
+        kept: names of the archives that failed, and whose upperdir is kept.
     """
 
     def __init__(self, asked: Mapping[str, Mapping[str, object]], log: Log) -> None:
@@ -51,6 +52,7 @@ class Ledger:
         self.facts: dict[str, dict[str, object]] = {}
         self.failures: list[Failure] = []
         self.moved: dict[str, str] = {}
+        self.kept: list[str] = []
         self._log = log
         self._pending = dict(asked)
         self._safe = ""  # name of the last archive that is all that it should be

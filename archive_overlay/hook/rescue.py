@@ -66,6 +66,8 @@ def settle(
                 },
             )
             ledger.complain(f"archive {failure.name}: {failure.reason}{where.said}")
+            if where.path in ledger.moved.values():
+                ledger.kept.append(failure.name)
             del failures[0]
         except Interrupted as error:
             # From now on signals are ignored, and only what takes no time is done. A failure is rather said twice
