@@ -405,7 +405,7 @@ _MOST_CHAINS = 16
 
 def with_ancestors(
     manifest: Mapping[str, Any], diff_ids: Sequence[object], old: StoredImage, *, up_to: int
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     """Note in a manifest what an older image of its history was called in stores, as far as no layer says it any more.
 
     Packs know it, too, but stay in their layout. An image that comes to another host says so itself that it goes on with

@@ -1,0 +1,159 @@
+"""What another host has added to a history, joined with what is here.
+
+Hosts that share a registry have one history, and each has its own layout. A registry has images, and no packs. So what comes
+from there has the revisions that its layers say; and those that the image has only composed are here, if they ever were.
+Both together are the history as it goes on here: the image that came takes the place of the one that was here, and what that
+had besides becomes a pack, as in a compaction.
+
+Whether one image goes on with another one is known by the ids that its layers have had in stores, which are made of what is
+in them and below them, and by the numbers of their revisions.
+"""
+
+from __future__ import annotations
+
+from archive_overlay.errors import ArchiveError
+from archive_overlay.history.compaction import with_merged
+from archive_overlay.layout.blobs import Blobs
+from archive_overlay.layout.images import entries_up_to, put_image, with_ancestors
+from archive_overlay.layout.packs import add_history, add_pack
+from archive_overlay.layout.read import HISTORY, images, tag_of
+from archive_overlay.layout.stored import (
+    ANCESTOR_DIGITS,
+    PRUNED,
+    SUPERSEDED,
+    chains_in,
+    open_stored,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from archive_overlay.layout.edit import Edit
+    from archive_overlay.layout.packs import PackEntry
+    from archive_overlay.layout.stored import StoredImage
+
+
+def goes_on_with(later: StoredImage, earlier: StoredImage) -> bool:
+    """Say whether an image is another one with perhaps more revisions, whatever became of its layers."""
+    return not earlier.layers or last_in_common(earlier, later) == earlier.last
+
+
+def last_in_common(image: StoredImage, other: StoredImage) -> int:
+    """Give the number of the last revision of an image that another one has, too; 0: there is none."""
+    theirs = _ids(other)
+    beginnings = other.ancestors()
+    for identifier, number in sorted(_ids(image).items(), key=lambda each: -each[1]):
+        if number in (theirs.get(identifier), beginnings.get(identifier[:ANCESTOR_DIGITS])):
+            return number
+    return 0
+
+
+def named_besides(layout: int, index: Mapping[str, Any], tag: str, image: StoredImage) -> str:
+    """Find another tag that has all of an image; "" if there is none.
+
+    Args:
+        layout: file descriptor of the layout's directory.
+        index: the layout's.
+        tag: the image's.
+        image: whose last revision is looked for.
+    """
+    for descriptor in reversed(images(index)):
+        name = tag_of(descriptor)
+        if not name or name == tag:
+            continue
+        try:
+            if goes_on_with(open_stored(layout, descriptor), image):
+                return name
+        except (ArchiveError, OSError):
+            continue  # damaged, or no image: another one's matter
+    return ""
+
+
+def put_joined(
+    edit: Edit,
+    tag: str,
+    layout: int,
+    fetched: StoredImage,
+    *,
+    here: StoredImage | None,
+    annotations: Mapping[str, str] | None = None,
+) -> str:
+    """Let a tag name an image that came from elsewhere, and keep what was known here of its revisions.
+
+    What the image says of a history of its layout, and of blobs that are superfluous there, means nothing here.
+
+    Args:
+        edit: is going to publish it, and has all of its blobs but the manifest that is not in the layout yet.
+        tag: the tag.
+        layout: file descriptor of the layout's directory, which is locked.
+        fetched: the image.
+        here: the image that has the tag now; None: there is none.
+        annotations: of the tag.
+
+    Returns:
+        The digest of the tag's new manifest.
+
+    Raises:
+        ArchiveError: what is here is damaged.
+        OSError: something cannot be read or written.
+    """
+    said = {
+        key: value for key, value in fetched.manifest["annotations"].items() if key not in (HISTORY, SUPERSEDED)
+    }
+    manifest: dict[str, Any] = {**fetched.manifest, "annotations": said}
+    diff_ids = fetched.config["rootfs"]["diff_ids"]
+    common = last_in_common(here, fetched) if here else 0
+    superseded: list[str] = []
+    if here and common:
+        entries, superseded = _kept_here(here, common, fetched, edit, layout)
+        manifest = with_ancestors(manifest, diff_ids, here, up_to=common)
+        if value := add_history(edit, entries):
+            manifest["annotations"][HISTORY] = value
+    return put_image(
+        edit,
+        tag,
+        manifest,
+        fetched.config,
+        # What has another tag besides is not superfluous, whatever is said.
+        instead_of=here if here and common == here.last else None,
+        superseded=superseded,
+        platform=fetched.descriptor.get("platform"),
+        same_config=True,
+        annotations=annotations,
+    )
+
+
+def _kept_here(
+    here: StoredImage, common: int, fetched: StoredImage, edit: Edit, layout: int
+) -> tuple[list[PackEntry], list[str]]:
+    """Keep what is known here of an image's revisions; give its packs, and the digests of blobs that are not needed then."""
+    here.packs_to_keep()
+    entries = entries_up_to(here, common)
+    theirs = {(piece.first, piece.last, piece.digest) for piece in fetched.layers}
+    pieces = [
+        piece
+        for piece in here.layers
+        if piece.last <= common and (piece.first, piece.last, piece.digest) not in theirs
+    ]
+    said = {
+        piece.last
+        for piece, layer in zip(fetched.layers, fetched.manifest["layers"])
+        if PRUNED not in (layer.get("annotations") or {})
+    }
+    of_layers = {piece.last for piece in here.layers if piece.last <= common} - said
+    facts = [each for each in here.kept() if each.number in of_layers]
+    digests = [piece.digest for piece in pieces]
+    if facts or pieces:
+        with Blobs(layout) as blobs:
+            entries.append(add_pack(edit, blobs, facts, pieces))
+            entries, merged = with_merged(here, entries, edit, blobs)
+        digests += merged
+    return entries, digests
+
+
+def _ids(image: StoredImage) -> dict[str, int]:
+    """Give all ids that an image's revisions had in stores, with their numbers."""
+    found = {each: kept.number for kept in image.kept() for each in chains_in(kept.annotations)}
+    return {**found, **image.chains()}
