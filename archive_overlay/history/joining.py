@@ -16,6 +16,7 @@ from archive_overlay.history.compaction import with_merged
 from archive_overlay.layout.blobs import Blobs
 from archive_overlay.layout.images import entries_up_to, put_image, with_ancestors
 from archive_overlay.layout.packs import add_history, add_pack
+from archive_overlay.layout.pieces import Pieces
 from archive_overlay.layout.read import HISTORY, images, tag_of
 from archive_overlay.layout.stored import (
     ANCESTOR_DIGITS,
@@ -27,11 +28,12 @@ from archive_overlay.layout.stored import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from archive_overlay.layout.edit import Edit
     from archive_overlay.layout.packs import PackEntry
+    from archive_overlay.layout.pieces import Piece
     from archive_overlay.layout.stored import StoredImage
 
 
@@ -78,7 +80,6 @@ def put_joined(
     fetched: StoredImage,
     *,
     here: StoredImage | None,
-    annotations: Mapping[str, str] | None = None,
 ) -> str:
     """Let a tag name an image that came from elsewhere, and keep what was known here of its revisions.
 
@@ -90,7 +91,6 @@ def put_joined(
         layout: file descriptor of the layout's directory, which is locked.
         fetched: the image.
         here: the image that has the tag now; None: there is none.
-        annotations: of the tag.
 
     Returns:
         The digest of the tag's new manifest.
@@ -100,7 +100,9 @@ def put_joined(
         OSError: something cannot be read or written.
     """
     said = {
-        key: value for key, value in fetched.manifest["annotations"].items() if key not in (HISTORY, SUPERSEDED)
+        key: value
+        for key, value in fetched.manifest["annotations"].items()
+        if key not in (HISTORY, SUPERSEDED)
     }
     manifest: dict[str, Any] = {**fetched.manifest, "annotations": said}
     diff_ids = fetched.config["rootfs"]["diff_ids"]
@@ -116,12 +118,11 @@ def put_joined(
         tag,
         manifest,
         fetched.config,
-        # What has another tag besides is not superfluous, whatever is said.
+        # What does not go on has another tag besides, and is still needed.
         instead_of=here if here and common == here.last else None,
         superseded=superseded,
         platform=fetched.descriptor.get("platform"),
         same_config=True,
-        annotations=annotations,
     )
 
 
@@ -137,20 +138,70 @@ def _kept_here(
         for piece in here.layers
         if piece.last <= common and (piece.first, piece.last, piece.digest) not in theirs
     ]
+    digests = [piece.digest for piece in pieces]
     said = {
         piece.last
         for piece, layer in zip(fetched.layers, fetched.manifest["layers"])
         if PRUNED not in (layer.get("annotations") or {})
     }
-    of_layers = {piece.last for piece in here.layers if piece.last <= common} - said
-    facts = [each for each in here.kept() if each.number in of_layers]
-    digests = [piece.digest for piece in pieces]
+    known = [each for each in here.kept() if each.number <= common]
+    of_layers = {piece.last for piece in here.layers} - said
+    facts = [each for each in known if each.number in of_layers]
+    numbers = sorted({*said, *(each.number for each in known)})
+    pieces += _change_sets(numbers, [*fetched.layers, *here.pieces(here.first, common)])
     if facts or pieces:
+        # Layers of the image that are in a pack besides are in staging, or here.
         with Blobs(layout) as blobs:
-            entries.append(add_pack(edit, blobs, facts, pieces))
+            entries.append(add_pack(edit, blobs, facts, pieces, staged=edit.staged()))
             entries, merged = with_merged(here, entries, edit, blobs)
         digests += merged
     return entries, digests
+
+
+def _change_sets(numbers: Sequence[int], pieces: Sequence[Piece]) -> list[Piece]:
+    """Give pieces that are missing for what each revision changed, made of others.
+
+    A layer of one host may have revisions composed of which another host knows that they are several: then what the last
+    one changed is nowhere. All of the layer does as well: on what is there already, it changes only what that one changed.
+
+    Args:
+        numbers: of the revisions, in order.
+        pieces: all that there are; none begins before the first revision's does.
+    """
+    there = Pieces()
+    there.add(pieces)
+    by_last: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        by_last.setdefault(piece.last, []).append(piece)
+    for each in by_last.values():
+        each.sort(key=lambda piece: -piece.first)  # those that have least besides
+    missing: list[Piece] = []
+    begin = min((piece.first for piece in pieces), default=1)
+    for number in numbers:
+        if there.cover(begin, number) is None:
+            missing += [
+                piece.replace(first=begin) for piece in _back(begin, number, by_last) if piece.first < begin
+            ]
+        begin = number + 1
+    return missing
+
+
+def _back(begin: int, number: int, by_last: Mapping[int, Sequence[Piece]]) -> list[Piece]:
+    """Find pieces that follow one another down from a number, until one has the beginning; none if there are not enough."""
+    follower: dict[int, Piece | None] = {number: None}  # by where the next one has to end
+    pending = [number]
+    while pending:
+        end = pending.pop()
+        for piece in by_last.get(end, ()):
+            if piece.first <= begin:
+                found = [piece]
+                while (above := follower[found[-1].last]) is not None:
+                    found.append(above)
+                return found
+            if piece.first - 1 not in follower:
+                follower[piece.first - 1] = piece
+                pending.append(piece.first - 1)
+    return []
 
 
 def _ids(image: StoredImage) -> dict[str, int]:

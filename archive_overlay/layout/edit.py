@@ -111,6 +111,10 @@ class Edit:
             os.close(fd)
         self._blobs[blob] = name
 
+    def staged(self) -> dict[str, str]:
+        """Give the names in staging of the blobs that are going to be published, by digest."""
+        return {f"sha256:{blob}": name for blob, name in self._blobs.items()}
+
     def read_staged(self, name: str) -> bytes:
         """Give what is in a small file that was written in staging."""
         with open(os.open(name, READ, dir_fd=self._staging.directory), "rb") as file:

@@ -343,7 +343,8 @@ def put_image(
     superseded: Iterable[str] = (),
     platform: object = None,
     annotations: Mapping[str, str] = {},
-) -> None:
+    same_config: bool = False,
+) -> str:
     """Let a tag name a new image.
 
     Args:
@@ -354,12 +355,18 @@ def put_image(
         superseded: digests of blobs that the new image does not need, besides manifest and config of the old one.
         platform: of the index's entry; None: nothing is said.
         annotations: of the tag; see `Edit.set_tag`.
+        same_config: whether the manifest's config is there already, or is in `edit`.
+
+    Returns:
+        The digest of the image's manifest.
 
     Raises:
         ArchiveError: the image has become too large to be read.
     """
-    config_type = manifest["config"].get("mediaType", _CONFIG_TYPE)
-    config_descriptor = {**manifest["config"], "mediaType": config_type, **edit.add_json(config)}
+    config_descriptor = dict(manifest["config"])
+    if not same_config:
+        config_descriptor.setdefault("mediaType", _CONFIG_TYPE)
+        config_descriptor.update(edit.add_json(config))
     unneeded = set(superseded)
     if instead_of:
         unneeded |= {instead_of.descriptor["digest"], instead_of.manifest["config"]["digest"]}
@@ -377,6 +384,7 @@ def put_image(
     if instead_of and "platform" in instead_of.descriptor:
         platform = instead_of.descriptor["platform"]
     edit.set_tag(tag, {**({"platform": platform} if platform else {}), **descriptor}, annotations)
+    return str(descriptor["digest"])
 
 
 def put_same(edit: Edit, tag: str, image: StoredImage, annotations: Mapping[str, str] = {}) -> None:
