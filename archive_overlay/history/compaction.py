@@ -309,7 +309,8 @@ def with_merged(
             kept += found[0]
             pieces += found[1]
             digests += image.blobs_of(entry)
-        kept.sort(key=lambda each: each.number)
+        known = {each.number: each for each in reversed(kept)}  # the first one counts, as always
+        kept = [known[number] for number in sorted(known)]
         whole = [add_pack(edit, blobs, kept, pieces)] if kept or pieces else []
     except ArchiveError:  # one is damaged, or long messages make the whole too large: they stay as they are
         return entries, []

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from archive_overlay.errors import ArchiveError
 from archive_overlay.history.compaction import with_merged
+from archive_overlay.history.pruning import without
 from archive_overlay.layout.blobs import Blobs
 from archive_overlay.layout.images import entries_up_to, put_image, with_ancestors
 from archive_overlay.layout.packs import add_history, add_pack
@@ -147,6 +148,8 @@ def _kept_here(
     known = [each for each in here.kept() if each.number <= common]
     of_layers = {piece.last for piece in here.layers} - said
     facts = [each for each in known if each.number in of_layers]
+    # What layers say of revisions is newer, and is to be so when these layers are composed.
+    entries = [without(entry, said & _numbers_in(entry, here)) for entry in entries]
     numbers = sorted({*said, *(each.number for each in known)})
     pieces += _change_sets(numbers, [*fetched.layers, *here.pieces(here.first, common)])
     if facts or pieces:
@@ -156,6 +159,13 @@ def _kept_here(
             entries, merged = with_merged(here, entries, edit, blobs)
         digests += merged
     return entries, digests
+
+
+def _numbers_in(entry: PackEntry, image: StoredImage) -> set[int]:
+    try:
+        return {each.number for each in image.content(entry)[0]}
+    except (ArchiveError, OSError):
+        return set()  # what is damaged stays as it is
 
 
 def _change_sets(numbers: Sequence[int], pieces: Sequence[Piece]) -> list[Piece]:
