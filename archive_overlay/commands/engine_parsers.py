@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
+from archive_overlay.layout.lineage import BRANCH, FAIL
 from archive_overlay.settings import DEFAULT_SKOPEO
 
 TYPE_CHECKING = False
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     Add = Callable[[str, str, str, str], argparse.ArgumentParser]
 
+_LONGEST_TIMEOUT = 7 * 86400
+_TIMEOUT = 600
+
 
 def add_engine_commands(add: Add) -> None:
     """Add them, in the order in which help lists them.
@@ -20,7 +23,56 @@ def add_engine_commands(add: Add) -> None:
     Args:
         add: makes the parser of a command of its name, summary, description and examples.
     """
+    _add_push(add)
     _add_fetch(add)
+
+
+def _add_push(add: Add) -> None:
+    command = add(
+        "push",
+        "push images of a layout to a registry",
+        "Push what waits: images that an archive's push-to sends to a registry, and that are not there yet. A tag in a registry\n"
+        "only moves forward. If another host has pushed what the image lacks, the image is pushed by the name of a branch, and\n"
+        "still waits. The exit status is 1 if something does.",
+        "  archive_overlay push /srv/data\n"
+        "  archive_overlay push /srv/data:main\n"
+        "  archive_overlay push --to docker://registry.example/team/data:main /srv/data:main\n"
+        "  archive_overlay push --watch /srv/data",
+    )
+    command.add_argument(
+        "layout",
+        metavar="LAYOUT[:TAG]",
+        help="an image, whether it waits or not; or all that wait in a layout",
+    )
+    command.add_argument(
+        "--to",
+        metavar="docker://HOST/NAME:TAG",
+        help="where the image is to go from now on (default: where it went before, or the archive's push-to)",
+    )
+    command.add_argument(
+        "--all", action="store_true", help="look at all images that go somewhere, whether they wait or not"
+    )
+    command.add_argument(
+        "--watch",
+        action="store_true",
+        help="go on until a signal comes: push what comes to wait, try again what failed",
+    )
+    command.add_argument(
+        "--if-moved",
+        choices=(BRANCH, FAIL),
+        default=BRANCH,
+        help=(
+            "what to do if the registry has what the image lacks: push it by the name of a branch, which becomes a tag of the"
+            f" layout, too, or leave it (default: {BRANCH})"
+        ),
+    )
+    _add_registry(command)
+    command.add_argument(
+        "--no-fsync",
+        dest="fsync",
+        action="store_false",
+        help="do not wait until the notes in the layout are on disk",
+    )
 
 
 def _add_fetch(add: Add) -> None:
@@ -29,31 +81,30 @@ def _add_fetch(add: Add) -> None:
         "bring what is newer in a registry into a layout",
         "Bring the revisions of an image that other hosts have pushed into a layout, which is made if there is none. Only what\n"
         "is not there is downloaded. If the registry has nothing newer, or nothing yet, the layout stays as it is. Revisions\n"
-        "here that the image in the registry does not go on with are never lost: unless another tag has them, too, the exit\n"
-        "status is 1, and nothing is changed.",
+        "that the image in the registry does not go on with are never lost: unless another tag has them, too, nothing is\n"
+        "fetched, and the exit status is 1.",
         "  archive_overlay fetch /srv/data:main docker://registry.example/team/data:main\n"
         "  archive_overlay fetch --load-as localhost/data:main /srv/data:main docker://registry.example/team/data:main",
     )
     command.add_argument("layout", metavar="LAYOUT[:TAG]", help="an image (default tag: latest)")
-    command.add_argument("remote", metavar="docker://REGISTRY/NAME:TAG", help="the image in the registry")
+    command.add_argument("remote", metavar="docker://HOST/NAME:TAG", help="the image in the registry")
     command.add_argument(
         "--load-as",
         metavar="NAME",
         help="load it into the store of the user who runs this, too, by this name, as localhost/data:main",
     )
-    _add_carrying(command, timeout=600)
+    _add_registry(command)
     command.add_argument(
         "--no-fsync", dest="fsync", action="store_false", help="do not wait until the image is on disk"
     )
 
 
-def _add_carrying(command: argparse.ArgumentParser, *, timeout: int) -> None:
-    """Add what all commands take that have to do with registries."""
+def _add_registry(command: argparse.ArgumentParser) -> None:
+    """Add what all commands take that deal with a registry."""
     command.add_argument(
         "--authfile",
         metavar="PATH",
-        type=_path,
-        help="the passwords of registries, as skopeo login writes them (default: those of the user)",
+        help="the passwords of registries, as skopeo login writes them (default: your own)",
     )
     command.add_argument(
         "--tls-verify",
@@ -65,24 +116,18 @@ def _add_carrying(command: argparse.ArgumentParser, *, timeout: int) -> None:
         "--timeout",
         metavar="SECONDS",
         type=_seconds,
-        default=timeout,
-        help=f"give up after this time (default: {timeout})",
+        default=_TIMEOUT,
+        help=f"give an image up after this time (default: {_TIMEOUT})",
     )
     command.add_argument(
         "--skopeo",
         metavar="PATH",
-        type=_path,
         default=DEFAULT_SKOPEO,
         help=f"the program that carries images (default: {DEFAULT_SKOPEO})",
     )
 
 
-def _path(value: str) -> str:
-    """Give a path as an absolute one: programs run in another directory."""
-    return os.path.abspath(value)
-
-
 def _seconds(value: str) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) < 6 and int(value)):
-        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds from 1 to 99999")
+    if not (value.isascii() and value.isdigit() and len(value) < 9 and 0 < int(value) <= _LONGEST_TIMEOUT):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds from 1 to {_LONGEST_TIMEOUT}")
     return int(value)

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
         environment=None,
         timeout=options.timeout,
         say=log.debug,
-        authfile=options.authfile,
+        authfile=os.path.abspath(options.authfile) if options.authfile else None,
         tls_verify=options.tls_verify == "true",
     )
     skopeo.require()

@@ -115,7 +115,7 @@ def find_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
             f"{what}, and if-moved=fail refuses that",
             hint="mount the last revision and do the work again, or archive with if-moved=branch",
         )
-    tag = wish.tag if new else _branch_tag(index, wish)
+    tag = wish.tag if new else branch_tag(index, wish.tag, wish.container)
     hint = f"if the two belong together, mount oci:{wish.path}:{tag}, and merge by hand what {wish.tag} has besides"
     return Place(
         tag=tag,
@@ -187,7 +187,7 @@ def _without_parent(index: Mapping[str, Any], wish: Wish, usual: Place, *, new: 
             f"{what}, and if-moved=fail refuses that",
             hint=f"mount oci:{wish.path}:{other} and do the work again, or archive with if-moved=branch",
         )
-    tag = wish.tag if new else _branch_tag(index, wish)
+    tag = wish.tag if new else branch_tag(index, wish.tag, wish.container)
     return Place(
         tag=tag,
         image=None,
@@ -254,16 +254,22 @@ def find_revision(image: StoredImage, had: Collection[str]) -> int:
     return 0
 
 
-def _branch_tag(index: Mapping[str, Any], wish: Wish) -> str:
-    """Find a tag for a branch that nobody asked for: TAG-ID12, and a number after it if that is taken."""
-    identifier = re.sub("[^A-Za-z0-9]", "", wish.container)[:_ID_LENGTH] or "branch"
+def branch_tag(index: Mapping[str, Any], tag: str, container: str) -> str:
+    """Find a tag for a branch that nobody asked for: TAG-ID12, and a number after it if that is taken.
+
+    Args:
+        index: of the layout.
+        tag: that it is a branch of.
+        container: id of the container that made it.
+    """
+    identifier = re.sub("[^A-Za-z0-9]", "", container)[:_ID_LENGTH] or "branch"
     taken = {tag_of(each) for each in index["manifests"]}
-    tag = first = f"{wish.tag}-{identifier}"
+    branch = first = f"{tag}-{identifier}"
     number = 1
-    while tag in taken:
+    while branch in taken:
         number += 1
-        tag = f"{first}.{number}"
-    return tag
+        branch = f"{first}.{number}"
+    return branch
 
 
 def _no_parent(wish: Wish, name: str, index: Mapping[str, Any]) -> ArchiveError:

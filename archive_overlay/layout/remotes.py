@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PUSH_TO = f"{PREFIX}push-to"
 PUSHED = f"{PREFIX}pushed"
+# Of a branch that was made because the registry had what another tag lacked: that tag.
+BRANCH_OF = f"{PREFIX}branch-of"
 
 
 def noted(remote: str, pushed: str = "") -> dict[str, str]:
@@ -37,9 +39,19 @@ def remote_of(descriptor: Mapping[str, Any]) -> str:
     return _text(descriptor, PUSH_TO)
 
 
+def pushed_of(descriptor: Mapping[str, Any]) -> str:
+    """Give the digest of what was last pushed there; "" for nothing. See `remote_of`."""
+    return _text(descriptor, PUSHED)
+
+
+def branch_of(descriptor: Mapping[str, Any]) -> str:
+    """Give the tag that a branch was made of because it could not be pushed; "" if it is no such branch."""
+    return _text(descriptor, BRANCH_OF)
+
+
 def waits(descriptor: Mapping[str, Any]) -> bool:
     """Say whether an image has not got to where it belongs; see `remote_of`."""
-    return bool(remote_of(descriptor)) and _text(descriptor, PUSHED) != descriptor.get("digest")
+    return bool(remote_of(descriptor)) and pushed_of(descriptor) != descriptor.get("digest")
 
 
 def _text(descriptor: Mapping[str, Any], key: str) -> str:

@@ -1,0 +1,413 @@
+"""Tags of layouts in registries: pushed as they are, forward only, and not lost whatever fails on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import histories, history, hooks, image_layouts, tools
+from tests.support.registry import PASSWORD, Registry, Way
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+    from typing import Any, Callable
+
+PUSHED = f"{hooks.PREFIX}.pushed"
+PUSH_TO = f"{hooks.PREFIX}.push-to"
+NAME = "team/data"
+FEW = "--timeout=20"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """Give a registry that many tests use, each with names of its own."""
+    with Registry(tmp_path_factory.mktemp("registry") / "plain") as made:
+        yield made
+
+
+class Host:
+    """A host with a layout, of which the tag main goes to a registry.
+
+    Args:
+        layout: where it is.
+        remote: where main goes.
+    """
+
+    def __init__(self, layout: Path, remote: str) -> None:
+        self.layout = layout
+        self.remote = remote
+
+    def stop(self, text: str, tag: str = "main") -> None:
+        """Add a revision, as a container does that stops."""
+        append(self.layout, text, tag)
+
+    def first(self, text: str) -> Host:
+        """Begin, and push that."""
+        self.stop(text)
+        assert self.push(f"--to={self.remote}", f"{self.layout}:main").status == 0
+        return self
+
+    def push(self, *arguments: str) -> hooks.Result:
+        """Push what waits, or what is named."""
+        named = (
+            arguments if any(not each.startswith("-") for each in arguments) else (*arguments, self.layout)
+        )
+        return history.run("push", "--no-fsync", "--tls-verify=false", FEW, *named)
+
+    def twin(self, layout: Path) -> Host:
+        """Give a second host that has all that this one has."""
+        shutil.copytree(self.layout, layout)
+        return Host(layout, self.remote)
+
+    def digest(self, tag: str = "main") -> str:
+        """Give the digest of what a tag names."""
+        digest: str = self.entry(tag)["digest"]
+        return digest
+
+    def entry(self, tag: str = "main") -> dict[str, Any]:
+        """Give a tag's entry in the index."""
+        (found,) = (
+            each
+            for each in image_layouts.read_index(self.layout)["manifests"]
+            if image_layouts.tag_of(each) == tag
+        )
+        entry: dict[str, Any] = found
+        return entry
+
+    @property
+    def waits(self) -> bool:
+        """Whether main waits."""
+        return bool(self.entry()["annotations"].get(PUSHED) != self.digest())
+
+    @property
+    def tags(self) -> list[str]:
+        return sorted(image_layouts.tags(self.layout))
+
+
+def append(layout: Path, text: str, tag: str = "main", *, size: int = 0, most: int = 0) -> None:
+    data = os.urandom(size) if size else text.encode()
+    histories.append(
+        layout, tag, history.layer(history.directory("./"), history.file("./x", data)), most=most
+    )
+
+
+def expect_tidy(layout: Path) -> None:
+    """Fail the test unless all is whole, and nothing else is there but what the next stop deletes."""
+    assert len(image_layouts.expect_whole(layout)) <= 2
+    assert sorted(os.listdir(layout)) == ["blobs", "index.json", "oci-layout"]
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """Give a name that no other test has."""
+    return f"{NAME}/{hashlib.sha256(request.node.name.encode()).hexdigest()[:12]}"
+
+
+@pytest.fixture
+def host(shared: Registry, name: str, scratch: Path) -> Host:
+    """Give a host."""
+    return Host(scratch / "one", shared.reference(name))
+
+
+@pytest.fixture
+def two(host: Host, scratch: Path) -> tuple[Host, Host]:
+    """Give two hosts that go on from one revision."""
+    host.first("first")
+    return host, host.twin(scratch / "two")
+
+
+# What is there
+
+
+def test_an_image_arrives_as_it_is(host: Host, shared: Registry, name: str) -> None:
+    host.stop("1")
+    host.stop("2")
+
+    result = host.push(f"--to={host.remote}", f"{host.layout}:main")
+
+    assert (result.status, result.stderr) == (0, "")
+    assert result.stdout == f"main is pushed to {host.remote}\n"
+    assert shared.digest(name) == host.digest()
+    assert shared.manifest(name) == image_layouts.read(host.layout, "main").manifest
+    assert not host.waits
+    expect_tidy(host.layout)
+
+
+def test_a_tag_is_remembered_until_it_is_there(host: Host, shared: Registry, name: str) -> None:
+    host.first("1")
+    host.stop("2")
+    assert host.waits
+
+    assert host.push().stdout == f"main is pushed to {host.remote}\n"
+    assert not host.waits
+    assert host.push().stdout == ""
+    assert shared.digest(name) == host.digest()
+
+
+def test_what_was_pushed_and_not_noted_is_not_sent_again(host: Host, shared: Registry) -> None:
+    host.first("1")
+    index = (host.layout / "index.json").read_text()
+    (host.layout / "index.json").write_text(index.replace(PUSHED, f"{PUSHED}-not"))
+    before = len(shared.requests())
+
+    assert host.push().stdout == f"main is at {host.remote}\n"
+
+    assert not [each for each in shared.requests()[before:] if each.startswith(("PUT", "POST"))]
+    assert not host.waits
+
+
+def test_a_layer_that_the_registry_has_lost_is_sent_again(host: Host, shared: Registry, name: str) -> None:
+    host.first("1")
+    lost = shared.manifest(name)["layers"][0]["digest"]
+    shutil.rmtree(shared.storage / f"docker/registry/v2/repositories/{name}/_layers/sha256" / lost[7:])
+    # The registry remembers in memory what it had.
+    shared.stop()
+    shared.start()
+    host.stop("2")
+
+    assert host.push().status == 0
+
+    assert shared.ask("GET", f"{name}/blobs/{lost}")
+    assert not host.waits
+
+
+def test_requests_do_not_grow_with_the_history(host: Host, shared: Registry) -> None:
+    counts = []
+    for number in range(1, 101):
+        append(host.layout, f"{number}", most=20)
+        if number in (30, 100):
+            assert host.push(f"--to={host.remote}", f"{host.layout}:main").status == 0
+            append(host.layout, "one more", most=20)
+            before = len(shared.requests())
+            assert host.push().status == 0
+            counts.append(len(shared.requests()) - before)
+
+    # One for each layer, of which there are at most so many.
+    assert max(counts) <= 20 + 12, counts
+    assert counts[-1] <= counts[0] + 5, counts
+
+
+# Forward only
+
+
+def test_no_revision_of_another_host_is_replaced(two: tuple[Host, Host], shared: Registry, name: str) -> None:
+    one, other = two
+    one.stop("of one")
+    other.stop("of the other")
+    assert one.push().status == 0
+
+    result = other.push()
+
+    branch = f"main-{'c' * 12}"
+    assert result.status == 1
+    assert f"{one.remote} has revisions that {other.layout} lacks" in result.stderr
+    assert f"pushed as {shared.reference(name, branch)}" in result.stderr
+    assert f"archive_overlay fetch {other.layout}:main {one.remote}" in result.stderr
+    assert shared.digest(name) == one.digest()
+    assert shared.digest(name, branch) == other.digest() == other.digest(branch)
+    assert other.waits
+    expect_tidy(other.layout)
+
+
+def test_a_branch_goes_on(two: tuple[Host, Host], shared: Registry, name: str) -> None:
+    one, other = two
+    one.stop("of one")
+    one.push()
+    branch = f"main-{'c' * 12}"
+    for number in range(3):
+        other.stop(f"{number}")
+        assert other.push().status == 1
+        assert shared.digest(name, branch) == other.digest()
+        assert other.tags == ["main", branch] == shared.tags(name)
+        # What the tags of the branch named before is gone with the next revisions.
+        assert len(image_layouts.expect_whole(other.layout)) <= 2
+
+
+def test_no_tag_of_a_person_is_taken_for_the_branch(
+    two: tuple[Host, Host], shared: Registry, name: str
+) -> None:
+    one, other = two
+    branch = f"main-{'c' * 12}"
+    history.output_of("tag", f"{other.layout}:main", branch)
+    kept = other.digest(branch)
+    one.stop("of one")
+    one.push()
+    other.stop("of the other")
+
+    assert other.push().status == 1
+
+    assert other.digest(branch) == kept
+    assert other.tags == ["main", branch, f"{branch}.2"]
+    assert shared.digest(name, f"{branch}.2") == other.digest()
+
+
+def test_without_branches_nothing_is_pushed(two: tuple[Host, Host], shared: Registry, name: str) -> None:
+    one, other = two
+    one.stop("of one")
+    other.stop("of the other")
+    one.push()
+
+    assert other.push("--if-moved=fail").status == 1
+
+    assert shared.tags(name) == ["main"] == other.tags
+    assert other.waits
+
+
+def test_a_host_that_is_behind_leaves_the_tag_alone(
+    two: tuple[Host, Host], shared: Registry, name: str
+) -> None:
+    one, behind = two
+    one.stop("2")
+    one.push()
+
+    assert behind.push(f"{behind.layout}:main").stdout == f"main is at {one.remote}\n"
+
+    assert shared.digest(name) == one.digest()
+
+
+def test_what_was_composed_meanwhile_is_the_same_history(
+    host: Host, scratch: Path, shared: Registry, name: str
+) -> None:
+    for number in range(5):
+        host.stop(f"{number}")
+    host.first("5")
+    other = host.twin(scratch / "two")
+    # One host makes other layers of the same revisions, the other one goes on with those that it had.
+    assert history.run("squash", f"{host.layout}:main@2..4").status == 0
+    host.push()
+    other.stop("6")
+
+    assert other.push().status == 0
+
+    assert shared.digest(name) == other.digest()
+
+
+def test_something_else_under_the_name_is_not_replaced(host: Host, shared: Registry, name: str) -> None:
+    index = {"mediaType": image_layouts.INDEX_TYPE, "schemaVersion": 2, "manifests": []}
+    kind = image_layouts.INDEX_TYPE
+    shared.ask("PUT", f"{name}/manifests/main", image_layouts.as_json(index), Content_Type=kind)
+    host.stop("1")
+
+    assert host.push(f"--to={host.remote}", f"{host.layout}:main").status == 1
+    assert shared.tags(name) == ["main", f"main-{'c' * 12}"]
+
+
+# Both at once
+
+
+def once(at: bytes, then: Callable[[], object]) -> Callable[[bytes], None]:
+    """Do something at the first request that begins so."""
+    done: list[bytes] = []
+
+    def watch(data: bytes) -> None:
+        if data.startswith(at) and not done:
+            done.append(data)
+            then()
+
+    return watch
+
+
+def test_who_is_overwritten_in_the_middle_hears_of_it(
+    two: tuple[Host, Host], shared: Registry, name: str
+) -> None:
+    one, other = two
+    one.stop("of one")
+    other.stop("of the other")
+    put = f"PUT /v2/{name}/manifests/main".encode()
+    # Both have looked when the first one pushes, and the second one pushes before the first one looks again.
+    pushed_first, pushed_second = threading.Event(), threading.Event()
+    looks: list[bytes] = []
+
+    def watch_first(data: bytes) -> None:
+        if data.startswith(f"GET /v2/{name}/manifests/main".encode()):
+            looks.append(data)
+            if len(looks) == 2:
+                pushed_first.set()
+                assert pushed_second.wait(20)
+
+    watch_other = once(put, lambda: pushed_first.wait(20))
+    with Way(shared, watch=watch_first) as way_of_one, Way(shared, watch=watch_other) as way_of_other:
+        for host, way in ((one, way_of_one), (other, way_of_other)):
+            through(host, way, name)
+        pushing = threading.Thread(target=lambda: (other.push(), pushed_second.set()))
+        pushing.start()
+        result = one.push()
+        pushing.join()
+
+    assert result.status == 1
+    assert "another host pushed" in result.stderr
+    assert shared.digest(name) == other.digest()
+    assert shared.digest(name, f"main-{'c' * 12}") == one.digest()
+
+
+def test_who_is_overwritten_in_the_window_hears_of_it_at_the_next_push(
+    two: tuple[Host, Host], shared: Registry, name: str
+) -> None:
+    one, other = two
+    one.stop("of one")
+    other.stop("of the other")
+    # All of the other's push comes between the look and the push of this one: nobody can see that.
+    put = f"PUT /v2/{name}/manifests/main".encode()
+    pushed: list[int] = []
+    with Way(shared, watch=once(put, lambda: pushed.append(other.push().status))) as way:
+        through(one, way, name)
+        assert one.push().status == 0
+    assert pushed == [0]
+    assert shared.digest(name) == one.digest()
+    assert not other.waits
+
+    other.stop("and more")
+    result = other.push()
+
+    assert result.status == 1
+    assert shared.digest(name) == one.digest()
+    assert shared.digest(name, f"main-{'c' * 12}") == other.digest()
+
+
+def test_a_large_revision_is_sent_before_the_look_that_counts(
+    two: tuple[Host, Host], shared: Registry, name: str
+) -> None:
+    one, other = two
+    append(one.layout, "", size=1 << 20)
+    other.stop("of the other")
+    # While one sends, the other pushes.
+    pushed: list[int] = []
+    with Way(shared, watch=once(b"PATCH ", lambda: pushed.append(other.push().status))) as way:
+        through(one, way, name)
+        result = one.push()
+
+    assert pushed == [0]
+    assert result.status == 1
+    assert shared.digest(name) == other.digest()
+    assert shared.digest(name, f"main-{'c' * 12}") == one.digest()
+
+
+def test_what_is_pushed_is_what_was_judged(host: Host, shared: Registry, name: str) -> None:
+    host.first("1")
+    host.stop("2")
+    judged = host.digest()
+    with Way(shared, watch=once(b"HEAD ", lambda: [host.stop(text) for text in "345"])) as way:
+        through(host, way, name)
+        result = host.push()
+
+    assert result.status == 0, result.stderr
+    assert shared.digest(name) == judged
+    assert host.waits
+    assert host.entry()["annotations"][PUSHED] == judged
+
+
+def through(host: Host, way: Way, name: str) -> None:
+    """Let a host's tag go to the same place another way."""
+    index = host.layout / "index.json"
+    index.write_text(index.read_text().replace(host.remote, way.reference(name)))
+    host.remote = way.reference(name)
