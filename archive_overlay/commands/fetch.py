@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from archive_overlay.commands import Output, shown
 from archive_overlay.commands.writing import open_layout
 from archive_overlay.errors import ArchiveError
