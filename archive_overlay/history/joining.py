@@ -15,7 +15,7 @@ from archive_overlay.errors import ArchiveError
 from archive_overlay.history.compaction import with_merged
 from archive_overlay.history.pruning import without
 from archive_overlay.layout.blobs import Blobs
-from archive_overlay.layout.images import entries_up_to, put_image, with_ancestors
+from archive_overlay.layout.images import descriptor_of, entries_up_to, put_image, with_ancestors
 from archive_overlay.layout.packs import add_history, add_pack
 from archive_overlay.layout.pieces import Pieces
 from archive_overlay.layout.read import HISTORY, images, tag_of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from archive_overlay.layout.edit import Edit
-    from archive_overlay.layout.packs import PackEntry
+    from archive_overlay.layout.packs import Kept, PackEntry
     from archive_overlay.layout.pieces import Piece
     from archive_overlay.layout.stored import StoredImage
 
@@ -110,7 +110,12 @@ def put_joined(
     common = last_in_common(here, fetched) if here else 0
     superseded: list[str] = []
     if here and common:
-        entries, superseded = _kept_here(here, common, fetched, edit, layout)
+        known = {each.number: each for each in here.kept() if each.number <= common}
+        manifest["layers"] = [
+            descriptor_of(piece, known[piece.last]) if _is_pruned(layer) and piece.last in known else layer
+            for piece, layer in zip(fetched.layers, manifest["layers"])
+        ]
+        entries, superseded = _kept_here(here, common, known, fetched, edit, layout)
         manifest = with_ancestors(manifest, diff_ids, here, up_to=common)
         if value := add_history(edit, entries):
             manifest["annotations"][HISTORY] = value
@@ -128,7 +133,12 @@ def put_joined(
 
 
 def _kept_here(
-    here: StoredImage, common: int, fetched: StoredImage, edit: Edit, layout: int
+    here: StoredImage,
+    common: int,
+    known: Mapping[int, Kept],
+    fetched: StoredImage,
+    edit: Edit,
+    layout: int,
 ) -> tuple[list[PackEntry], list[str]]:
     """Keep what is known here of an image's revisions; give its packs, and the digests of blobs that are not needed then."""
     here.packs_to_keep()
@@ -143,14 +153,13 @@ def _kept_here(
     said = {
         piece.last
         for piece, layer in zip(fetched.layers, fetched.manifest["layers"])
-        if PRUNED not in (layer.get("annotations") or {})
+        if not _is_pruned(layer) or piece.last in known
     }
-    known = [each for each in here.kept() if each.number <= common]
     of_layers = {piece.last for piece in here.layers} - said
-    facts = [each for each in known if each.number in of_layers]
+    facts = [known[number] for number in sorted(known) if number in of_layers]
     # What layers say of revisions is newer, and is to be so when these layers are composed.
     entries = [without(entry, said & _numbers_in(entry, here)) for entry in entries]
-    numbers = sorted({*said, *(each.number for each in known)})
+    numbers = sorted({*said, *known})
     pieces += _change_sets(numbers, [*fetched.layers, *here.pieces(here.first, common)])
     if facts or pieces:
         # Layers of the image that are in a pack besides are in staging, or here.
@@ -159,6 +168,11 @@ def _kept_here(
             entries, merged = with_merged(here, entries, edit, blobs)
         digests += merged
     return entries, digests
+
+
+def _is_pruned(layer: Mapping[str, Any]) -> bool:
+    """Say whether the last revision of a layer is none any more."""
+    return PRUNED in (layer.get("annotations") or {})
 
 
 def _numbers_in(entry: PackEntry, image: StoredImage) -> set[int]:
