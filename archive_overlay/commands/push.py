@@ -69,7 +69,8 @@ def run(options: argparse.Namespace, log: Log) -> int:
     if options.watch:
         _watch(path, options, log)
     outcomes = _push_one(path, tag, options, log) if tag else _push_all(path, options, log)
-    return int(any(_say(path, outcome, log) for outcome in outcomes))
+    still = [_say(path, outcome, log) for outcome in outcomes]
+    return int(any(still))
 
 
 def _push_one(path: str, tag: str, options: argparse.Namespace, log: Log) -> Iterator[Outcome]:

@@ -62,7 +62,10 @@ class PushAtStop:
 
     def annotations(self, tag: str) -> dict[str, str]:
         """Give what a tag is annotated with that gets the revision: so it waits from then on, whatever happens."""
-        return noted(self._name(tag).reference) if self._remote else {}
+        try:
+            return noted(self._name(tag).reference) if self._remote else {}
+        except ArchiveError:
+            return {}  # the archive is more important; `push` says it
 
     def push(self, layout: LayoutDestination) -> None:
         """Push it, and what else waits in its layout.

@@ -231,7 +231,8 @@ class Way:
 
     Attributes:
         host: 127.0.0.1:PORT.
-        broken: how many connections it has ended.
+        connections: how many there were.
+        broken: how many of them it has ended.
     """
 
     def __init__(
@@ -248,6 +249,7 @@ class Way:
         self.bytes_per_second = bytes_per_second
         self.breaks_after = breaks_after
         self._watch = watch
+        self.connections = 0
         self.broken = 0
         self._ended = False
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -273,6 +275,7 @@ class Way:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            self.connections += 1
             threading.Thread(target=self._pass_on, args=(connection,), daemon=True).start()
 
     def _pass_on(self, near: socket.socket) -> None:
