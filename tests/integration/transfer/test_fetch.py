@@ -262,7 +262,7 @@ def test_a_stop_in_the_meantime_is_not_lost(two: tuple[Host, Host], shared: Regi
     one.stop("theirs")
     assert one.push().status == 0
     layer = image_layouts.read(one.layout, "main").digests[-1].encode()
-    stopped = []
+    stopped: list[bool] = []
 
     def stop(data: bytes) -> None:
         if layer in data and not stopped:
