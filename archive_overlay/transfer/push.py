@@ -19,7 +19,7 @@ from archive_overlay.layout.lineage import BRANCH, branch_tag, find_revision
 from archive_overlay.layout.lock import lock
 from archive_overlay.layout.provenance import read_provenance
 from archive_overlay.layout.read import read_index, tag_of, tagged
-from archive_overlay.layout.remotes import BRANCH_OF, branch_of, noted, pushed_of, remote_of, waits
+from archive_overlay.layout.remotes import BRANCH_OF, PUSHED, branch_of, noted, pushed_of, remote_of, waits
 from archive_overlay.layout.stored import chains_in, open_stored
 from archive_overlay.system.record import Record
 from archive_overlay.transfer.names import parse_remote
@@ -202,9 +202,14 @@ class _Pusher:
                 hint="archive_overlay push --to docker://HOST/NAME:TAG says it",
             )
         name = to or parse_remote(noted_name)
+        if name.reference != noted_name:
+            # It waits from now on, whatever happens.
+            self._annotate(tag, {**noted(name.reference), PUSHED: ""})
         try:
             sent = self._push(image, name, known if name.reference == noted_name else "")
         except _RefusedError as error:
+            # A branch gets no branch: a registry that refuses everything would have one more made each time.
+            branches = branches and not branch_of(image.descriptor)
             return self._refused(tag, name, str(error), branches=branches)
         self._note(tag, name, image)
         return Pushed(tag=tag, name=name.reference, sent=sent)

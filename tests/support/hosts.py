@@ -23,15 +23,17 @@ class Host:
     Args:
         layout: where it is.
         remote: where main goes.
+        container: id of its containers.
     """
 
-    def __init__(self, layout: Path, remote: str) -> None:
+    def __init__(self, layout: Path, remote: str, container: str = "c" * 64) -> None:
         self.layout = layout
+        self.container = container
         self.remote = remote
 
     def stop(self, text: str, tag: str = "main") -> None:
         """Add a revision, as a container does that stops."""
-        append(self.layout, text, tag)
+        append(self.layout, text, tag, container=self.container)
 
     def first(self, text: str) -> Host:
         """Begin, and push that."""
@@ -90,11 +92,20 @@ class Host:
         return sorted(image_layouts.tags(self.layout))
 
 
-def append(layout: Path, text: str, tag: str = "main", *, size: int = 0, most: int = 0) -> None:
+def append(
+    layout: Path, text: str, tag: str = "main", *, size: int = 0, most: int = 0, container: str = "c" * 64
+) -> None:
+    """Add a revision with a file.
+
+    Args:
+        layout, tag: where.
+        text: of the file.
+        size: of it, if it has so many random bytes.
+        most, container: see `histories.append`.
+    """
     data = os.urandom(size) if size else text.encode()
-    histories.append(
-        layout, tag, history.layer(history.directory("./"), history.file("./x", data)), most=most
-    )
+    tar = history.layer(history.directory("./"), history.file("./x", data))
+    histories.append(layout, tag, tar, most=most, container=container)
 
 
 def expect_tidy(layout: Path) -> None:

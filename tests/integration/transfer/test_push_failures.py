@@ -47,10 +47,9 @@ def small(scratch: Path) -> Iterator[Registry]:
 
 def test_a_registry_that_was_stopped_gets_it_later(host: Host, scratch: Path) -> None:
     with Registry(scratch / "registry") as registry:
-        host.remote = registry.reference(NAME)
-        host.push_to()
         registry.stop()
-        host.stop("2")
+        host.remote = registry.reference(NAME)
+        assert host.push(f"--to={host.remote}", f"{host.layout}:main").status == 1
         expect_waiting(host, host.push(), f"{host.layout}:main still waits", "connection refused")
 
         registry.start()
@@ -295,6 +294,20 @@ def test_no_manifest_is_too_much(host: Host, liar: Liar, manifest: bytes) -> Non
 
     expect_waiting(host, host.push("--if-moved=fail"))
 
+    assert liar.received == []
+
+
+def test_a_registry_that_refuses_all_is_left_with_one_branch(host: Host, liar: Liar) -> None:
+    other = {"schemaVersion": 2, "mediaType": image_layouts.INDEX_TYPE, "manifests": []}
+    liar.manifest = image_layouts.as_json(other)
+    host.note("main", liar.reference(NAME))
+
+    for _ in range(3):
+        result = host.push()
+
+        assert result.status == 1
+        assert "has revisions that" in result.stderr
+        assert host.tags == ["main", f"main-{'c' * 12}"]
     assert liar.received == []
 
 
