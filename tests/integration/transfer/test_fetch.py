@@ -201,6 +201,7 @@ def test_a_host_that_was_away_while_others_composed_goes_on(two: tuple[Host, Hos
     assert busy.push().status == 0
     layers = len(image_layouts.read(busy.layout, "main").layers)
 
+    assert away.push().status == 0  # what it has is there
     away.get()
 
     assert layers < 3
@@ -215,6 +216,23 @@ def test_a_host_that_was_away_while_others_composed_goes_on(two: tuple[Host, Hos
     busy.get()
     assert busy.numbers == [*range(1, 13)]
     busy.expect_whole()
+
+
+def test_a_container_that_began_before_the_fetch_lies_on_what_it_had(two: tuple[Host, Host]) -> None:
+    one, other = two
+    other.get()
+    history.output_of("squash", f"{other.layout}:main@1..2")
+    had = chains_of(image_layouts.read(other.layout, "main").config["rootfs"]["diff_ids"])[-1]
+    one.stop("4")
+    assert one.push().status == 0
+
+    other.get()
+
+    assert had not in chains_of(image_layouts.read(other.layout, "main").config["rootfs"]["diff_ids"])
+    tar = history.layer(history.directory("./"), history.file("./x", b"branch"))
+    histories.append(other.layout, "main", tar, had=[had])
+    assert other.now == "4"
+    assert "main@3" in history.output_of("show", f"{other.layout}:main-cccccccccccc")
 
 
 # What is not lost
