@@ -33,6 +33,7 @@ from archive_overlay.layout.stored import StoredImage, open_stored
 from archive_overlay.system.open_flags import READ, READ_DIRECTORY
 from archive_overlay.system.record import Record
 from archive_overlay.transfer.names import SCHEME
+from archive_overlay.transfer.skopeo import TransferError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
 _FETCHED = "fetched"
 _TAG = "fetched"
 _BLOCK = 1 << 20
+# EFBIG, in skopeo's words.
+_TOO_LARGE = "file too large"
+# skopeo has a cache, which is a file of some megabytes.
+_LARGEST_OF_ITS_OWN = 256 * 1024 * 1024
 
 
 class Remote(Record):
@@ -222,7 +227,13 @@ def download(
     # skopeo resolves symbolic links itself, so nothing is gained by a path that leads through a file descriptor.
     directory = os.readlink(f"/proc/self/fd/{staging.directory}")
     same = ["--preserve-digests"] if remote.is_plain else []
-    skopeo.copy(remote.reference, f"oci:{directory}/{_FETCHED}:{_TAG}", *same)
+    limit = _largest_file(remote)
+    try:
+        skopeo.copy(remote.reference, f"oci:{directory}/{_FETCHED}:{_TAG}", *same, largest_file=limit)
+    except TransferError as error:
+        if _TOO_LARGE in str(error):
+            raise ArchiveError(f"{remote.name.reference} sends more than it says") from error
+        raise
     fetched = os.open(_FETCHED, READ_DIRECTORY, dir_fd=staging.directory)
     try:
         descriptor = tagged(read_index(fetched), _TAG) or {}
@@ -347,6 +358,13 @@ def _expect_room(remote: Remote, here: set[str], staging: Staging) -> None:
         raise ArchiveError(
             f"{remote.name.reference} needs {needed} bytes, and there are {free} free for the layout"
         )
+
+
+def _largest_file(remote: Remote) -> int | None:
+    """Give how many bytes a file may have that skopeo writes: it compares sizes when all of a blob is there."""
+    if not remote.layers:
+        return None  # nobody knows yet
+    return _LARGEST_OF_ITS_OWN + max(int(layer["size"]) for layer in remote.layers)
 
 
 def _expect_sound(blob: str, layout: int) -> None:

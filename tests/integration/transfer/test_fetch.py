@@ -469,6 +469,20 @@ def test_a_blob_that_is_not_what_its_digest_says_does_not_come(
     assert other.numbers == [1, 2, 3]
 
 
+def test_a_blob_without_an_end_does_not_fill_the_disk(two: tuple[Host, Host], shared: Registry) -> None:
+    one, other = two
+    digest = image_layouts.read(one.layout, "main").digests[-1].partition(":")[2]
+    blob = shared.storage / f"docker/registry/v2/blobs/sha256/{digest[:2]}/{digest}/data"
+    size = blob.stat().st_size
+    os.truncate(blob, 1 << 40)
+
+    result = other.fetch()
+
+    os.truncate(blob, size)
+    assert (result.status, os.listdir(other.layout)) == (1, [])
+    assert "sends more than it says" in result.stderr
+
+
 def test_an_image_of_another_form_can_be_what_a_history_begins_with(
     shared: Registry, name: str, scratch: Path
 ) -> None:
