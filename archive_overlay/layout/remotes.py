@@ -1,4 +1,4 @@
-"""Where in a registry the images of a layout belong: noted beside their tags, in index.json.
+"""Where else the images of a layout belong, in a registry or in an engine's store: noted beside their tags, in index.json.
 
 What has not got there yet is known without a list: its digest is not the one that was last there.
 
@@ -18,6 +18,9 @@ PUSH_TO = f"{PREFIX}push-to"
 PUSHED = f"{PREFIX}pushed"
 # Of a branch that was made because the registry had what another tag lacked: that tag.
 BRANCH_OF = f"{PREFIX}branch-of"
+
+# The name by which an image was to be loaded into the engine's store, and could not be; empty: that is done.
+LOAD_FAILED = f"{PREFIX}load-failed"
 
 
 def noted(remote: str, pushed: str = "") -> dict[str, str]:
@@ -52,6 +55,11 @@ def branch_of(descriptor: Mapping[str, Any]) -> str:
 def waits(descriptor: Mapping[str, Any]) -> bool:
     """Say whether an image has not got to where it belongs; see `remote_of`."""
     return bool(remote_of(descriptor)) and pushed_of(descriptor) != descriptor.get("digest")
+
+
+def load_failed_of(descriptor: Mapping[str, Any]) -> str:
+    """Give the name by which an image could not be loaded into the engine's store; "" if there is none."""
+    return _text(descriptor, LOAD_FAILED)
 
 
 def _text(descriptor: Mapping[str, Any], key: str) -> str:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.store import Place
     from archive_overlay.settings import Settings, TransferSettings
     from archive_overlay.system.patience import Patience
+    from archive_overlay.transfer.load_at_stop import LoadAtStop
     from archive_overlay.transfer.push_at_stop import PushAtStop
 
 
@@ -70,6 +71,7 @@ def destination(
         message=request.message,
     )
     base = container_base(overlay, store.stores_of(container.bundle, container.root))
+    loading = _loading(request, overlay, container, settings, log) if request.load_as else None
     pushing = _pushing(request, settings.transfer, log) if request.push_to else None
     found = judge_destination(
         request.archive_to,
@@ -94,11 +96,32 @@ def destination(
     if not keep.everything:
         found.steps.append(Step(what="pruning", work=lambda layout: _prune(layout, request, keep)))
     found.steps.append(Step(what="composing layers", work=lambda layout: _make_room(layout, request)))
+    if loading and loading.complaint:
+        found.complaints.append(loading.complaint)
+    elif loading:
+        found.steps.append(Step(what="loading it", work=loading.load, asked=True))
     if pushing and pushing.complaint:
         found.complaints.append(pushing.complaint)
     elif pushing:
         found.steps.append(Step(what="pushing it", work=pushing.push, asked=True))
     return found
+
+
+def _loading(
+    request: Request, overlay: OverlayMount, container: Place, settings: Settings, log: Log
+) -> LoadAtStop:
+    """Find out whether the revision can be loaded."""
+    from archive_overlay.transfer.load_at_stop import LoadAtStop
+
+    return LoadAtStop(
+        request.name,
+        request.load_as,
+        request.archive_to,
+        overlay=overlay,
+        container=container,
+        settings=settings,
+        log=log,
+    )
 
 
 def _pushing(request: Request, settings: TransferSettings, log: Log) -> PushAtStop:

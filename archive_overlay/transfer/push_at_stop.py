@@ -7,6 +7,7 @@ from archive_overlay.layout.lineage import FAIL
 from archive_overlay.layout.pulling import quoted
 from archive_overlay.layout.remotes import noted
 from archive_overlay.log import Repeated
+from archive_overlay.transfer.environment import engine_environment
 from archive_overlay.transfer.names import is_allowed, parse_remote
 from archive_overlay.transfer.push import Source, push, push_waiting
 from archive_overlay.transfer.skopeo import Skopeo, TransferError
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
     from archive_overlay.settings import TransferSettings
     from archive_overlay.transfer.names import Name
-
-# The program finds no others: hooks have an empty environment, and so has it.
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 class PushAtStop:
@@ -58,7 +56,6 @@ class PushAtStop:
             self._skopeo().require()
         except ArchiveError as error:
             self.complaint = f"it is not pushed: {error}"
-            log.warning(f"archive {archive}: {self.complaint}")
 
     def annotations(self, tag: str) -> dict[str, str]:
         """Give what a tag is annotated with that gets the revision: so it waits from then on, whatever happens."""
@@ -130,7 +127,7 @@ class PushAtStop:
         settings = self._settings
         return Skopeo(
             settings.skopeo,
-            environment=_ENVIRONMENT,
+            environment=engine_environment(),
             timeout=settings.push_timeout,
             say=self._log.debug,
             authfile=settings.authfile,
