@@ -6,9 +6,13 @@ import os
 
 from archive_overlay.commands import Output, shown
 from archive_overlay.commands.writing import open_layout
+from archive_overlay.destination.paths import Paths
 from archive_overlay.errors import ArchiveError
+from archive_overlay.history.revisions import opened_layout
 from archive_overlay.layout.add_layer import expect_no_revision
-from archive_overlay.layout.read import split_reference, tagged
+from archive_overlay.layout.read import INDEX_FILE, read_index, split_reference, tagged
+from archive_overlay.layout.stored import open_stored
+from archive_overlay.settings import DEFAULT_PODMAN
 from archive_overlay.transfer.fetch import (
     Place,
     download,
@@ -18,8 +22,10 @@ from archive_overlay.transfer.fetch import (
     put,
     put_note,
 )
+from archive_overlay.transfer.load_for_user import load, store_of_user
 from archive_overlay.transfer.names import parse_remote, parse_store_name
 from archive_overlay.transfer.skopeo import Skopeo
+from archive_overlay.transfer.turns import turn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from archive_overlay.commands.writing import Layout
     from archive_overlay.log import Log
     from archive_overlay.transfer.fetch import Remote, Step
+    from archive_overlay.transfer.names import Name
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
@@ -47,8 +54,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     if ":" in path:
         raise ArchiveError(f"{shown(path)} has a colon in it, which no program takes in the path of a layout")
     name = parse_remote(options.remote)
-    if options.load_as:
-        parse_store_name(options.load_as)
+    store_name = parse_store_name(options.load_as) if options.load_as else None
     skopeo = Skopeo(
         options.skopeo,
         environment=None,
@@ -66,6 +72,9 @@ def run(options: argparse.Namespace, log: Log) -> None:
         with open_layout(path, fsync=options.fsync, log=log, make=True) as layout:
             output.line(f"{shown(path)}:{shown(tag)}: {_fetch(skopeo, remote, layout, tag)}")
     output.flush()
+    if store_name and _load(skopeo, path, tag, store_name, options.timeout, log):
+        output.line(f"{shown(path)}:{shown(tag)}: loaded as {store_name}")
+        output.flush()
 
 
 def _fetch(skopeo: Skopeo, remote: Remote, layout: Layout, tag: str) -> str:
@@ -79,6 +88,20 @@ def _fetch(skopeo: Skopeo, remote: Remote, layout: Layout, tag: str) -> str:
         return _said(step, remote)
     downloaded = download(skopeo, remote, place, layout.staging)
     return _said(layout.write_at_once(lambda edit: put(place, edit.index, remote, downloaded, edit)), remote)
+
+
+def _load(skopeo: Skopeo, path: str, tag: str, name: Name, timeout: int, log: Log) -> bool:
+    """Load an image into the store of the user, if it is there and the store lacks it; say whether it was loaded."""
+    if not os.path.exists(f"{path}/{INDEX_FILE}"):
+        return False
+    paths = Paths()
+    resolved = paths.resolve(os.path.abspath(path), "the image layout")
+    with opened_layout(resolved, paths) as layout, turn(layout, resolved, seconds=timeout):
+        descriptor = tagged(read_index(layout), tag)
+        if descriptor is None:
+            return False
+        place = store_of_user(DEFAULT_PODMAN, log)
+        return load(open_stored(layout, descriptor), f"oci:{resolved}:{tag}", place, name, skopeo, log)
 
 
 def _said(step: Step, remote: Remote) -> str:
