@@ -25,14 +25,20 @@ class Host:
         engine: with the store.
         name: of what is shared.
         remote: the same in the registry.
+
+    Attributes:
+        name, remote: see there.
+        image: the name by which containers mount it.
+        layout, hooks: the layout, and the directory with the configuration of the hook.
     """
 
     def __init__(self, engine: Engine, name: str, remote: str) -> None:
         self.engine = engine
+        self.name = name
         self.image = f"localhost/{name}:main"
         self.layout = f"{engine.new_directory(name)}/layout"
-        self._hooks = engine.new_directory(f"{name}-hooks")
-        self._remote = remote
+        self.hooks = engine.new_directory(f"{name}-hooks")
+        self.remote = remote
         registry = remote[len("docker://") :].partition("/")[0]
         arguments = ("--syslog", f"--allow-push-to={registry}", "--tls-verify=false", "--push-timeout=30")
         configuration = {
@@ -41,11 +47,11 @@ class Host:
             "when": {"annotations": {f"^{hooks.PREFIX}": "."}},
             "stages": ["poststop"],
         }
-        (engine.machine.outside(self._hooks) / "archive_overlay.json").write_text(json.dumps(configuration))
+        (engine.machine.outside(self.hooks) / "archive_overlay.json").write_text(json.dumps(configuration))
 
     def fetch(self, *, check: bool = True) -> str:
         """Fetch what is newer, as a unit does before its container."""
-        arguments = ("--tls-verify=false", f"--load-as={self.image}", f"{self.layout}:main", self._remote)
+        arguments = ("--tls-verify=false", f"--load-as={self.image}", f"{self.layout}:main", self.remote)
         return self.engine.machine.run(
             *(HOOK, "fetch", *arguments),
             user=USER if self.engine.rootless else 0,
@@ -59,14 +65,14 @@ class Host:
             "mount_point": "/data",
             "archive_to": f"{self.layout}:main",
             "method": "oci",
-            "push_to": self._remote,
+            "push_to": self.remote,
         }
         done = self.engine.run(
             name,
             *("--rm", "--mount", f"type=image,source={self.image},destination=/data,rw=true"),
             command=command,
             annotations=hooks.annotations("data", **asked),
-            podman_options=("--hooks-dir", self._hooks),
+            podman_options=("--hooks-dir", self.hooks),
             detach=detach,
         )
         return done.stdout.split()
@@ -130,7 +136,6 @@ def test_of_two_containers_at_once_one_is_a_branch_and_both_are_kept(
     second = hosts[1]
     assert "what was here is in the tag main-" in second.fetch()
     assert second.run("after", "cd /data; ls -d of*") == ["of0"]
-    name = second.image.partition("/")[2].partition(":")[0]
-    assert len(registry.tags(name)) == 2
+    assert len(registry.tags(second.name)) == 2
     hosts[0].fetch()
     assert hosts[0].numbers == second.numbers
