@@ -11,10 +11,11 @@ from contextlib import contextmanager, nullcontext
 from archive_overlay.commands import Output, shown
 from archive_overlay.commands.progress import Progress
 from archive_overlay.commands.writing import find_layout_or_image, open_layout
-from archive_overlay.errors import ArchiveError
+from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.layout.pulling import quoted
-from archive_overlay.layout.read import tag_of
+from archive_overlay.layout.read import read_index, tag_of
 from archive_overlay.layout.remotes import waits
+from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 from archive_overlay.transfer.names import parse_remote
 from archive_overlay.transfer.push import Source, push, push_waiting
 from archive_overlay.transfer.skopeo import Skopeo
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 # With --watch: how often the layout is looked at, and how long it takes at first and at most until what failed is tried
 # again.
-_LOOK = 2.0
+_LOOK = 1.0
 _FIRST_PAUSE = 10.0
 _LONGEST_PAUSE = 300.0
 _SHOW = 0.1
@@ -96,22 +97,29 @@ def _watch(path: str, options: argparse.Namespace, log: Log) -> None:
     failed: set[tuple[str, str]] = set()
     pause, again = _FIRST_PAUSE, 0.0
     while True:
-        waiting = _waiting(path, options, log)
+        waiting = _waiting(path)
         now = time.monotonic()
         if waiting - failed or (waiting and now >= again):
             for outcome in _push_all(path, options, log):
                 _say(path, outcome, log)
-            left = _waiting(path, options, log)
+            left = _waiting(path)
             pause = min(pause * 2, _LONGEST_PAUSE) if left & failed else _FIRST_PAUSE
             # What has come to wait meanwhile was not tried.
             failed, again = left & (waiting | failed), time.monotonic() + pause
         time.sleep(_LOOK)
 
 
-def _waiting(path: str, options: argparse.Namespace, log: Log) -> set[tuple[str, str]]:
+def _waiting(path: str) -> set[tuple[str, str]]:
     """Give the tags that wait, and the digests of what they name."""
-    with open_layout(path, fsync=options.fsync, log=log) as layout:
-        return {(tag_of(each), str(each.get("digest"))) for each in layout.index["manifests"] if waits(each)}
+    try:
+        layout = os.open(path, READ_TOP_DIRECTORY)
+        try:
+            listed = read_index(layout)["manifests"]
+        finally:
+            os.close(layout)
+    except OSError as error:
+        fail(f"cannot read the image layout {path}", error)
+    return {(tag_of(each), str(each.get("digest"))) for each in listed if waits(each)}
 
 
 def _say(path: str, outcome: Outcome, log: Log) -> bool:

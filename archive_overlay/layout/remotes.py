@@ -57,6 +57,11 @@ def waits(descriptor: Mapping[str, Any]) -> bool:
     return bool(remote_of(descriptor)) and pushed_of(descriptor) != descriptor.get("digest")
 
 
+def noted_as_waiting(name: str) -> dict[str, str]:
+    """Give what a tag is annotated with that could not be loaded by a name; "": that has been done."""
+    return {LOAD_FAILED: name}
+
+
 def load_failed_of(descriptor: Mapping[str, Any]) -> str:
     """Give the name by which an image could not be loaded into the engine's store; "" if there is none."""
     return _text(descriptor, LOAD_FAILED)

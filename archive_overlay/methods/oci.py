@@ -81,7 +81,12 @@ def destination(
         all_had=lambda: base.with_all_ids().ids,
         count_base=(lambda: _count(base, request, log)) if request.base else None,
         provenance=provenance,
-        annotate=pushing.annotations if pushing else lambda tag: {},
+        annotate=lambda tag: {
+            key: value
+            for transfer in (loading, pushing)
+            if transfer
+            for key, value in transfer.annotations(tag).items()
+        },
         upper=overlay.upper,
         paths=paths,
         patience=patience,

@@ -18,7 +18,7 @@ from archive_overlay.layout.lineage import find_revision
 from archive_overlay.layout.lock import lock
 from archive_overlay.layout.pulling import quoted
 from archive_overlay.layout.read import read_index, split_reference, tagged
-from archive_overlay.layout.remotes import LOAD_FAILED, load_failed_of
+from archive_overlay.layout.remotes import load_failed_of, noted_as_waiting
 from archive_overlay.layout.stored import open_stored
 from archive_overlay.overlay import images, store
 from archive_overlay.system.programs import ProgramError, require_program, run_program
@@ -87,11 +87,15 @@ class LoadAtStop:
                     f"load-as {name} is not allowed",
                     hint="the administrator allows it by --allow-load-as in the hook's configuration",
                 )
+            self._name = name
             self._store = store_of(container, settings.mount_program)
             self._skopeo().require()
-            self._name = name
         except ArchiveError as error:
             self.complaint = f"its revision will not be loaded: {error}"
+
+    def annotations(self, tag: str) -> dict[str, str]:
+        """Give what a tag is annotated with that gets the revision: that it waits, if it will not be loaded."""
+        return noted_as_waiting(str(self._name)) if self.complaint and self._name and tag == self._tag else {}
 
     def load(self, layout: LayoutDestination) -> None:
         """Load it.
@@ -173,7 +177,7 @@ class LoadAtStop:
                 edit = Edit(writing, staging)
 
                 def note() -> None:
-                    edit.annotate_tag(self._tag, {LOAD_FAILED: name})
+                    edit.annotate_tag(self._tag, noted_as_waiting(name))
                     edit.publish()
 
                 until_published(edit, layout.path, note)

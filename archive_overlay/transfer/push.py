@@ -64,6 +64,7 @@ class Source(Record):
         patience: how long to wait for its lock.
         turn: for how many seconds to wait for others that push from it.
         log: takes what happens.
+        allowed: says whether something may be pushed to a name.
         sending: is entered while something is sent; is called with the directory that it is read from, and how many bytes
             it is at most.
     """
@@ -74,6 +75,7 @@ class Source(Record):
     patience: Patience
     turn: float
     log: Log
+    allowed: Callable[[Name], bool] = lambda name: True
     sending: Callable[[str, int], AbstractContextManager[object]] = lambda directory, size: nullcontext()
 
 
@@ -123,7 +125,6 @@ def push_waiting(
     source: Source,
     skopeo: Callable[[], Skopeo],
     *,
-    allowed: Callable[[Name], bool] = lambda name: True,
     but: Collection[str] = (),
     all_tags: bool = False,
     if_moved: str,
@@ -133,7 +134,6 @@ def push_waiting(
     Args:
         source: the layout.
         skopeo: gives what carries the next one.
-        allowed: says whether something may be pushed to a name.
         but: tags that are not pushed.
         all_tags: whether those that do not wait are looked at, too.
         if_moved: see `push`.
@@ -153,8 +153,7 @@ def push_waiting(
             continue
         try:
             name = parse_remote(remote)
-            if not allowed(name):
-                raise ArchiveError(f"{remote} is not among what --allow-push-to allows")
+            _expect_allowed(source, name)
             if name.host in silent:
                 raise silent[name.host]
             yield tag, push(source, tag, skopeo(), if_moved=if_moved)
@@ -202,6 +201,7 @@ class _Pusher:
                 hint="archive_overlay push --to docker://HOST/NAME:TAG says it",
             )
         name = to or parse_remote(noted_name)
+        _expect_allowed(self._source, name)
         if name.reference != noted_name:
             # It waits from now on, whatever happens.
             self._annotate(tag, {**noted(name.reference), PUSHED: ""})
@@ -305,9 +305,13 @@ class _Pusher:
         if not branches:
             self._annotate(tag, noted(name.reference))
             return refused
-        branch = self._make_branch(tag, name)
+        try:
+            branch = self._make_branch(tag, name)
+        except ArchiveError as error:
+            raise ArchiveError(f"{why}, and there is no branch: {error.message}", hint=error.hint) from error
         image, known = self._open(branch)
         other = parse_remote(remote_of(image.descriptor))
+        _expect_allowed(self._source, other)
         try:
             self._push(image, other, known)
         except _RefusedError as error:
@@ -328,8 +332,9 @@ class _Pusher:
                 branch = branch_tag(
                     edit.index, tag, _container(image) or descriptor["digest"].partition(":")[2]
                 )
-                other = name.with_suffix(branch[len(tag) :]).reference
-                edit.set_tag(branch, _image_of(descriptor), {**noted(other), BRANCH_OF: tag})
+                other = name.with_suffix(branch[len(tag) :])
+                _expect_allowed(self._source, other)
+                edit.set_tag(branch, _image_of(descriptor), {**noted(other.reference), BRANCH_OF: tag})
             elif (old := tagged(edit.index, branch)) and old["digest"] != descriptor["digest"]:
                 edit.set_tag(branch, _image_of(descriptor))
             else:
@@ -383,6 +388,14 @@ class _Pusher:
         finally:
             # The network is slow, and others wait.
             fcntl.flock(self._layout, fcntl.LOCK_UN)
+
+
+def _expect_allowed(source: Source, name: Name) -> None:
+    if not source.allowed(name):
+        raise ArchiveError(
+            f"{name.reference} is not allowed",
+            hint="the administrator allows it by --allow-push-to in the hook's configuration",
+        )
 
 
 def _image_of(descriptor: Mapping[str, Any]) -> dict[str, Any]:

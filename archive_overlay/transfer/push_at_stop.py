@@ -33,6 +33,7 @@ class PushAtStop:
 
     Attributes:
         complaint: why it will not be pushed; "" if nothing is in the way.
+        pushed: the name that it was pushed by, or that had it already; "" if it was not pushed.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class PushAtStop:
         self._log = log
         self._remote: Name | None = None
         self.complaint = ""
+        self.pushed = ""
         try:
             remote = parse_remote(push_to)
-            if not is_allowed(remote, settings.push_prefixes):
+            if not self._is_allowed(remote):
                 raise ArchiveError(
                     f"push-to {remote.reference} is not allowed",
                     hint="the administrator allows it by --allow-push-to in the hook's configuration",
@@ -79,6 +81,7 @@ class PushAtStop:
             patience=layout.patience,
             turn=self._settings.push_timeout,
             log=self._log,
+            allowed=self._is_allowed,
         )
         what = f"archive {self._archive}: {layout.path}"
         later = f"archive_overlay push {quoted(f'{layout.path}:{tag}')} sends it, and so does the next stop"
@@ -91,6 +94,7 @@ class PushAtStop:
             raise ArchiveError(str(error), hint=later) from error
         if pushed.refused and not pushed.branch:
             raise ArchiveError(pushed.refused, hint=f"{fetch} gets them")
+        self.pushed = pushed.branch_name or pushed.name
         if pushed.branch:
             self._log.warning(
                 f"{what}:{tag} stays as it is: {pushed.refused}. So it is pushed as {pushed.branch_name};"
@@ -103,19 +107,16 @@ class PushAtStop:
     def _push_others(self, source: Source, skopeo: Skopeo, but: set[str]) -> None:
         """Push what earlier stops could not push. What fails goes on waiting."""
         repeated = Repeated(self._log)
-        for tag, pushed in push_waiting(
-            source,
-            lambda: skopeo,
-            allowed=lambda name: is_allowed(name, self._settings.push_prefixes),
-            but=but,
-            if_moved=FAIL,
-        ):
+        for tag, pushed in push_waiting(source, lambda: skopeo, but=but, if_moved=FAIL):
             refused = str(pushed) if isinstance(pushed, ArchiveError) else pushed.refused
             if refused:
                 repeated.warning("tags that still wait", f"{source.path}:{tag} still waits: {refused}")
             elif not isinstance(pushed, ArchiveError):
                 self._log.info(f"archive {self._archive}: {source.path}:{pushed.done}")
         repeated.finish()
+
+    def _is_allowed(self, name: Name) -> bool:
+        return is_allowed(name, self._settings.push_prefixes)
 
     def _name(self, tag: str) -> Name:
         """Give where a tag goes: a branch of what was asked for goes beside that."""

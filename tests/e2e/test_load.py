@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import hooks, tools
-from tests.support.engines import IMAGE, Engine
+from tests.support import history, hooks, tools
+from tests.support.engines import HOOKS_DIR, IMAGE, Engine
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.engines import Machine
 
 FLAVOURS = [
@@ -33,7 +35,15 @@ class Data:
         self.layout = f"{engine.new_directory(name)}/layout"
         engine.podman("tag", IMAGE, self.image)
 
-    def run(self, name: str, command: str, *, detach: bool = False, check: bool = True, **keys: str) -> str:
+    def run(
+        self,
+        name: str,
+        command: str,
+        *options: str,
+        detach: bool = False,
+        podman: tuple[str, ...] = (),
+        **keys: str,
+    ) -> str:
         asked = {
             "mount_point": "/data",
             "archive_to": f"{self.layout}:main",
@@ -43,11 +53,12 @@ class Data:
         }
         return self.engine.run(
             name,
-            *("--rm", "--mount", f"type=image,source={self.image},destination=/data,rw=true"),
+            *("--mount", f"type=image,source={self.image},destination=/data,rw=true"),
+            *(options or ("--rm",)),
             command=command,
             annotations=hooks.annotations("data", **asked),
             detach=detach,
-            check=check,
+            podman_options=podman,
         ).stdout
 
     def revisions(self, tag: str = "main") -> list[int]:
@@ -57,7 +68,9 @@ class Data:
             each.get("annotations", {}).get("org.opencontainers.image.ref.name") == tag
             for each in index["manifests"]
         )
-        found = tools_log(self, tag)
+        found = json.loads(
+            history.output_of("log", "--json", f"{self.engine.machine.outside(self.layout)}:{tag}")
+        )
         return [each["revision"] for each in found if each["container"]]
 
     def images(self) -> list[dict[str, object]]:
@@ -69,13 +82,19 @@ class Data:
         """Give the images that are mounted."""
         return self.engine.as_container_root("podman", "image", "mount")
 
+    def with_options(self, *options: str) -> tuple[tuple[str, ...], Path]:
+        """Give podman's options for a hook with options of its own, and the file with its log."""
+        directory = self.engine.new_directory(self.layout.split("/")[-2] + "-hooks")
+        configuration = json.loads(
+            self.engine.machine.outside(f"{HOOKS_DIR}/archive_overlay.json").read_text()
+        )
+        configuration["hook"]["args"] += [*options, f"--log-file={directory}/log"]
+        self.engine.machine.outside(f"{directory}/archive_overlay.json").write_text(json.dumps(configuration))
+        return ("--hooks-dir", directory), self.engine.machine.outside(f"{directory}/log")
 
-def tools_log(data: Data, tag: str) -> list[dict[str, object]]:
-    from tests.support import history
-
-    path = data.engine.machine.outside(data.layout)
-    found: list[dict[str, object]] = json.loads(history.output_of("log", "--json", f"{path}:{tag}"))
-    return found
+    def identifier(self) -> str:
+        """Give the id of the image that has the name."""
+        return self.engine.podman("image", "inspect", "--format={{.Id}}", self.image).stdout.strip()
 
 
 @pytest.fixture
@@ -111,3 +130,50 @@ def test_two_containers_at_once_end_as_two_branches_and_the_name_stays_with_the_
     assert "second" not in seen.split()
     tags = data.engine.machine.outside(f"{data.layout}/index.json").read_text()
     assert "main-" in tags
+
+
+@rootful
+def test_a_container_that_is_started_again_finds_what_it_left(data: Data) -> None:
+    before = data.mounted()
+    script = "cat /data/count 2>/dev/null || :; echo once >> /data/count; [ $(wc -l < /data/count) -ge 3 ]"
+    data.run("restarts", script, "--restart=on-failure:5")
+    assert data.engine.podman("start", "--attach", "restarts").stdout.split() == ["once"] * 3
+    assert data.revisions() == [5, 4, 3, 2]
+    assert data.mounted() == before
+
+
+@rootful
+def test_another_image_with_the_name_stays(data: Data) -> None:
+    podman, log = data.with_options()
+    data.run("other", "touch /data/x; exec sleep 1000", detach=True, podman=podman)
+    data.engine.podman("commit", "--quiet", "other", data.image)
+    other = data.identifier()
+    data.engine.podman("stop", "--time=0", "other")
+    assert data.revisions() == [2]
+    assert data.identifier() == other
+    (line,) = [line for line in log.read_text().splitlines() if "is safe" in line]
+    assert "level=error" in line
+    assert "is another image in the engine's store" in line
+
+
+@rootful
+def test_what_could_not_be_loaded_is_loaded_at_the_next_stop(data: Data) -> None:
+    podman, log = data.with_options("--skopeo=/nonexistent")
+    data.run("without", "touch /data/first", podman=podman)
+    assert data.revisions() == [2]
+    said = [line for line in log.read_text().splitlines() if "will not be loaded" in line or "saved" in line]
+    assert "no program /nonexistent" in said[0]
+    assert "first" not in data.run("next", "ls /data").split()
+    assert "first" in data.run("last", "ls /data").split()
+
+
+@rootful
+def test_an_administrator_limits_the_names(data: Data) -> None:
+    podman, log = data.with_options(
+        f"--allow-archive-to={data.engine.home}", "--allow-load-as=localhost/other"
+    )
+    before = data.identifier()
+    data.run("limited", "touch /data/first", podman=podman)
+    assert data.revisions() == [2]
+    assert data.identifier() == before
+    assert f"load-as {data.image} is not allowed" in log.read_text()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import history, image_layouts
+from tests.support import history, hooks, image_layouts
 from tests.support.hosts import PUSHED, Host, append, expect_tidy, once
 from tests.support.registry import Registry, Way
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Callable
 
 
 @pytest.fixture
@@ -317,3 +321,57 @@ def through(host: Host, way: Way, name: str) -> None:
     index = host.layout / "index.json"
     index.write_text(index.read_text().replace(host.remote, way.reference(name)))
     host.remote = way.reference(name)
+
+
+# At a shell
+
+
+def test_a_terminal_shows_how_far_it_is(host: Host, shared: Registry, name: str) -> None:
+    append(host.layout, "", size=2 << 20)
+    with Way(shared, bytes_per_second=8 << 20) as way:
+        host.note("main", way.reference(name))
+
+        shown = history.shown_on_terminal("push", "--tls-verify=false", host.layout)
+
+        *bars, last = shown.split("\r")
+        assert [bar[-12:-1] for bar in bars if bar][-1].endswith("of 2.0M")
+        assert last == f"\x1b[Kmain is pushed to {way.reference(name)}\n"
+
+
+def test_watching_goes_on_until_it_is_stopped(host: Host, shared: Registry, name: str) -> None:
+    host.stop("1")
+    host.note("main", host.remote)
+    command = [*hooks.command(), "push", "--watch", "--no-fsync", "--tls-verify=false", str(host.layout)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        try:
+            for text in ("2", "3"):
+                assert until(lambda: shared.digest(name) == host.digest())
+                host.stop(text)
+            assert until(lambda: not host.waits)
+        finally:
+            process.terminate()
+        assert process.stdout
+        assert process.stdout.read().decode() == f"main is pushed to {host.remote}\n" * 3
+    assert process.returncode == 128 + signal.SIGTERM
+    expect_tidy(host.layout)
+
+
+def until(come: Callable[[], bool]) -> bool:
+    """Wait until something has come; False: it takes far too long."""
+    for _ in range(2000):
+        if come():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_command_line_that_means_nothing_is_refused(host: Host) -> None:
+    host.stop("1")
+    layout = f"{host.layout}:main"
+    for arguments, complaint in (
+        ((layout,), f"nobody has said where {layout} is to go"),
+        (("--to=docker://a.example/b", host.layout), "no image is named"),
+        (("--watch", layout), "for all images of the layout"),
+        (("--to=oci:/etc:main", layout), "is not an image in a registry"),
+    ):
+        assert complaint in history.complaint_of("push", *arguments)

@@ -140,7 +140,7 @@ def test_what_one_stop_could_not_push_the_next_one_does(stops: Stops, shared: Re
     assert shared.tags(name) == ["main", "other"]
     (warning,) = warnings(result)
     assert "forbidden still waits" in warning
-    assert "is not among what --allow-push-to allows" in warning
+    assert "is not allowed" in warning
     assert shared.tags("not/allowed") == []
 
 
@@ -150,9 +150,9 @@ def test_that_skopeo_is_missing_is_said_before_anything_is_written(stops: Stops)
     assert result.status == 1
     lines = result.lines()
     missing = "there is no program /usr/bin/not-there"
-    warned = [line.level == "warning" and missing in line.message for line in lines].index(True)
+    said = [missing in line.message for line in lines].index(True)
     saved = [": saved " in line.message for line in lines].index(True)
-    assert warned < saved
+    assert said < saved
     assert missing in result.only_error()
     assert stops.host.waits
 
@@ -191,6 +191,21 @@ def test_another_host_s_revisions_stay(stops: Stops, shared: Registry, name: str
     assert refused.status == 1
     assert f"; {fetch} gets them" in refused.only_error()
     assert shared.tags(name) == ["main", "main-c1"]
+
+
+def test_no_branch_goes_where_only_the_tag_is_allowed(
+    stops: Stops, shared: Registry, name: str, scratch: Path
+) -> None:
+    assert stops.stop(change="1").status == 0
+    other = stops.host.twin(scratch / "two")
+    other.stop("of the other")
+    assert other.push().status == 0
+
+    result = stops.stop(f"--allow-push-to={stops.host.remote}", change="2")
+
+    assert result.status == 1
+    assert f"{shared.reference(name, 'main-c1')} is not allowed" in result.only_error()
+    assert shared.tags(name) == stops.host.tags == ["main"]
 
 
 def test_hosts_in_turn(stops: Stops, shared: Registry, name: str, scratch: Path) -> None:
