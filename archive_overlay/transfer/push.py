@@ -293,8 +293,10 @@ class _Pusher:
             with self._source.sending(one.path, size):
                 self._skopeo.copy(one.reference, destination, _AS_IT_IS)
         except TransferError as error:
-            if whole or _NO_FILE not in str(error):
-                raise
+            if whole or _NO_FILE not in error.message:
+                # Nobody knows the layout in staging.
+                message = error.message.replace(one.reference, self._source.path)
+                raise TransferError(message, hint=error.hint, unreachable=error.unreachable) from error
             # The registry has lost a layer of what it says that it has.
             one.lend(without=())
             self._skopeo.copy(one.reference, destination, _AS_IT_IS)

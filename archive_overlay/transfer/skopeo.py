@@ -6,6 +6,7 @@ Source: skopeo(1), skopeo-copy(1), skopeo-inspect(1), skopeo-delete(1), containe
 
 from __future__ import annotations
 
+import re
 import time
 
 from archive_overlay.errors import ArchiveError
@@ -29,6 +30,19 @@ _UNREACHABLE = (
     "connection reset by peer",
     "server misbehaving",
     "tls handshake timeout",
+)
+# How skopeo ends: what it says last, and the name of the image, which is said already.
+_FATAL = re.compile(r'level=fatal msg="((?:[^"\\\n]|\\.)*)"')
+_NAMED = re.compile(r'^Error parsing image name "[^"]*": ')
+_HINTS = (
+    ("authentication required", "skopeo login HOST, or --authfile, gives it a password"),
+    ("unauthorized", "skopeo login HOST, or --authfile, gives it a password"),
+    ("denied", "the registry may want another password: skopeo login HOST, or --authfile, gives it one"),
+    ("x509:", "its certificate belongs in /etc/containers/certs.d/HOST/ca.crt"),
+    (
+        "http response to https client",
+        "--tls-verify=false is for registries without TLS, on loopback and in tests",
+    ),
 )
 # The longest manifest that registries take, and the longest config that this program reads.
 _MOST_MANIFEST = 4 * 1024 * 1024
@@ -171,4 +185,14 @@ class Skopeo:
         except ProgramError as error:
             said = error.said.lower()
             silent = error.timed_out or any(words in said for words in _UNREACHABLE)
-            raise TransferError(f"cannot {what}: {error}", unreachable=silent) from error
+            hint = next((each for words, each in _HINTS if words in said), "")
+            raise TransferError(f"cannot {what}: {_reason(error)}", hint=hint, unreachable=silent) from error
+
+
+def _reason(error: ProgramError) -> str:
+    """Give what skopeo said in the end, without the form of its log."""
+    lines = [] if error.timed_out else _FATAL.findall(error.said)
+    if not lines:
+        return str(error)
+    text = re.sub(r"\\(.)", r"\1", lines[-1])
+    return _NAMED.sub("", text)
