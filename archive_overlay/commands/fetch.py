@@ -10,7 +10,7 @@ from archive_overlay.destination.paths import Paths
 from archive_overlay.errors import ArchiveError
 from archive_overlay.history.revisions import opened_layout
 from archive_overlay.layout.add_layer import expect_no_revision
-from archive_overlay.layout.read import INDEX_FILE, read_index, split_reference, tagged
+from archive_overlay.layout.read import INDEX_FILE, images, read_index, split_reference, tag_of, tagged
 from archive_overlay.layout.stored import open_stored
 from archive_overlay.settings import DEFAULT_PODMAN
 from archive_overlay.transfer.fetch import (
@@ -30,8 +30,11 @@ from archive_overlay.transfer.turns import turn
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
     from archive_overlay.commands.writing import Layout
+    from archive_overlay.layout.stored import StoredImage
     from archive_overlay.log import Log
     from archive_overlay.transfer.fetch import Remote, Step
     from archive_overlay.transfer.names import Name
@@ -97,11 +100,23 @@ def _load(skopeo: Skopeo, path: str, tag: str, name: Name, timeout: int, log: Lo
     paths = Paths()
     resolved = paths.resolve(os.path.abspath(path), "the image layout")
     with opened_layout(resolved, paths) as layout, turn(layout, resolved, seconds=timeout):
-        descriptor = tagged(read_index(layout), tag)
+        index = read_index(layout)
+        descriptor = tagged(index, tag)
         if descriptor is None:
             return False
+        image, others = open_stored(layout, descriptor), _others(layout, index, tag)
         place = store_of_user(DEFAULT_PODMAN, log)
-        return load(open_stored(layout, descriptor), f"oci:{resolved}:{tag}", place, name, skopeo, log)
+        return load(image, others, f"oci:{resolved}:{tag}", place, name, skopeo, log)
+
+
+def _others(layout: int, index: Mapping[str, Any], tag: str) -> Iterator[StoredImage]:
+    """Give the images of a layout that have other tags."""
+    for descriptor in images(index):
+        if tag_of(descriptor) not in ("", tag):
+            try:
+                yield open_stored(layout, descriptor, whole=False)
+            except (ArchiveError, OSError):
+                continue  # damaged, or no image: another one's matter
 
 
 def _said(step: Step, remote: Remote) -> str:

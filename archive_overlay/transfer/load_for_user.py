@@ -18,6 +18,7 @@ from archive_overlay.transfer.stores import EngineStore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from archive_overlay.layout.stored import StoredImage
@@ -55,11 +56,20 @@ def store_of_user(podman: str, log: Log) -> EngineStore:
     )
 
 
-def load(image: StoredImage, source: str, place: EngineStore, name: Name, skopeo: Skopeo, log: Log) -> bool:
-    """Load an image, if its name is not there or names one that it goes on with; say whether it was loaded.
+def load(
+    image: StoredImage,
+    others: Iterable[StoredImage],
+    source: str,
+    place: EngineStore,
+    name: Name,
+    skopeo: Skopeo,
+    log: Log,
+) -> bool:
+    """Load an image, if its name is not there or names a revision that the layout has; say whether it was loaded.
 
     Args:
         image: it.
+        others: of the layout: what the name means may be a branch, if a stop has loaded that. They are asked for if need be.
         source: what skopeo calls it.
         place: the store.
         name: by which it is loaded.
@@ -76,9 +86,13 @@ def load(image: StoredImage, source: str, place: EngineStore, name: Name, skopeo
         raise ArchiveError(f"the engine's store is not as it should be: {error}") from error
     if there and image.chain() in ids:
         return False
-    if there and there.layer and not find_revision(image, ids):
+    if (
+        there
+        and there.layer
+        and not (find_revision(image, ids) or any(find_revision(each, ids) for each in others))
+    ):
         raise ArchiveError(
-            f"{name} is another image in the engine's store, and what is fetched does not lie on it: so it stays",
+            f"{name} is another image in the engine's store, which is not in the layout: so it stays",
             hint=f"podman untag {name} takes the name from it",
         )
     skopeo.copy(source, place.transport(name))

@@ -59,13 +59,14 @@ class Host:
             check=check,
         ).stdout
 
-    def run(self, name: str, command: str, *, detach: bool = False) -> list[str]:
+    def run(self, name: str, command: str, *, detach: bool = False, **keys: str) -> list[str]:
         """Run a container on what is shared; give the words that it wrote."""
         asked = {
             "mount_point": "/data",
             "archive_to": f"{self.layout}:main",
             "method": "oci",
             "push_to": self.remote,
+            **keys,
         }
         done = self.engine.run(
             name,
@@ -128,7 +129,7 @@ def test_of_two_containers_at_once_one_is_a_branch_and_both_are_kept(
 ) -> None:
     for number, host in enumerate(hosts):
         host.fetch()
-        host.run(f"at-once{number}", "exec sleep 1000", detach=True)
+        host.run(f"at-once{number}", "exec sleep 1000", detach=True, load_as=host.image)
         host.engine.podman("exec", f"at-once{number}", "sh", "-c", f"echo {number} > /data/of{number}")
     for number, host in enumerate(hosts):
         host.engine.podman("stop", "--time=0", f"at-once{number}")
