@@ -29,6 +29,7 @@ def add_engine_commands(add: Add, parse: Parse) -> None:
         parse: by which the hook reads its arguments.
     """
     _add_push(add)
+    _add_fetch(add)
     _add_recover(add, parse)
 
 
@@ -77,6 +78,30 @@ def _add_push(add: Add) -> None:
         dest="fsync",
         action="store_false",
         help="do not wait until the notes in the layout are on disk",
+    )
+
+
+def _add_fetch(add: Add) -> None:
+    command = add(
+        "fetch",
+        "bring what is newer in a registry into a layout",
+        "Bring the revisions of an image that other hosts have pushed into a layout, which is made if there is none. Only what\n"
+        "is not there is downloaded. If the registry has nothing newer, or nothing yet, the layout stays as it is. Revisions\n"
+        "that the image in the registry does not go on with are never lost: unless another tag has them, too, nothing is\n"
+        "fetched, and the exit status is 1.",
+        "  archive_overlay fetch /srv/data:main docker://registry.example/team/data:main\n"
+        "  archive_overlay fetch --load-as localhost/data:main /srv/data:main docker://registry.example/team/data:main",
+    )
+    command.add_argument("layout", metavar="LAYOUT[:TAG]", help="an image (default tag: latest)")
+    command.add_argument("remote", metavar="docker://HOST/NAME:TAG", help="the image in the registry")
+    command.add_argument(
+        "--load-as",
+        metavar="NAME",
+        help="load it into the store of the user who runs this, too, by this name, as localhost/data:main",
+    )
+    _add_registry(command)
+    command.add_argument(
+        "--no-fsync", dest="fsync", action="store_false", help="do not wait until the image is on disk"
     )
 
 

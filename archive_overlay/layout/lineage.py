@@ -14,7 +14,7 @@ from archive_overlay.errors import ArchiveError
 from archive_overlay.layout.provenance import ABSENT, OTHER, UNKNOWN
 from archive_overlay.layout.pulling import quoted
 from archive_overlay.layout.read import images, is_tagged, only_untagged, tag_of, tagged
-from archive_overlay.layout.stored import StoredImage, chains_in, chains_of, open_stored
+from archive_overlay.layout.stored import ANCESTOR_DIGITS, StoredImage, chains_in, chains_of, open_stored
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -251,7 +251,14 @@ def find_revision(image: StoredImage, had: Collection[str]) -> int:
     for piece, chain in zip(reversed(image.layers), reversed(chains)):
         if chain in had:
             return piece.last
-    return 0
+    return _find_noted(image, had)
+
+
+def _find_noted(image: StoredImage, had: Collection[str]) -> int:
+    """Find a revision by an id that only the image's manifest has noted, because the layer came from another host."""
+    noted = image.ancestors()
+    numbers = {noted.get(each[:ANCESTOR_DIGITS], 0) for each in had} & {each.number for each in image.kept()}
+    return max(numbers, default=0)
 
 
 def branch_tag(index: Mapping[str, Any], tag: str, container: str) -> str:
