@@ -12,7 +12,14 @@ import sys
 
 from archive_overlay import __version__, log
 from archive_overlay.errors import Interrupted
-from archive_overlay.settings import DEFAULT_LOG_LEVEL, DEFAULT_MOUNT_PROGRAM, Settings
+from archive_overlay.settings import (
+    DEFAULT_LOG_LEVEL,
+    DEFAULT_MOUNT_PROGRAM,
+    DEFAULT_PUSH_TIMEOUT,
+    DEFAULT_SKOPEO,
+    Settings,
+    TransferSettings,
+)
 from archive_overlay.system import signals
 
 TYPE_CHECKING = False
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _MOST_JOBS = 1024
+_LONGEST_TIMEOUT = 86400
 # What may come after a number, and how many bits that is.
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 # Of --help. Else argparse would ask the environment, by way of shutil, which takes 2 ms to import.
@@ -109,10 +117,27 @@ def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
         max_bytes=options.max_bytes,
         max_entries=options.max_entries,
         file_mode=options.file_mode,
+        transfer=TransferSettings(
+            skopeo=options.skopeo,
+            load_prefixes=_load_prefixes(options),
+            push_prefixes=tuple(options.allow_push_to),
+            authfile=options.authfile,
+            push_timeout=options.push_timeout,
+            tls_verify=options.tls_verify == "true",
+        ),
+        on_success=options.on_success,
+        on_failure=options.on_failure,
         log_level=options.log_level,
         log_file=options.log_file,
         syslog=options.syslog,
     )
+
+
+def _load_prefixes(options: argparse.Namespace) -> tuple[str, ...] | None:
+    """Say what images may be loaded as: where paths are limited, names that nobody allowed are none."""
+    if options.allow_load_as or options.allow_archive_to:
+        return tuple(options.allow_load_as)
+    return None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -218,6 +243,66 @@ def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
         help="archives and success markers must be in this directory; may be repeated",
     )
     parser.add_argument(
+        "--allow-load-as",
+        metavar="PREFIX",
+        type=_name_prefix,
+        action="append",
+        default=[],
+        help=(
+            "revisions may be loaded into the engine's store by names that begin with this, as localhost/data; may be repeated"
+            " (default: by any name, or by none if there is --allow-archive-to)"
+        ),
+    )
+    parser.add_argument(
+        "--allow-push-to",
+        metavar="PREFIX",
+        type=_name_prefix,
+        action="append",
+        default=[],
+        help=(
+            "revisions may be pushed to names in registries that begin with this, as docker://registry.example/team; may be"
+            " repeated (default: nothing is pushed)"
+        ),
+    )
+    parser.add_argument(
+        "--authfile",
+        metavar="PATH",
+        type=_absolute_path,
+        help="the passwords of registries, as skopeo login writes them (default: those of the user)",
+    )
+    parser.add_argument(
+        "--push-timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=DEFAULT_PUSH_TIMEOUT,
+        help=f"give up pushing an archive after this time (default: {DEFAULT_PUSH_TIMEOUT})",
+    )
+    parser.add_argument(
+        "--tls-verify",
+        choices=("true", "false"),
+        default="true",
+        help="whether registries must have a valid certificate: false is for tests and the loopback interface",
+    )
+    parser.add_argument(
+        "--skopeo",
+        metavar="PATH",
+        type=_absolute_path,
+        default=DEFAULT_SKOPEO,
+        help=f"the program that loads and pushes images (default: {DEFAULT_SKOPEO})",
+    )
+    parser.add_argument(
+        "--on-success",
+        metavar="PROGRAM",
+        type=_absolute_path,
+        help="run this program for each archive that was made, with what is known of it as JSON on standard input",
+    )
+    parser.add_argument(
+        "--on-failure",
+        metavar="PROGRAM",
+        type=_absolute_path,
+        help="run this program for each archive that could not be made, in the same way",
+    )
+    parser.add_argument(
         "--trust-image-annotations",
         action="store_true",
         help="do what the image of a container asks for by annotations of its own, which some engines pass on",
@@ -304,6 +389,25 @@ def _count(value: str) -> int:
     if not (value.isascii() and value.isdigit() and 0 < int(value[:9]) <= _MOST_JOBS and len(value) < 9):
         raise _wrong(f"{value!r} is no number from 1 to {_MOST_JOBS}")
     return int(value)
+
+
+def _seconds(value: str) -> int:
+    if not (
+        value.isascii() and value.isdigit() and 0 < int(value[:9]) <= _LONGEST_TIMEOUT and len(value) < 9
+    ):
+        raise _wrong(f"{value!r} is not a number of seconds from 1 to {_LONGEST_TIMEOUT}")
+    return int(value)
+
+
+def _name_prefix(value: str) -> str:
+    from archive_overlay.errors import ArchiveError
+    from archive_overlay.transfer.names import parse_prefix
+
+    try:
+        parse_prefix(value)
+    except ArchiveError as error:
+        raise _wrong(str(error)) from error
+    return value
 
 
 def _absolute_path(value: str) -> str:

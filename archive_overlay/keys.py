@@ -23,4 +23,6 @@ KEYS = (
     "base",
     "keep",
     "message",
+    "load-as",
+    "push-to",
 )

@@ -6,6 +6,30 @@ from archive_overlay.system.record import Record
 
 DEFAULT_MOUNT_PROGRAM = "/usr/bin/fuse-overlayfs"
 DEFAULT_LOG_LEVEL = "info"
+DEFAULT_SKOPEO = "/usr/bin/skopeo"
+DEFAULT_PODMAN = "/usr/bin/podman"
+DEFAULT_PUSH_TIMEOUT = 60
+
+
+class TransferSettings(Record):
+    """How images are carried to other places.
+
+    Attributes:
+        skopeo, podman: absolute paths of the programs that do it.
+        load_prefixes: what the names that images are loaded by must begin with; None: anything.
+        push_prefixes: what the names that images are pushed by must begin with; none: nothing is pushed.
+        authfile: absolute path of the file with the passwords of registries; None: the user's own.
+        push_timeout: in seconds, of all that one archive has to do with registries.
+        tls_verify: whether registries have to prove who they are.
+    """
+
+    skopeo: str = DEFAULT_SKOPEO
+    podman: str = DEFAULT_PODMAN
+    load_prefixes: tuple[str, ...] | None = None
+    push_prefixes: tuple[str, ...] = ()
+    authfile: str | None = None
+    push_timeout: int = DEFAULT_PUSH_TIMEOUT
+    tls_verify: bool = True
 
 
 class Settings(Record):
@@ -24,6 +48,9 @@ class Settings(Record):
             the directory says.
         jobs: how many threads may work; 0: as many as there are processors for this process.
         fsync: whether archives are flushed to disk before they are published.
+        transfer: how images get to other places than their layouts.
+        on_success, on_failure: absolute path of the program that is told of each archive that was made, or was not; None:
+            there is none.
         log_level, log_file, syslog: see `log`.
     """
 
@@ -38,6 +65,9 @@ class Settings(Record):
     file_mode: int | None = None
     jobs: int = 0
     fsync: bool = True
+    transfer: TransferSettings = TransferSettings()
+    on_success: str | None = None
+    on_failure: str | None = None
     log_level: str = DEFAULT_LOG_LEVEL
     log_file: str | None = None
     syslog: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import unicodedata
 
+from archive_overlay.commands.engine_parsers import add_engine_commands
 from archive_overlay.errors import ArchiveError
 from archive_overlay.layout.keep import parse_count, parse_duration
 from archive_overlay.methods import DEFAULT_LAYERS, LAYERS
@@ -79,6 +80,7 @@ def add_commands(parser: argparse.ArgumentParser, *, parse: Parse, width: int) -
     _add_prune(add)
     _add_gc(add)
     _add_verify(add)
+    add_engine_commands(add)
     _add_check(add, parse)
 
 

@@ -31,6 +31,8 @@ _METHOD_KEYS = (
     "base",
     "keep",
     "message",
+    "load-as",
+    "push-to",
 )
 
 # The largest id that chown(2) takes: one more means "leave it as it is".
@@ -82,6 +84,8 @@ class ArchiveRequest(Record):
         base: "include" if a history is to begin with the container's image; "" if not.
         keep: which revisions to keep, as the annotation says it; "" for all.
         message: what the user says of the revision; "" for nothing.
+        load_as: by which name the engine is to have the revision; "" for none.
+        push_to: where in a registry it is to be, "docker://HOST/NAME:TAG"; "" for nowhere.
     """
 
     container: str
@@ -102,6 +106,8 @@ class ArchiveRequest(Record):
     base: str = ""
     keep: str = ""
     message: str = ""
+    load_as: str = ""
+    push_to: str = ""
 
 
 def group_by_name(annotations: Mapping[str, object], log: Log) -> Iterator[tuple[str, dict[str, object]]]:
@@ -217,9 +223,11 @@ def parse_request(name: str, keys: Mapping[str, object], context: Context, log: 
         parent=texts.get("parent", ""),
         max_layers=_max_layers(texts.get("max-layers", "")),
         if_moved=_one_of(methods.IF_MOVED, texts.get("if-moved", methods.IF_MOVED[0]), "if-moved"),
-        base=_one_of(methods.BASE, texts.get("base", ""), "base"),
+        base=_one_of(methods.BASE, texts.get("base", _default_base(texts)), "base"),
         keep=texts.get("keep", ""),
         message=_message(texts.get("message", "")),
+        load_as=texts.get("load-as", ""),
+        push_to=texts.get("push-to", ""),
     )
 
 
@@ -282,6 +290,11 @@ def _one_of(known: tuple[str, ...], value: str, key: str) -> str:
             f"unknown {key} {brief(value)!r}", hint=f"known are {', '.join(filter(None, known))}"
         )
     return value
+
+
+def _default_base(texts: Mapping[str, str]) -> str:
+    """Give what `base` is if nothing is said: the next container is to find what this one had, and not its changes alone."""
+    return "include" if "load-as" in texts or "push-to" in texts else ""
 
 
 def _max_layers(value: str) -> int:

@@ -80,6 +80,7 @@ class Run(Record):
             root=spec.root,
             environment_file=environment_file(spec.mounts),
             annotations=spec.annotations,
+            started=spec.started,
         )
 
     def find(self, mount_point: str) -> OverlayMount:
@@ -210,7 +211,13 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         log.warning(f"archive {request.name}: something may be missing: {overlay.may_lack}")
     log.debug(f"archive {request.name}: the upperdir of {request.mount_point} is {upper}")
     destination = writer.destination(
-        request, overlay=overlay, container=run.place, paths=run.paths, patience=run.patience, log=log
+        request,
+        overlay=overlay,
+        container=run.place,
+        settings=run.settings,
+        paths=run.paths,
+        patience=run.patience,
+        log=log,
     )
     path = destination.path
     ledger.expect_free(request, path)
@@ -325,11 +332,12 @@ def _archive_all(
 def _tend_all(saved: Mapping[str, methods.Destination], run: Run) -> None:
     """Do what is left to do at destinations whose archives are safe: nothing of it makes them less so."""
     for name, destination in saved.items():
-        tend: Callable[[], None] | None = getattr(destination, "tend", None)
+        tend: Callable[[], list[str]] | None = getattr(destination, "tend", None)
         if not tend:
             continue
         try:
-            tend()
+            for complaint in tend():
+                run.ledger.complain(f"archive {name}: {complaint}")
         except Exception as error:
             if end := interruption(error):
                 raise end from error

@@ -44,6 +44,7 @@ class Spec(Record):
         faults: what is wrong with single mounts, one sentence each.
         user_namespace: what the spec says of the container's user namespace, as the spec has it: `uidMappings`,
             `gidMappings`, and `path` if it is one that there was. Empty: it has none of its own.
+        started: when config.json was written; see `store.Place`.
     """
 
     annotations: dict[str, object]
@@ -51,6 +52,7 @@ class Spec(Record):
     root: str
     faults: tuple[str, ...]
     user_namespace: Mapping[str, object] = {}
+    started: int = 0
 
 
 def read_state(fd: int) -> State:
@@ -111,6 +113,7 @@ def read_spec(bundle: str) -> Spec:
     path = os.path.join(bundle, "config.json")
     try:
         with open(path, "rb") as file:
+            started = os.fstat(file.fileno()).st_mtime_ns
             text = file.read()
     except OSError as error:
         raise HookError(
@@ -139,6 +142,7 @@ def read_spec(bundle: str) -> Spec:
         root=_root(spec.get("root"), bundle),
         faults=tuple(faults),
         user_namespace=_user_namespace(spec.get("linux")),
+        started=started,
     )
 
 

@@ -30,6 +30,7 @@ from archive_overlay.layout.read import (
     tag_of,
     tagged,
 )
+from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,12 +49,27 @@ _EMPTY_INDEX: dict[str, Any] = {"manifests": []}
 _MOST_ATTEMPTS = 20
 
 
+class Step(Record):
+    """Something to be done once a revision is safe.
+
+    Attributes:
+        what: it is, for a message: "pushing".
+        work: does it.
+        asked: whether the user asks for it, so that it is an error if it fails; else a later stop does it as well.
+    """
+
+    what: str
+    work: Callable[[LayoutDestination], object]
+    asked: bool = False
+
+
 class LayoutDestination:
     """A tag of an image layout, which is to get one more revision.
 
     Args:
         wish: which tag, and what is known of the container's image.
         provenance: where the layer comes from, without the numbers that are known when it is written.
+        annotate: gives what the tag that gets the revision is annotated with in the index.
         paths: how to get there.
         patience: how long publishing may wait for another program.
         log: is told if it does.
@@ -61,15 +77,27 @@ class LayoutDestination:
     Attributes:
         path: of the layout: absolute, symbolic links are resolved.
         published: the tag that got the revision; "" if none did.
+        number: of the revision that the tag names then; 0 if there is none.
         layers: how many the image has then, and how many of them are its base.
-        steps: what is to be done once the revision is safe, each with what to call it.
+        steps: what is to be done once the revision is safe.
+        complaints: what cannot be done of what is asked for, though the revision is; of the steps that fail, too.
     """
 
     def __init__(
-        self, wish: Wish, *, provenance: Provenance, paths: Paths, patience: Patience, log: Log
+        self,
+        wish: Wish,
+        *,
+        provenance: Provenance,
+        annotate: Callable[[str], Mapping[str, str]],
+        paths: Paths,
+        patience: Patience,
+        log: Log,
     ) -> None:
         self.layers = 0, 0
-        self.steps: list[tuple[str, Callable[[LayoutDestination], object]]] = []
+        self.number = 0
+        self.steps: list[Step] = []
+        self.complaints: list[str] = []
+        self._annotate = annotate
         self._stage: Callable[[], Staging] | None = None
         self.path = wish.path
         self.published = ""
@@ -91,18 +119,24 @@ class LayoutDestination:
         assert self._stage
         return self._stage()
 
-    def tend(self) -> None:
-        """Do what is to be done once the revision is safe. What fails is a warning, and stops nothing else."""
+    def tend(self) -> list[str]:
+        """Do what is to be done once the revision is safe. What fails stops nothing else. See `methods.Tended`."""
         if not self.published:
-            return
-        for what, step in self.steps:
+            return self.complaints
+        for step in self.steps:
             try:
-                step(self)
+                step.work(self)
             except (ArchiveError, OSError, ImportError) as error:
-                self.log.warning(
-                    f"archive {self._provenance.archive}: its revision is safe in {self.path}:{self.published}, but {what}"
-                    f" failed: {error}; the next stop tries again"
+                failed = (
+                    f"its revision is safe in {self.path}:{self.published}, but {step.what} failed: {error}"
                 )
+                if step.asked:
+                    self.complaints.append(failed)
+                else:
+                    self.log.warning(
+                        f"archive {self._provenance.archive}: {failed}; the next stop tries again"
+                    )
+        return self.complaints
 
     def publish(self, staging: Staging, result: object) -> str:
         """Add the revision to the history.
@@ -144,13 +178,16 @@ class LayoutDestination:
         """Add the revision at its place, and say what was done."""
         old = tagged(edit.index, place.tag)
         image = place.image
+        said = self._annotate(place.tag)
         if layer.empty and (old or image is None):
-            self.published = place.tag if old else ""
+            if old:
+                assert image
+                self._published(place, image, len(image.layers))
             return "no layer, because nothing was changed,"
         whole = image is not None and place.number == image.last
         if layer.empty and whole:
             assert image
-            put_same(edit, place.tag, image)
+            put_same(edit, place.tag, image, said)
             edit.publish()
             self._published(place, image, len(image.layers))
             return f"no layer, because nothing was changed, but the tag {place.tag},"
@@ -161,8 +198,9 @@ class LayoutDestination:
         else:
             manifest, config = image_at(layout, image, place.number, edit)
         done = f"no layer, because nothing was changed, but the tag {place.tag},"
+        number = place.number
         if not layer.empty:
-            number = place.number + 1
+            number += 1
             edit.add_file(ARCHIVE, layer.digest)
             provenance = self._provenance.replace(
                 entries=layer.entries,
@@ -181,15 +219,19 @@ class LayoutDestination:
             config,
             instead_of=image if old else None,
             platform=image.descriptor.get("platform") if image else None,
+            annotations=said,
         )
         edit.publish()
-        self._published(place, image, len(manifest["layers"]))
+        self._published(place, image, len(manifest["layers"]), number=number)
         if old is None and (advice := advice_on_pulling(self.path, place.tag)):
             self.log.warning(f"archive {self._provenance.archive}: {advice}")
         return done
 
-    def _published(self, place: Place, image: StoredImage | None, layers: int) -> None:
+    def _published(
+        self, place: Place, image: StoredImage | None, layers: int, *, number: int | None = None
+    ) -> None:
         self.published = place.tag
+        self.number = place.number if number is None else number
         self.layers = layers, sum(piece.last <= image.base for piece in image.layers) if image else 0
 
 
@@ -202,6 +244,7 @@ def judge_destination(
     all_had: Callable[[], Collection[str]] = tuple,
     count_base: Callable[[], int | None] | None = None,
     provenance: Provenance,
+    annotate: Callable[[str], Mapping[str, str]] = lambda tag: {},
     upper: str,
     paths: Paths,
     patience: Patience,
@@ -214,6 +257,7 @@ def judge_destination(
         parent: TAG or TAG@N to begin a new tag with; "" for none.
         if_moved, had, all_had, count_base: see `lineage.Wish`.
         provenance: where the layer comes from.
+        annotate: see `LayoutDestination`.
         upper: the upperdir that is archived.
         paths: where it may be.
         patience: how long publishing may wait for another program.
@@ -265,7 +309,9 @@ def judge_destination(
     finally:
         if layout >= 0:
             os.close(layout)
-    return LayoutDestination(wish, provenance=provenance, paths=paths, patience=patience, log=log)
+    return LayoutDestination(
+        wish, provenance=provenance, annotate=annotate, paths=paths, patience=patience, log=log
+    )
 
 
 def _find_place(layout: int, wish: Wish) -> tuple[Place, Mapping[str, Any]]:

@@ -136,14 +136,27 @@ class Edit:
         check_json(data, f"{BLOBS}/{hashlib.sha256(data).hexdigest()}")  # what is written must be read again
         return self.add_blob(data)
 
-    def set_tag(self, tag: str, descriptor: Mapping[str, Any]) -> None:
-        """Give a tag to an image, perhaps in place of another one, whose other annotations it keeps."""
-        annotations: dict[str, Any] = {}
+    def set_tag(self, tag: str, descriptor: Mapping[str, Any], annotations: Mapping[str, str] = {}) -> None:
+        """Give a tag to an image, perhaps in place of another one, whose other annotations it keeps.
+
+        Args:
+            tag: it.
+            descriptor: of the image.
+            annotations: of the tag, besides those that it has.
+        """
+        before: dict[str, Any] = {}
         for each in self._manifests:
             if is_tagged(each, tag):
-                annotations = {**each["annotations"], **annotations}
+                before = {**each["annotations"], **before}
         self.remove_tag(tag)
-        self._manifests.append({**descriptor, "annotations": {**annotations, REF_NAME: tag}})
+        self._manifests.append({**descriptor, "annotations": {**before, **annotations, REF_NAME: tag}})
+
+    def annotate_tag(self, tag: str, annotations: Mapping[str, str]) -> None:
+        """Say more of a tag that is there."""
+        for position, each in enumerate(self._manifests):
+            if is_tagged(each, tag):
+                said = {**each["annotations"], **annotations}
+                self._manifests[position] = {**each, "annotations": said}
 
     def remove_tag(self, tag: str) -> None:
         """Take a tag away; the image it names is not listed any more."""

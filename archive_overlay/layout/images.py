@@ -330,6 +330,7 @@ def put_image(
     instead_of: StoredImage | None,
     superseded: Iterable[str] = (),
     platform: object = None,
+    annotations: Mapping[str, str] = {},
 ) -> None:
     """Let a tag name a new image.
 
@@ -340,6 +341,7 @@ def put_image(
         instead_of: the image that has the tag now; None: there is none.
         superseded: digests of blobs that the new image does not need, besides manifest and config of the old one.
         platform: of the index's entry; None: nothing is said.
+        annotations: of the tag; see `Edit.set_tag`.
 
     Raises:
         ArchiveError: the image has become too large to be read.
@@ -354,19 +356,20 @@ def put_image(
             unneeded.add(old.partition(" ")[0])
         edit.discard(superseded_by(instead_of.manifest))
     unneeded.discard(config_descriptor["digest"])
-    annotations = {key: value for key, value in manifest["annotations"].items() if key != SUPERSEDED}
+    said = {key: value for key, value in manifest["annotations"].items() if key != SUPERSEDED}
     if unneeded:
-        annotations[SUPERSEDED] = " ".join(sorted(unneeded))
-    whole = {**manifest, "config": config_descriptor, "annotations": annotations}
+        said[SUPERSEDED] = " ".join(sorted(unneeded))
+    whole = {**manifest, "config": config_descriptor, "annotations": said}
     descriptor = {"mediaType": MANIFEST_TYPE, **edit.add_json(whole)}
     if instead_of and "platform" in instead_of.descriptor:
         platform = instead_of.descriptor["platform"]
-    edit.set_tag(tag, {**({"platform": platform} if platform else {}), **descriptor})
+    edit.set_tag(tag, {**({"platform": platform} if platform else {}), **descriptor}, annotations)
 
 
-def put_same(edit: Edit, tag: str, image: StoredImage) -> None:
-    """Give one more tag to an image that is there."""
-    edit.set_tag(tag, {key: image.descriptor[key] for key in _OF_IMAGE if key in image.descriptor})
+def put_same(edit: Edit, tag: str, image: StoredImage, annotations: Mapping[str, str] = {}) -> None:
+    """Give one more tag to an image that is there; see `Edit.set_tag`."""
+    descriptor = {key: image.descriptor[key] for key in _OF_IMAGE if key in image.descriptor}
+    edit.set_tag(tag, descriptor, annotations)
 
 
 def superseded_by(manifest: Mapping[str, Any]) -> list[str]:

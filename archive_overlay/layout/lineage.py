@@ -211,7 +211,7 @@ def _is_revision(image: StoredImage, number: int, had: Collection[str]) -> bool:
             return True
         annotations = image.manifest["layers"][-1].get("annotations") if image.layers else None
         return isinstance(annotations, dict) and any(chain in had for chain in chains_in(annotations))
-    return _find(image, had) == number
+    return find_revision(image, had) == number
 
 
 def _search(
@@ -234,12 +234,12 @@ def _search(
                 image = open_stored(layout, descriptor)
             except (ArchiveError, OSError):
                 continue  # damaged, or no image: another one's matter
-        if number := _find(image, wish.had):
+        if number := find_revision(image, wish.had):
             return image, number, f"{tag_of(descriptor) or 'an image without a tag'}@{number}"
     return None
 
 
-def _find(image: StoredImage, had: Collection[str]) -> int:
+def find_revision(image: StoredImage, had: Collection[str]) -> int:
     """Find the last revision of an image that a container may have had; 0: there is none."""
     if image.layers and image.chain() in had:
         return image.last

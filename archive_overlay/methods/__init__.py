@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
     from archive_overlay.overlay.store import Place
+    from archive_overlay.settings import Settings
     from archive_overlay.system.flush import Flush
     from archive_overlay.system.patience import Patience
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
             base: whether a history begins with the container's image: one of `BASE`.
             keep: which revisions to keep, as the user says it; "" for all.
             message: what the user says of the revision; "" for nothing.
+            load_as: by which name the engine is to have the revision; "" for none.
+            push_to: where in a registry it is to be; "" for nowhere.
         """
 
         @property
@@ -66,6 +69,10 @@ if TYPE_CHECKING:
         def keep(self) -> str: ...
         @property
         def message(self) -> str: ...
+        @property
+        def load_as(self) -> str: ...
+        @property
+        def push_to(self) -> str: ...
 
     class Destination(Protocol):
         """Where an archive is to be visible.
@@ -97,11 +104,14 @@ if TYPE_CHECKING:
     class Tended(Destination, Protocol):
         """A destination with something to do after its archive is safe. Most have nothing, and are no more than above."""
 
-        def tend(self) -> None:
+        def tend(self) -> list[str]:
             """Do what makes later archives cheaper, or is asked for besides the archive.
 
             All archives of the container have been made then, and what failed is rescued. Nothing that it does, or fails
             to do, takes the archive back.
+
+            Returns:
+                What was asked for and could not be done, one sentence each.
 
             Raises:
                 ArchiveError: something of it cannot be done; the hook warns.
@@ -131,6 +141,7 @@ if TYPE_CHECKING:
             *,
             overlay: OverlayMount,
             container: Place,
+            settings: Settings,
             paths: Paths,
             patience: Patience,
             log: Log,
@@ -141,6 +152,7 @@ if TYPE_CHECKING:
                 request: says where.
                 overlay: what is archived.
                 container: what the runtime says of the container's place in an engine's store.
+                settings: what the administrator allows.
                 paths: where archives may be.
                 patience: how long publishing may wait for other programs.
                 log: is told if it does.
@@ -255,6 +267,8 @@ METHODS = {
                 "base",
                 "keep",
                 "message",
+                "load-as",
+                "push-to",
             ),
             # Nothing can then be taken for deleted by what is beside it.
             deletions_first=True,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.change import Attributes, Change
     from archive_overlay.overlay.mount import OverlayMount
     from archive_overlay.overlay.store import Place
+    from archive_overlay.settings import Settings
     from archive_overlay.system.patience import Patience
 
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
@@ -68,7 +69,14 @@ def judge(overlay: OverlayMount, *, keep_in_place: str) -> None:
 
 
 def destination(
-    request: Request, *, overlay: OverlayMount, container: Place, paths: Paths, patience: Patience, log: Log
+    request: Request,
+    *,
+    overlay: OverlayMount,
+    container: Place,
+    settings: Settings,
+    paths: Paths,
+    patience: Patience,
+    log: Log,
 ) -> Destination:
     """A directory. See `methods.Writer`."""
     return judge_destination(

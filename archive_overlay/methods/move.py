@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
     from archive_overlay.overlay.store import Place
+    from archive_overlay.settings import Settings
     from archive_overlay.system.patience import Patience
 
 
@@ -49,11 +50,24 @@ def judge(overlay: OverlayMount, *, keep_in_place: str) -> None:
 
 
 def destination(
-    request: Request, *, overlay: OverlayMount, container: Place, paths: Paths, patience: Patience, log: Log
+    request: Request,
+    *,
+    overlay: OverlayMount,
+    container: Place,
+    settings: Settings,
+    paths: Paths,
+    patience: Patience,
+    log: Log,
 ) -> Destination:
     """A directory. See `methods.Writer`."""
     return copy.destination(
-        request, overlay=overlay, container=container, paths=paths, patience=patience, log=log
+        request,
+        overlay=overlay,
+        container=container,
+        settings=settings,
+        paths=paths,
+        patience=patience,
+        log=log,
     )
 
 

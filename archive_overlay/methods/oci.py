@@ -9,7 +9,7 @@ import os
 
 from archive_overlay.destination.staging import ARCHIVE
 from archive_overlay.errors import fail
-from archive_overlay.layout.add_layer import judge_destination
+from archive_overlay.layout.add_layer import Step, judge_destination
 from archive_overlay.layout.images import COMFORTABLE
 from archive_overlay.layout.keep import parse_keep
 from archive_overlay.layout.layer import Layer, write_layer
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
     from archive_overlay.overlay.store import Place
+    from archive_overlay.settings import Settings
     from archive_overlay.system.patience import Patience
 
 
@@ -46,7 +47,14 @@ def judge(overlay: OverlayMount, *, keep_in_place: str) -> None:
 
 
 def destination(
-    request: Request, *, overlay: OverlayMount, container: Place, paths: Paths, patience: Patience, log: Log
+    request: Request,
+    *,
+    overlay: OverlayMount,
+    container: Place,
+    settings: Settings,
+    paths: Paths,
+    patience: Patience,
+    log: Log,
 ) -> Destination:
     """A tag of an image layout. See `methods.Writer`."""
     keep = parse_keep(request.keep)
@@ -76,10 +84,12 @@ def destination(
     if request.base and base.known:
         # Another version may take the place of this file meanwhile.
         __import__("archive_overlay.history.including")
-        found.steps.append(("copying the container's image", lambda layout: _include(layout, request, base)))
+        found.steps.append(
+            Step(what="copying the container's image", work=lambda layout: _include(layout, request, base))
+        )
     if not keep.everything:
-        found.steps.append(("pruning", lambda layout: _prune(layout, request, keep)))
-    found.steps.append(("composing layers", lambda layout: _make_room(layout, request)))
+        found.steps.append(Step(what="pruning", work=lambda layout: _prune(layout, request, keep)))
+    found.steps.append(Step(what="composing layers", work=lambda layout: _make_room(layout, request)))
     return found
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
     from archive_overlay.overlay.store import Place
+    from archive_overlay.settings import Settings
     from archive_overlay.system.patience import Patience
 
 
@@ -34,7 +35,14 @@ def judge(overlay: OverlayMount, *, keep_in_place: str) -> None:
 
 
 def destination(
-    request: Request, *, overlay: OverlayMount, container: Place, paths: Paths, patience: Patience, log: Log
+    request: Request,
+    *,
+    overlay: OverlayMount,
+    container: Place,
+    settings: Settings,
+    paths: Paths,
+    patience: Patience,
+    log: Log,
 ) -> Destination:
     """A file. See `methods.Writer`."""
     return judge_destination(

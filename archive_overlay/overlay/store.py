@@ -61,6 +61,8 @@ class Place(Record):
         environment_file: source of the mount at /run/.containerenv; "" without one. An engine whose list of containers is
             not to outlive a reboot keeps it where that file is.
         annotations: of the container, as people and engines chose them: no fact is to be concluded from them.
+        started: when its bundle's config.json was written, in nanoseconds: engines write it at each start, so together with
+            the id it says which start of the container this was. 0: nobody knows.
     """
 
     container: str
@@ -68,6 +70,7 @@ class Place(Record):
     root: str
     environment_file: str
     annotations: Mapping[str, object]
+    started: int = 0
 
 
 class UnknownError(Exception):

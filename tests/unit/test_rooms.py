@@ -26,7 +26,9 @@ MAY_IMPORT = {
     "layout": BASICS | {"destination", "keys", "marks", "overlay.change", "tar"},
     "history": BASICS
     | {"destination", "keys", "layout", "marks", "overlay.change", "overlay.compose", "tar"},
-    "methods": BASICS | {"destination", "history", "layout", "marks", "overlay", "tar"},
+    "transfer": BASICS | {"destination", "history", "keys", "layout", "overlay", "settings"},
+    "methods": BASICS
+    | {"destination", "history", "layout", "marks", "overlay", "settings", "tar", "transfer"},
     "hook": BASICS | {"destination", "keys", "marks", "methods", "overlay", "settings"},
     "commands": BASICS
     | {
@@ -40,8 +42,9 @@ MAY_IMPORT = {
         "overlay",
         "settings",
         "tar",
+        "transfer",
     },
-    "cli": BASICS | {"", "commands", "hook.hook", "settings"},
+    "cli": BASICS | {"", "commands", "hook.hook", "settings", "transfer.names"},
     "__main__": {"cli"},
 }
 

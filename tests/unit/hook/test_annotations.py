@@ -169,7 +169,12 @@ def test_an_empty_value_is_none(log: Log, kept: Kept, key: str, method: str) -> 
 
 
 @pytest.mark.parametrize(
-    "key", [key for key in KEYS if key not in ("tar-content-owner", "parent", "keep", "message")]
+    "key",
+    [
+        key
+        for key in KEYS
+        if key not in ("tar-content-owner", "parent", "keep", "message", "load-as", "push-to")
+    ],
 )
 def test_a_space_is_a_value(log: Log, key: str) -> None:
     method = "oci" if key in METHODS["oci"].keys else "tar.gz"

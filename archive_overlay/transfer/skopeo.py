@@ -1,0 +1,164 @@
+"""skopeo, which carries images: its command lines, and what its failures mean.
+
+Source: skopeo(1), skopeo-copy(1), skopeo-inspect(1), skopeo-delete(1), containers-transports(5); its messages as seen with
+1.9 and 1.18.
+"""
+
+from __future__ import annotations
+
+import time
+
+from archive_overlay.errors import ArchiveError
+from archive_overlay.system.programs import ProgramError, require_program, run_program
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Callable
+
+# What registries say of a tag or a name that is not there, in skopeo's words. Docker Hub and others say "denied" for a name
+# that is not there, so that nobody learns what is: that is no answer to rely on.
+_NOT_THERE = ("manifest unknown", "name unknown", "repository name not known")
+_UNREACHABLE = (
+    "connection refused",
+    "no such host",
+    "no route to host",
+    "network is unreachable",
+    "i/o timeout",
+    "deadline exceeded",
+    "connection reset by peer",
+    "server misbehaving",
+    "tls handshake timeout",
+)
+# The longest manifest that registries take, and the longest config that this program reads.
+_MOST_MANIFEST = 4 * 1024 * 1024
+_MOST_CONFIG = 32 * 1024 * 1024
+# What skopeo itself is given less than is left, so that it ends by itself and says why.
+_MARGIN = 1.0
+
+
+class TransferError(ArchiveError):
+    """Something could not be carried.
+
+    Args:
+        message: what is wrong.
+        hint: what the user can do about it.
+        unreachable: whether the other side did not answer, so that another attempt at once is in vain.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", unreachable: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.unreachable = unreachable
+
+
+class Skopeo:
+    """The program, with all that its calls have in common.
+
+    Args:
+        program: its absolute path.
+        environment: its variables; None: those of this process, for what a person runs.
+        timeout: in seconds, of all calls together.
+        say: takes what it says on standard error.
+        authfile: has the passwords of registries; None: those that it finds itself.
+        tls_verify: whether registries have to prove who they are.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        *,
+        environment: Mapping[str, str] | None,
+        timeout: float,
+        say: Callable[[str], object],
+        authfile: str | None = None,
+        tls_verify: bool = True,
+    ) -> None:
+        self._program = program
+        self._environment = environment
+        self._timeout = timeout
+        self._deadline = time.monotonic() + timeout
+        self._say = say
+        self._authfile = [f"--authfile={authfile}"] if authfile else []
+        self._tls_verify = tls_verify
+
+    def require(self) -> None:
+        """Make sure that it is there.
+
+        Raises:
+            ArchiveError: it is not.
+        """
+        require_program(self._program, purpose="carry images", hint="install skopeo, or name it by --skopeo")
+
+    def copy(self, source: str, destination: str, *options: str) -> None:
+        """Copy an image.
+
+        Args:
+            source, destination: with their transports, as oci:/srv/data:main.
+            options: of the command, besides.
+
+        Raises:
+            TransferError: it could not be copied.
+        """
+        tls = [
+            f"--{side}-tls-verify=false"
+            for side, name in (("src", source), ("dest", destination))
+            if name.startswith("docker:") and not self._tls_verify
+        ]
+        arguments = [*self._authfile, *tls, *options, source, destination]
+        self._run(f"copy {source} to {destination}", "copy", "--quiet", *arguments)
+
+    def manifest(self, reference: str) -> bytes | None:
+        """Give an image's manifest; None: there is no such image.
+
+        Raises:
+            TransferError: that cannot be said.
+        """
+        try:
+            return self._inspect(reference, "--raw", most=_MOST_MANIFEST)
+        except TransferError as error:
+            cause = error.__cause__
+            said = cause.said.lower() if isinstance(cause, ProgramError) else ""
+            if any(words in said for words in _NOT_THERE):
+                return None
+            raise
+
+    def config(self, reference: str) -> bytes:
+        """Give an image's config.
+
+        Raises:
+            TransferError: it cannot be read.
+        """
+        return self._inspect(reference, "--config", "--raw", most=_MOST_CONFIG)
+
+    def delete(self, reference: str) -> None:
+        """Delete an image.
+
+        Raises:
+            TransferError: it could not be deleted.
+        """
+        self._run(f"delete {reference}", "delete", *self._authfile, *self._tls(reference), reference)
+
+    def _inspect(self, reference: str, *options: str, most: int) -> bytes:
+        arguments = [*self._authfile, *self._tls(reference), *options, reference]
+        return self._run(f"look at {reference}", "inspect", *arguments, most=most)
+
+    def _tls(self, reference: str) -> list[str]:
+        return ["--tls-verify=false"] if reference.startswith("docker:") and not self._tls_verify else []
+
+    def _run(self, what: str, command: str, *arguments: str, most: int = 1 << 20) -> bytes:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TransferError(f"cannot {what}: {self._timeout:.0f} s have passed already", unreachable=True)
+        own = max(left - _MARGIN, left / 2)
+        try:
+            return run_program(
+                [self._program, f"--command-timeout={own:.3f}s", command, *arguments],
+                environment=self._environment,
+                timeout=left,
+                say=self._say,
+                most_output=most,
+            )
+        except ProgramError as error:
+            said = error.said.lower()
+            silent = error.timed_out or any(words in said for words in _UNREACHABLE)
+            raise TransferError(f"cannot {what}: {error}", unreachable=silent) from error
