@@ -14,6 +14,8 @@ and by one small record for each file that has several names.
 
 from __future__ import annotations
 
+import os
+
 from archive_overlay.history.comparison import Facts, metadata_of, same_attributes, same_data
 from archive_overlay.marks import FUSE_SECURITY, FUSE_USER, TRUSTED, USER
 from archive_overlay.overlay.change import (
@@ -161,6 +163,8 @@ class _Since:
             else:
                 found = self._new(change, number)
             if found is not None:
+                if found.fd >= 0:
+                    os.lseek(found.fd, 0, os.SEEK_SET)  # where its data are was looked up
                 yield from self._with_directories(found)
         while (there := before.ahead()) is not None:
             yield from self._gone(there[0])

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 
 from archive_overlay import methods
 from archive_overlay.destination.marker import Marker
 from archive_overlay.destination.paths import Paths
-from archive_overlay.errors import ArchiveError, HookError, Interrupted, internal_error, interruption
+from archive_overlay.errors import (
+    ArchiveError,
+    HookError,
+    Interrupted,
+    StaleError,
+    internal_error,
+    interruption,
+)
 from archive_overlay.hook import rescue, runtime
 from archive_overlay.hook.annotations import Context, group_by_name, parse_request, timestamp
 from archive_overlay.hook.ledger import Ledger
@@ -25,7 +33,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from archive_overlay.hook.annotations import ArchiveRequest
     from archive_overlay.hook.image_annotations import Refusal
@@ -242,18 +250,23 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
             keep_in_place=keep_in_place,
             max_bytes=run.settings.max_bytes,
         )
-        stream = read_changes(
-            overlay,
-            log,
-            deletions_first=request.method.deletions_first,
-            max_entries=run.settings.max_entries,
-        )
-        try:
-            counted = tally.counted(stream)
-            allowed = run.policy.applied(counted) if run.policy else counted
-            result = writer.write(_with_owners(allowed, overlay, request, log), target, log)
-        finally:
-            stream.close()
+        compare = getattr(destination, "compare", None)
+        if compare:
+            with compare(lambda log: _in_order(overlay, request, run, log), staging, log) as changes:
+                result = writer.write(tally.counted(changes), target, log)
+        else:
+            stream = read_changes(
+                overlay,
+                log,
+                deletions_first=request.method.deletions_first,
+                max_entries=run.settings.max_entries,
+            )
+            try:
+                counted = tally.counted(stream)
+                allowed = run.policy.applied(counted) if run.policy else counted
+                result = writer.write(_with_owners(allowed, overlay, request, log), target, log)
+            finally:
+                stream.close()
         done = destination.publish(staging, result)
         ledger.publish(request.name, path)
         if staging.took_upper:
@@ -266,6 +279,19 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         f"{f', as {done}' if done else ''} in {time.monotonic() - started:.2f} s"
     )
     return destination
+
+
+@contextmanager
+def _in_order(
+    overlay: OverlayMount, request: ArchiveRequest, run: Run, log: Log
+) -> Generator[Iterator[Change], None, None]:
+    """Give all changes as they may be archived, in the order of names."""
+    stream = read_changes(overlay, log, max_entries=run.settings.max_entries)
+    try:
+        allowed = run.policy.applied(stream) if run.policy else stream
+        yield _with_owners(allowed, overlay, request, log)
+    finally:
+        stream.close()
 
 
 def _with_container_owners(overlay: OverlayMount, request: ArchiveRequest, run: Run) -> OverlayMount:
@@ -324,7 +350,10 @@ def _archive_all(
     saved: dict[str, methods.Destination] = {}
     for request, writer in ready:
         with run.ledger.failing_alone(request.name):
-            saved[request.name] = archive_one(request, writer, run)
+            try:
+                saved[request.name] = archive_one(request, writer, run)
+            except StaleError:
+                saved[request.name] = archive_one(request, writer, run)
             run.ledger.done(request.name)
     return saved
 

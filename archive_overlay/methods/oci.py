@@ -17,6 +17,7 @@ from archive_overlay.layout.provenance import Provenance
 from archive_overlay.methods.writer_process import write_beside
 from archive_overlay.overlay import store
 from archive_overlay.overlay.base import container_base
+from archive_overlay.overlay.identity import identity
 from archive_overlay.overlay.labels import container_labels
 from archive_overlay.tar import compress
 
@@ -68,6 +69,8 @@ def destination(
         message=request.message,
     )
     base = container_base(overlay, store.stores_of(container.bundle, container.root))
+    upper = identity(overlay.upper, container, archive=request.name, lower=base.ids)
+    provenance = provenance.replace(upper=upper)
     found = judge_destination(
         request.archive_to,
         parent=request.parent,
@@ -81,6 +84,10 @@ def destination(
         patience=patience,
         log=log,
     )
+    if found.earlier:
+        from archive_overlay.methods.earlier import compared
+
+        found.compare = lambda read, staging, log: compared(found, overlay, request.owner, read, staging, log)
     if request.base and base.known:
         # Another version may take the place of this file meanwhile.
         __import__("archive_overlay.history.including")
