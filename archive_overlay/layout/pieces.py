@@ -2,7 +2,9 @@
 
 A piece is the change set of revisions `first` to `last`, composed. Of any two pieces of one history, one contains the other
 or they have no revision in common: compaction only ever composes neighbours. So the fewest pieces that make up a run of
-revisions are found by taking, from the first revision on, the longest piece that begins there and does not go too far.
+revisions are found by taking, from the first revision on, the longest piece that begins there and does not go too far. Pruning
+makes exceptions: what was composed up to a revision that is pruned later may overlap what is composed then. Where the longest
+piece leads nowhere, a shorter one is taken.
 """
 
 from __future__ import annotations
@@ -78,18 +80,24 @@ class Pieces:
             The pieces, the oldest first; None: there are not enough.
         """
         chosen: list[Piece] = []
+        dead: set[int] = set()  # no way leads from these numbers to the end
         number = first
         while number <= last:
             found = next(
                 (
                     piece
                     for piece in self._by_first.get(number, ())
-                    if piece.last <= last and piece.place not in without
+                    if piece.last <= last and piece.last + 1 not in dead and piece.place not in without
                 ),
                 None,
             )
-            if found is None:
+            if found is not None:
+                chosen.append(found)
+                number = found.last + 1
+            elif chosen:
+                # The longest piece ends in the middle of another one, which was composed after its last revision was pruned.
+                dead.add(number)
+                number = chosen.pop().first
+            else:
                 return None
-            chosen.append(found)
-            number = found.last + 1
         return chosen
