@@ -66,7 +66,7 @@ def _faults(mount: str, seed: str, rootless: bool, directory: Path) -> Iterator[
                 overlay.change(partial(containers.run, operations=operations))
             if flavour.program and not overlay.is_served:
                 overlay.change(os.listdir)
-            if snapshot and number and chance.random() < 0.1:
+            if mine in shown and number and chance.random() < 0.1:
                 _others_stop(flavour, here, directory, f"{number}-{snapshot}", layout, tag)
             said = _stop(overlay, directory, f"container{number}", archive_to=f"{layout}:main", **asked)
             again = _stop(overlay, directory, f"container{number}", archive_to=f"{layout}:main", **asked)
@@ -97,7 +97,7 @@ def _faults(mount: str, seed: str, rootless: bool, directory: Path) -> Iterator[
             found = _extracted(f"{image}@{each}", directory)
             faults = trees.differences(_unlinked(shown[each]), _unlinked(found))
             yield from (f"{image}@{each}: {fault}" for fault in faults)
-        if tag != "main":
+        if _last(layout, "main") != mine:
             break
         below = [overlay.upper, *below]
 
