@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
 
 from archive_overlay import methods
 from archive_overlay.destination.marker import Marker
@@ -33,7 +32,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from archive_overlay.hook.annotations import ArchiveRequest
     from archive_overlay.hook.image_annotations import Refusal
@@ -252,7 +251,7 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         )
         compare = getattr(destination, "compare", None)
         if compare:
-            with compare(lambda log: _in_order(overlay, request, run, log), staging, log) as changes:
+            with compare(lambda log: _InOrder(overlay, request, run, log), staging, log) as changes:
                 result = writer.write(tally.counted(changes), target, log)
         else:
             stream = read_changes(
@@ -281,17 +280,19 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
     return destination
 
 
-@contextmanager
-def _in_order(
-    overlay: OverlayMount, request: ArchiveRequest, run: Run, log: Log
-) -> Generator[Iterator[Change], None, None]:
-    """Give all changes as they may be archived, in the order of names."""
-    stream = read_changes(overlay, log, max_entries=run.settings.max_entries)
-    try:
-        allowed = run.policy.applied(stream) if run.policy else stream
-        yield _with_owners(allowed, overlay, request, log)
-    finally:
-        stream.close()
+class _InOrder:
+    """All changes as they may be archived, in the order of names. Use it as a context manager."""
+
+    def __init__(self, overlay: OverlayMount, request: ArchiveRequest, run: Run, log: Log) -> None:
+        self._stream = read_changes(overlay, log, max_entries=run.settings.max_entries)
+        allowed = run.policy.applied(self._stream) if run.policy else self._stream
+        self._changes = _with_owners(allowed, overlay, request, log)
+
+    def __enter__(self) -> Iterator[Change]:
+        return self._changes
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
 
 
 def _with_container_owners(overlay: OverlayMount, request: ArchiveRequest, run: Run) -> OverlayMount:
