@@ -41,6 +41,7 @@ _ROOMS = {
     "log": "revision_log",
     "check": "check.report",
     "apply": "apply.command",
+    "recover": "recover.command",
     COMPLETE: "complete",
 }
 _STDOUT = 1

@@ -19,6 +19,7 @@ from archive_overlay.errors import (
 from archive_overlay.hook import rescue, runtime
 from archive_overlay.hook.annotations import Context, group_by_name, parse_request, timestamp
 from archive_overlay.hook.ledger import Ledger
+from archive_overlay.hook.saved import Saved
 from archive_overlay.overlay import store
 from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
 from archive_overlay.overlay.locate import environment_file, find_overlay, mount_at
@@ -32,7 +33,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from archive_overlay.hook.annotations import ArchiveRequest
     from archive_overlay.hook.image_annotations import Refusal
@@ -63,6 +64,8 @@ class Run(Record):
         patience: how long it may still wait for other programs.
         flush: when something counts as written.
         ledger: what became of the requests so far.
+        saved: where it is noted what is saved; None: nowhere.
+        recovering: whether the engine has not run the hook, and the container may be started again.
         log: takes what happens.
     """
 
@@ -75,6 +78,8 @@ class Run(Record):
     patience: Patience
     flush: Flush
     ledger: Ledger
+    saved: Saved | None = None
+    recovering: bool = False
     log: Log
 
     @property
@@ -105,6 +110,7 @@ class Run(Record):
             mount_point,
             mount_program=self.settings.mount_program,
             bundle=self.bundle,
+            ended=self.recovering,
         )
 
     def lifetime(self, overlay: OverlayMount, mount_point: str) -> str:
@@ -116,6 +122,8 @@ class Run(Record):
         ):  # another version has taken the place of this file, and this is for a message alone
             return UNKNOWN
         spec = self.spec
+        if self.recovering and mount_point == "/":
+            return UNKNOWN  # the engine starts the container with it again, or deletes it with the container
         return lifetime(overlay.upper, mount_point, spec.mounts, root=spec.root, bundle=self.bundle)
 
     def why_kept_in_place(self, overlay: OverlayMount, mount_point: str) -> str:
@@ -132,12 +140,20 @@ class Run(Record):
         return ""
 
 
-def run(settings: Settings, log: Log) -> int:
+def run(
+    settings: Settings,
+    log: Log,
+    *,
+    names: Collection[str] | None = None,
+    recovering: Saved | None = None,
+) -> int:
     """Save what a container asks for in its annotations.
 
     Args:
         settings: the command line's.
         log: takes what happens.
+        names: of the archives that are meant; None: all.
+        recovering: where it is noted what is saved, locked, if the engine has not run the hook; None: it runs it now.
 
     Returns:
         0 if all that was asked for is saved, 1 if something is not.
@@ -151,9 +167,15 @@ def run(settings: Settings, log: Log) -> int:
     except HookError as error:
         log.error(str(error))
         return 1
-    asked = dict(group_by_name(spec.annotations, log))
+    asked = {
+        name: keys for name, keys in group_by_name(spec.annotations, log) if names is None or name in names
+    }
     if not asked:
         return 0
+    patience = Patience()
+    saved = recovering or _saved(state.bundle, spec.root)
+    if saved and not recovering:
+        asked = _without_saved_meanwhile(asked, saved, patience, log)
     # From now on there is something to lose: a signal comes when it is known how that is rescued.
     with signals.HeldOff() as held_off:
         ledger = Ledger(asked, log)
@@ -164,9 +186,11 @@ def run(settings: Settings, log: Log) -> int:
             context=Context(id=state.id, timestamp=timestamp(time.time_ns())),
             paths=Paths(settings.allowed),
             policy=_policy(settings),
-            patience=Patience(),
+            patience=patience,
             flush=ToDisk(log.warning) if settings.fsync else Never(),
             ledger=ledger,
+            saved=saved,
+            recovering=recovering is not None,
             log=log,
         )
         keeper = _rescue_directory(settings, state.id, log)
@@ -180,15 +204,18 @@ def run(settings: Settings, log: Log) -> int:
             unkept = {name for name, refusal in refused.items() if not refusal.keep}
             for fault in spec.faults:
                 ledger.complain(fault)
-            saved = _archive_all(asked, refused, this)
+            made = _archive_all(asked, refused, this)
         except Interrupted as interruption:
             ledger.give_up(str(interruption), unkept=unkept)
             hurry = True
             raise
         finally:
             rescue.settle(ledger, this.find, this.lifetime, keeper, hurry=hurry)
+            if saved:
+                for name in ledger.kept:
+                    saved.add(name)
         # Only now, for it takes time, in which whoever started the hook may lose patience with it.
-        _tend_all(saved, this)
+        _tend_all(made, this)
         return 0 if ledger.saved_all else 1
 
 
@@ -266,6 +293,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
                 result = writer.write(_with_owners(allowed, overlay, request, log), target, log)
             finally:
                 stream.close()
+        if run.recovering:
+            _expect_no_new_start(run, upper)
         done = destination.publish(staging, result)
         ledger.publish(request.name, path)
         if staging.took_upper:
@@ -273,6 +302,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         if marker:
             marker.create(flush)
         ledger.is_safe(request.name)
+        if run.saved:
+            run.saved.add(request.name)
     log.info(
         f"archive {request.name}: saved {tally} of {request.mount_point} to {path} by {request.method.name}"
         f"{f', as {done}' if done else ''} in {time.monotonic() - started:.2f} s"
@@ -293,6 +324,39 @@ class _InOrder:
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
+
+
+def _saved(bundle: str, root: str) -> Saved | None:
+    try:
+        return Saved(store.lasting_directory(bundle, root))
+    except OSError:
+        return None  # nothing is noted then, and nothing else depends on it
+
+
+def _without_saved_meanwhile(
+    asked: dict[str, dict[str, object]], saved: Saved, patience: Patience, log: Log
+) -> dict[str, dict[str, object]]:
+    """Wait until no other run is at work for this container, and give what that one has not saved."""
+    if saved.lock():
+        return asked  # whatever is noted: who runs the hook again wants it again
+    log.info(f"another run is saving what this container asks for: waiting for at most {patience.left} s")
+    if not saved.wait(patience):
+        log.warning(f"another run has not ended in {patience.seconds} s: going on beside it")
+    found = saved.names
+    for name in asked:
+        if name in found:
+            log.info(f"archive {name}: another run has just saved it")
+    return {name: keys for name, keys in asked.items() if name not in found}
+
+
+def _expect_no_new_start(run: Run, upper: str) -> None:
+    """Make sure that the engine has not deleted what was read, while it was read.
+
+    Raises:
+        ArchiveError: it may have.
+    """
+    if (run.saved and run.saved.has_begun_again) or not os.path.isdir(upper):
+        raise ArchiveError("the container was started again or removed while its changes were read")
 
 
 def _with_container_owners(overlay: OverlayMount, request: ArchiveRequest, run: Run) -> OverlayMount:

@@ -41,12 +41,14 @@ class Ledger:
         saved_all: whether nothing has gone wrong.
         failures: what is still to be settled.
         moved: where an upperdir is that was renamed, by its path.
+        kept: names of the archives that failed, and whose upperdir is kept.
     """
 
     def __init__(self, asked: Mapping[str, Mapping[str, object]], log: Log) -> None:
         self.saved_all = True
         self.failures: list[Failure] = []
         self.moved: dict[str, str] = {}
+        self.kept: list[str] = []
         self._log = log
         self._pending = dict(asked)
         self._safe = ""  # name of the last archive that is all that it should be

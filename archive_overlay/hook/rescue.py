@@ -41,7 +41,7 @@ def settle(
     while failures:
         failure = failures[0]
         try:
-            where = _settle(failure, ledger.moved, find, lifetime_of, rescue, hurry=hurry)
+            where = _settle(failure, ledger, find, lifetime_of, rescue, hurry=hurry)
             ledger.complain(f"archive {failure.name}: {failure.reason}{where}")
             del failures[0]
         except Interrupted as error:
@@ -55,7 +55,7 @@ def settle(
 
 def _settle(
     failure: Failure,
-    moved: dict[str, str],
+    ledger: Ledger,
     find: Find,
     lifetime_of: Lifetime,
     rescue: RescueDirectory | None,
@@ -71,8 +71,9 @@ def _settle(
         overlay = find(mount_point)
     except ArchiveError as error:
         return "" if str(error) == failure.reason else f"; its changes are not to be found: {error}"
-    if overlay.upper in moved:
-        return f"; its changes are in {moved[overlay.upper]}"
+    if overlay.upper in ledger.moved:
+        ledger.kept.append(failure.name)
+        return f"; its changes are in {ledger.moved[overlay.upper]}"
     if is_twin(overlay.upper):
         return ""
     lifetime = lifetime_of(overlay, mount_point)
@@ -96,5 +97,6 @@ def _settle(
         return f"{where}, and could not be kept: {error}"
     except Exception as error:  # a fault of this program must not cost other failures their rescue
         return f"{where}, or are in {rescue.path} already: {internal_error(error)}"
-    moved[overlay.upper] = kept
+    ledger.moved[overlay.upper] = kept
+    ledger.kept.append(failure.name)
     return f"; its changes are kept in {kept}"

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, log: Log) -> int:
     directories = (
         [hooks_dirs.given_directories(options.hooks_dir)]
         if options.hooks_dir
-        else _directories_of_podman(here)
+        else directories_of_podman(here)
     )
     findings, hooks = check(here, directories, options.parse)
     problems = sum(finding.status == PROBLEM for finding in findings)
@@ -111,7 +111,7 @@ def check(
     return findings, [hook for hook in first.ours if all(hook in other.ours for other in others)]
 
 
-def _understood(arguments: Sequence[str], parse: Parser) -> Settings:
+def understood(arguments: Sequence[str], parse: Parser) -> Settings:
     """Read the arguments of a hook as the hook itself does.
 
     Raises:
@@ -132,7 +132,8 @@ def _understood(arguments: Sequence[str], parse: Parser) -> Settings:
     return settings
 
 
-def _directories_of_podman(here: Host) -> list[Directories]:
+def directories_of_podman(here: Host) -> list[Directories]:
+    """Give the directories in which podman looks for hook configurations: of each release that there may be."""
     parse = hooks_dirs.toml_parser()
     return [
         hooks_dirs.find_directories(
@@ -153,13 +154,13 @@ def _judge_hooks(directories: Directories, here: Host, parse: Parser) -> _Hooks:
     failing = False
     asked: list[tuple[HookFile, Settings]] = []
     for hook in files.in_force:
-        if not (hook.is_meant_for_us or (here.program and _is_this(hook, here))):
+        if not (hook.is_meant_for_us or (here.program and is_this(hook, here))):
             continue
         found, settings = _judge_hook(hook, here, parse)
         findings += found
         if any(finding.status == PROBLEM for finding in found):
             failing = True
-        elif _is_this(hook, here):
+        elif is_this(hook, here):
             ours.append(hook)
         if settings:
             asked.append((hook, settings))
@@ -187,13 +188,13 @@ def _judge_hook(hook: HookFile, here: Host, parse: Parser) -> tuple[list[Finding
         found(PROBLEM, f"names {hook.program}, which is no absolute path", "name the program by one")
     elif not os.path.isfile(hook.program) or not access.may(hook.program, os.X_OK):
         found(PROBLEM, f"runs {hook.program}, which is no executable file", f"chmod 0755 {hook.program}")
-    elif not _is_this(hook, here):
+    elif not is_this(hook, here):
         advice = "install this one in its place, or correct hook.path"
         if os.path.basename(hook.program).startswith("archive_overlay"):
             advice += f"; or ask that one: {hook.program} check"
         found(WARNING, f"runs {hook.program}, which is another file than {here.program}", advice)
     try:
-        settings = _understood(hook.arguments, parse)
+        settings = understood(hook.arguments, parse)
     except ValueError as error:
         found(PROBLEM, f"has args with which the hook fails: {error}", "correct hook.args")
     if stages := hook_files.judge_stages(hook):
@@ -211,7 +212,8 @@ def _judge_hook(hook: HookFile, here: Host, parse: Parser) -> tuple[list[Finding
     return findings, settings
 
 
-def _is_this(hook: HookFile, here: Host) -> bool:
+def is_this(hook: HookFile, here: Host) -> bool:
+    """Say whether a configuration runs this very program."""
     return here.program is None or access.is_same_file(hook.program, here.program)
 
 
