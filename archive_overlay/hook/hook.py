@@ -66,6 +66,7 @@ class Run(Record):
         ledger: what became of the requests so far.
         saved: where it is noted what is saved; None: nowhere.
         recovering: whether the engine has not run the hook, and the container may be started again.
+        running: whether the container runs.
         log: takes what happens.
     """
 
@@ -80,6 +81,7 @@ class Run(Record):
     ledger: Ledger
     saved: Saved | None = None
     recovering: bool = False
+    running: bool = False
     log: Log
 
     @property
@@ -93,6 +95,7 @@ class Run(Record):
             environment_file=environment_file(spec.mounts),
             annotations=spec.annotations,
             started=spec.started,
+            running=self.running,
         )
 
     def find(self, mount_point: str) -> OverlayMount:
@@ -146,6 +149,7 @@ def run(
     *,
     names: Collection[str] | None = None,
     recovering: Saved | None = None,
+    running: Callable[[], None] | None = None,
 ) -> int:
     """Save what a container asks for in its annotations.
 
@@ -154,6 +158,8 @@ def run(
         log: takes what happens.
         names: of the archives that are meant; None: all.
         recovering: where it is noted what is saved, locked, if the engine has not run the hook; None: it runs it now.
+        running: if the container runs, is called when all has been read that is saved of it; None: it has stopped. Others are
+            kept out by the caller, and nothing is noted: what the container changes from now on is to be saved as well.
 
     Returns:
         0 if all that was asked for is saved, 1 if something is not.
@@ -173,7 +179,7 @@ def run(
     if not asked:
         return 0
     patience = Patience()
-    saved = recovering or _saved(state.bundle, spec.root)
+    saved = recovering or (None if running else _saved(state.bundle, spec.root))
     if saved and not recovering:
         asked = _without_saved_meanwhile(asked, saved, patience, log)
     # From now on there is something to lose: a signal comes when it is known how that is rescued.
@@ -191,6 +197,7 @@ def run(
             ledger=ledger,
             saved=saved,
             recovering=recovering is not None,
+            running=running is not None,
             log=log,
         )
         keeper = _rescue_directory(settings, state.id, log)
@@ -205,6 +212,8 @@ def run(
             for fault in spec.faults:
                 ledger.complain(fault)
             made = _archive_all(asked, refused, this)
+            if running:
+                running()
         except Interrupted as interruption:
             ledger.give_up(str(interruption), unkept=unkept)
             hurry = True
