@@ -25,8 +25,10 @@ COMMAND = """
     echo first >/tree/first
     echo first >/vol/first
     exec 3>/img/tree/one 4>/img/tree/two
+    for i in 1 2 3; do echo >&3; echo >&4; done
     touch /tmp/ready
-    while :; do echo >&3; echo >&4; done
+    while [ -e /img/tree/busy ]; do echo >&3; echo >&4; done
+    while :; do sleep 1000; done
 """
 
 
@@ -60,7 +62,7 @@ class Running:
             f"--volume={volume}:/vol:O",
             f"--mount=type=image,source={IMAGE},destination=/img,rw=true",
             "--tmpfs=/tmp",
-            command=COMMAND,
+            command=f"{'' if engine.rootless else 'touch /img/tree/busy'}{COMMAND}",
             annotations=annotations,
             detach=True,
         )
@@ -94,7 +96,7 @@ class Running:
         return len([line for line in listed.splitlines()[1:] if line.split()[0].isdecimal()])
 
 
-@pytest.mark.parametrize(("rootless", "store"), FLAVOURS, ids=IDS)
+@pytest.mark.parametrize(("rootless", "store"), [*FLAVOURS[:2], FLAVOURS[3]], ids=[*IDS[:2], IDS[3]])
 def test_snapshots_and_the_stop_after_them_each_save_what_has_changed(
     machine: Machine, rootless: bool, store: str
 ) -> None:
