@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+
+from archive_overlay.layout.lineage import BRANCH, FAIL
+from archive_overlay.settings import DEFAULT_SKOPEO
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
     from typing import Callable, Union
 
@@ -12,6 +16,9 @@ if TYPE_CHECKING:
 
     Add = Callable[[str, str, str, str], argparse.ArgumentParser]
     Parse = Callable[[Sequence[str]], Union[Settings, argparse.Namespace]]
+
+_LONGEST_TIMEOUT = 7 * 86400
+_TIMEOUT = 600
 
 
 def add_engine_commands(add: Add, parse: Parse) -> None:
@@ -21,6 +28,7 @@ def add_engine_commands(add: Add, parse: Parse) -> None:
         add: makes the parser of a command of its name, summary, description and examples.
         parse: by which the hook reads its arguments.
     """
+    _add_push(add)
     _add_recover(add, parse)
     _add_snapshot(add, parse)
 
@@ -89,3 +97,85 @@ def _add_places(command: argparse.ArgumentParser, parse: Parse) -> None:
         help="the directory of the hook configurations; may be repeated (default: where podman looks for them)",
     )
     command.set_defaults(parse=parse)
+
+
+def _add_push(add: Add) -> None:
+    command = add(
+        "push",
+        "push images of a layout to a registry",
+        "Push what waits: images that an archive's push-to sends to a registry, and that are not there yet. A tag in a registry\n"
+        "only moves forward. If another host has pushed what the image lacks, the image is pushed by the name of a branch, and\n"
+        "still waits. The exit status is 1 if something does.",
+        "  archive_overlay push /srv/data\n"
+        "  archive_overlay push /srv/data:main\n"
+        "  archive_overlay push --to docker://registry.example/team/data:main /srv/data:main\n"
+        "  archive_overlay push --watch /srv/data",
+    )
+    command.add_argument(
+        "layout",
+        metavar="LAYOUT[:TAG]",
+        help="an image, whether it waits or not; or all that wait in a layout",
+    )
+    command.add_argument(
+        "--to",
+        metavar="docker://HOST/NAME:TAG",
+        help="where the image is to go from now on (default: where it went before, or the archive's push-to)",
+    )
+    command.add_argument(
+        "--all", action="store_true", help="look at all images that go somewhere, whether they wait or not"
+    )
+    command.add_argument(
+        "--watch",
+        action="store_true",
+        help="go on until a signal comes: push what comes to wait, try again what failed",
+    )
+    command.add_argument(
+        "--if-moved",
+        choices=(BRANCH, FAIL),
+        default=BRANCH,
+        help=(
+            "what to do if the registry has what the image lacks: push it by the name of a branch, which becomes a tag of the"
+            f" layout, too, or leave it (default: {BRANCH})"
+        ),
+    )
+    _add_registry(command)
+    command.add_argument(
+        "--no-fsync",
+        dest="fsync",
+        action="store_false",
+        help="do not wait until the notes in the layout are on disk",
+    )
+
+
+def _add_registry(command: argparse.ArgumentParser) -> None:
+    """Add what all commands take that deal with a registry."""
+    command.add_argument(
+        "--authfile",
+        metavar="PATH",
+        help="the passwords of registries, as skopeo login writes them (default: your own)",
+    )
+    command.add_argument(
+        "--tls-verify",
+        choices=("true", "false"),
+        default="true",
+        help="whether registries must have a valid certificate: false is for tests and the loopback interface",
+    )
+    command.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=_TIMEOUT,
+        help=f"give an image up after this time (default: {_TIMEOUT})",
+    )
+    command.add_argument(
+        "--skopeo",
+        metavar="PATH",
+        default=DEFAULT_SKOPEO,
+        help=f"the program that carries images (default: {DEFAULT_SKOPEO})",
+    )
+
+
+def _seconds(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) < 9 and 0 < int(value) <= _LONGEST_TIMEOUT):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds from 1 to {_LONGEST_TIMEOUT}")
+    return int(value)

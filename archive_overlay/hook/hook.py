@@ -262,6 +262,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         patience=run.patience,
         log=log,
     )
+    for complaint in getattr(destination, "complaints", ()):
+        ledger.complain(f"archive {request.name}: {complaint}")
     path = destination.path
     ledger.expect_free(request, path)
     marker = None

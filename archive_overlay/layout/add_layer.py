@@ -82,10 +82,11 @@ class LayoutDestination:
     Attributes:
         path: of the layout: absolute, symbolic links are resolved.
         published: the tag that got the revision; "" if none did.
+        added: whether that was a new one.
         number: of the revision that the tag names then; 0 if there is none.
         layers: how many the image has then, and how many of them are its base.
         steps: what is to be done once the revision is safe.
-        complaints: what cannot be done of what is asked for, though the revision is; of the steps that fail, too.
+        complaints: what cannot be done of what is asked for, as is known before the revision is made.
         compare: see `methods.Compared`.
     """
 
@@ -101,6 +102,7 @@ class LayoutDestination:
     ) -> None:
         self.layers = 0, 0
         self.number = 0
+        self.added = False
         self.steps: list[Step] = []
         self.complaints: list[str] = []
         self.compare: Compare | None = None
@@ -138,9 +140,8 @@ class LayoutDestination:
 
     def tend(self) -> list[str]:
         """Do what is to be done once the revision is safe. What fails stops nothing else. See `methods.Tended`."""
-        if not self.published:
-            return self.complaints
-        for step in self.steps:
+        failures: list[str] = []
+        for step in self.steps if self.published else ():
             try:
                 step.work(self)
             except (ArchiveError, OSError, ImportError) as error:
@@ -148,12 +149,12 @@ class LayoutDestination:
                     f"its revision is safe in {self.path}:{self.published}, but {step.what} failed: {error}"
                 )
                 if step.asked:
-                    self.complaints.append(failed)
+                    failures.append(failed)
                 else:
                     self.log.warning(
                         f"archive {self._provenance.archive}: {failed}; the next stop tries again"
                     )
-        return self.complaints
+        return failures
 
     def publish(self, staging: Staging, result: object) -> str:
         """Add the revision to the history.
@@ -245,6 +246,7 @@ class LayoutDestination:
         )
         edit.publish()
         self._published(place, image, len(manifest["layers"]), number=number)
+        self.added = not layer.empty
         if old is None and (advice := advice_on_pulling(self.path, place.tag)):
             self.log.warning(f"archive {self._provenance.archive}: {advice}")
         return done

@@ -149,7 +149,7 @@ def find_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
             f"{what}, and if-moved=fail refuses that",
             hint="mount the last revision and do the work again, or archive with if-moved=branch",
         )
-    tag = wish.tag if new else _branch_tag(index, wish)
+    tag = wish.tag if new else branch_tag(index, wish.tag, wish.container)
     hint = f"if the two belong together, mount oci:{wish.path}:{tag}, and merge by hand what {wish.tag} has besides"
     return Place(
         tag=tag,
@@ -177,7 +177,7 @@ def _find_earlier(layout: int, index: Mapping[str, Any], wish: Wish, usual: Plac
     if wish.if_moved == APPEND:
         return found  # of another history, the tag has nothing
     for descriptor in images(index):
-        if tag_of(descriptor).startswith(_branch_name(wish)):
+        if tag_of(descriptor).startswith(_branch_name(wish.tag, wish.container)):
             other = _earlier_in(_opened(layout, descriptor), wish.upper)
             if other and (found is None or other.number > found.number):
                 found = other
@@ -228,7 +228,7 @@ def _on_earlier(layout: int, index: Mapping[str, Any], wish: Wish, usual: Place,
     if tagged(index, wish.tag) is None:
         return place
     tag = tag_of(image.descriptor)
-    if tag.startswith(_branch_name(wish)) and number == image.last:
+    if tag.startswith(_branch_name(wish.tag, wish.container)) and number == image.last:
         return place.replace(tag=tag, parent="")
     what = f"{name} has what this container had changed before, but {wish.tag} has gone on without it"
     if wish.if_moved == FAIL:
@@ -236,7 +236,7 @@ def _on_earlier(layout: int, index: Mapping[str, Any], wish: Wish, usual: Place,
             f"{what}, and if-moved=fail refuses that",
             hint="mount the last revision and do the work again, or archive with if-moved=branch",
         )
-    tag = _branch_tag(index, wish)
+    tag = branch_tag(index, wish.tag, wish.container)
     return place.replace(
         tag=tag,
         warning=f"{what}: so the revision is on {name}, with the tag {tag}; if the two belong together, mount"
@@ -303,7 +303,7 @@ def _without_parent(index: Mapping[str, Any], wish: Wish, usual: Place, *, new: 
             f"{what}, and if-moved=fail refuses that",
             hint=f"mount oci:{wish.path}:{other} and do the work again, or archive with if-moved=branch",
         )
-    tag = wish.tag if new else _branch_tag(index, wish)
+    tag = wish.tag if new else branch_tag(index, wish.tag, wish.container)
     return Place(
         tag=tag,
         image=None,
@@ -381,21 +381,27 @@ def _opened(layout: int, descriptor: Mapping[str, Any]) -> StoredImage | None:
         return None  # damaged, or no image: another one's matter
 
 
-def _branch_name(wish: Wish) -> str:
+def _branch_name(tag: str, container: str) -> str:
     """Give what the tags of branches begin with that nobody asked for."""
-    identifier = re.sub("[^A-Za-z0-9]", "", wish.container)[:_ID_LENGTH] or "branch"
-    return f"{wish.tag}-{identifier}"
+    identifier = re.sub("[^A-Za-z0-9]", "", container)[:_ID_LENGTH] or "branch"
+    return f"{tag}-{identifier}"
 
 
-def _branch_tag(index: Mapping[str, Any], wish: Wish) -> str:
-    """Find a tag for a branch that nobody asked for: TAG-ID12, and a number after it if that is taken."""
+def branch_tag(index: Mapping[str, Any], tag: str, container: str) -> str:
+    """Find a tag for a branch that nobody asked for: TAG-ID12, and a number after it if that is taken.
+
+    Args:
+        index: of the layout.
+        tag: that it is a branch of.
+        container: id of the container that made it.
+    """
     taken = {tag_of(each) for each in index["manifests"]}
-    tag = first = _branch_name(wish)
+    branch = first = _branch_name(tag, container)
     number = 1
-    while tag in taken:
+    while branch in taken:
         number += 1
-        tag = f"{first}.{number}"
-    return tag
+        branch = f"{first}.{number}"
+    return branch
 
 
 def _no_parent(wish: Wish, name: str, index: Mapping[str, Any]) -> ArchiveError:

@@ -1,4 +1,4 @@
-"""Where in a registry the images of a layout belong: noted beside their tags, in index.json.
+"""Where else the images of a layout belong, in a registry or in an engine's store: noted beside their tags, in index.json.
 
 What has not got there yet is known without a list: its digest is not the one that was last there.
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 PUSH_TO = f"{PREFIX}push-to"
 PUSHED = f"{PREFIX}pushed"
+# Of a branch that was made because the registry had what another tag lacked: that tag.
+BRANCH_OF = f"{PREFIX}branch-of"
+
+# The name by which an image was to be loaded into the engine's store, and could not be; empty: that is done.
+LOAD_FAILED = f"{PREFIX}load-failed"
 
 
 def noted(remote: str, pushed: str = "") -> dict[str, str]:
@@ -37,9 +42,29 @@ def remote_of(descriptor: Mapping[str, Any]) -> str:
     return _text(descriptor, PUSH_TO)
 
 
+def pushed_of(descriptor: Mapping[str, Any]) -> str:
+    """Give the digest of what was last pushed there; "" for nothing. See `remote_of`."""
+    return _text(descriptor, PUSHED)
+
+
+def branch_of(descriptor: Mapping[str, Any]) -> str:
+    """Give the tag that a branch was made of because it could not be pushed; "" if it is no such branch."""
+    return _text(descriptor, BRANCH_OF)
+
+
 def waits(descriptor: Mapping[str, Any]) -> bool:
     """Say whether an image has not got to where it belongs; see `remote_of`."""
-    return bool(remote_of(descriptor)) and _text(descriptor, PUSHED) != descriptor.get("digest")
+    return bool(remote_of(descriptor)) and pushed_of(descriptor) != descriptor.get("digest")
+
+
+def noted_as_waiting(name: str) -> dict[str, str]:
+    """Give what a tag is annotated with that could not be loaded by a name; "": that has been done."""
+    return {LOAD_FAILED: name}
+
+
+def load_failed_of(descriptor: Mapping[str, Any]) -> str:
+    """Give the name by which an image could not be loaded into the engine's store; "" if there is none."""
+    return _text(descriptor, LOAD_FAILED)
 
 
 def _text(descriptor: Mapping[str, Any], key: str) -> str:

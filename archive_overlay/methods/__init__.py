@@ -9,7 +9,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
     from typing import Callable, Protocol
 
@@ -106,7 +106,14 @@ if TYPE_CHECKING:
             """
 
     class Tended(Destination, Protocol):
-        """A destination with something to do after its archive is safe. Most have nothing, and are no more than above."""
+        """A destination with something to do after its archive is safe. Most have nothing, and are no more than above.
+
+        Attributes:
+            complaints: what is asked for besides the archive and cannot be done, as is known beforehand.
+        """
+
+        @property
+        def complaints(self) -> Sequence[str]: ...
 
         def tend(self) -> list[str]:
             """Do what makes later archives cheaper, or is asked for besides the archive.

@@ -14,6 +14,7 @@ from archive_overlay.layout.images import COMFORTABLE
 from archive_overlay.layout.keep import parse_keep
 from archive_overlay.layout.layer import Layer, write_layer
 from archive_overlay.layout.provenance import Provenance
+from archive_overlay.layout.read import split_reference
 from archive_overlay.methods.writer_process import write_beside
 from archive_overlay.overlay import store
 from archive_overlay.overlay.base import container_base
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
     from archive_overlay.overlay.store import Place
-    from archive_overlay.settings import Settings
+    from archive_overlay.settings import Settings, TransferSettings
     from archive_overlay.system.patience import Patience
+    from archive_overlay.transfer.load_at_stop import LoadAtStop
+    from archive_overlay.transfer.push_at_stop import PushAtStop
 
 
 def require(compression: str) -> None:
@@ -71,6 +74,8 @@ def destination(
     base = container_base(overlay, store.stores_of(container.bundle, container.root))
     upper = identity(overlay.upper, container, archive=request.name, lower=base.ids)
     provenance = provenance.replace(upper=upper)
+    loading = _loading(request, overlay, container, settings, log) if request.load_as else None
+    pushing = _pushing(request, settings.transfer, log) if request.push_to else None
     found = judge_destination(
         request.archive_to,
         parent=request.parent,
@@ -79,6 +84,12 @@ def destination(
         all_had=lambda: base.with_all_ids().ids,
         count_base=(lambda: _count(base, request, log)) if request.base else None,
         provenance=provenance,
+        annotate=lambda tag: {
+            key: value
+            for transfer in (loading, pushing)
+            if transfer
+            for key, value in transfer.annotations(tag).items()
+        },
         upper=overlay.upper,
         paths=paths,
         patience=patience,
@@ -97,7 +108,42 @@ def destination(
     if not keep.everything:
         found.steps.append(Step(what="pruning", work=lambda layout: _prune(layout, request, keep)))
     found.steps.append(Step(what="composing layers", work=lambda layout: _make_room(layout, request)))
+    if loading and loading.complaint:
+        found.complaints.append(loading.complaint)
+    elif loading:
+        found.steps.append(Step(what="loading it", work=loading.load, asked=True))
+    if pushing and pushing.complaint:
+        found.complaints.append(pushing.complaint)
+    elif pushing:
+        found.steps.append(Step(what="pushing it", work=pushing.push, asked=True))
     return found
+
+
+def _loading(
+    request: Request, overlay: OverlayMount, container: Place, settings: Settings, log: Log
+) -> LoadAtStop:
+    """Find out whether the revision can be loaded."""
+    from archive_overlay.transfer.load_at_stop import LoadAtStop
+
+    return LoadAtStop(
+        request.name,
+        request.load_as,
+        request.archive_to,
+        overlay=overlay,
+        container=container,
+        settings=settings,
+        log=log,
+    )
+
+
+def _pushing(request: Request, settings: TransferSettings, log: Log) -> PushAtStop:
+    """Find out whether the revision can be pushed."""
+    from archive_overlay.transfer.push_at_stop import PushAtStop
+
+    tag = split_reference(request.archive_to)[1]
+    return PushAtStop(
+        request.name, request.push_to, tag, if_moved=request.if_moved, settings=settings, log=log
+    )
 
 
 def _count(base: ContainerBase, request: Request, log: Log) -> int | None:

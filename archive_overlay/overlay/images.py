@@ -102,6 +102,44 @@ def of_container(container: Container) -> list[Image]:
     )
 
 
+class Listed(Record):
+    """An image, as a store lists it.
+
+    Attributes:
+        identifier: its id.
+        names: that it has.
+        former: that it has had, those that it has among them, as far as the store remembers.
+        layer: id of its topmost layer; "" if it has none.
+        image: the same, for its manifests.
+    """
+
+    identifier: str
+    names: tuple[str, ...]
+    former: tuple[str, ...]
+    layer: str
+    image: Image
+
+
+def listed(driver: str) -> Iterator[Listed]:
+    """Give all images of a store.
+
+    Args:
+        driver: the directory of its layers.
+
+    Raises:
+        UnknownError: the list cannot be read.
+    """
+    for _, record in _all([driver]):
+        image = _image(driver, record)
+        yield Listed(
+            identifier=os.path.basename(image.directory),
+            names=_texts(record.get("names")),
+            former=_texts(record.get("names-history")),
+            layer=str(record.get("layer") or ""),
+            image=image,
+        )
+
+
 def manifests(image: Image) -> Iterator[str]:
     """Give all manifests that a store has of an image, each once.
 
@@ -200,6 +238,10 @@ def _image(driver: str, record: dict[str, object]) -> Image:
     names = record.get("names") or record.get("names-history")
     name = names[0] if isinstance(names, list) else identifier[:12]
     return Image(name=str(name), directory=f"{driver}-images/{identifier}")
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(each for each in value if isinstance(each, str)) if isinstance(value, list) else ()
 
 
 def _others(lowers: Iterable[str], known: Sequence[str]) -> list[str]:

@@ -62,6 +62,10 @@ class Name(Record):
             raise ArchiveError(f"registries do not take the tag {brief(tag)!r}")
         return self.replace(tag=tag)
 
+    def with_suffix(self, suffix: str) -> Name:
+        """Give the same with something after the tag; what registries do not take in tags becomes a dash. Raises as `with_tag`."""
+        return self.with_tag(f"{self.tag}{re.sub('[^A-Za-z0-9_.-]', '-', suffix)}")
+
 
 def parse_store_name(text: str) -> Name:
     """Read the name of an image in an engine's store.

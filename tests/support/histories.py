@@ -37,6 +37,7 @@ def append(
     had: Collection[str] | None = None,
     parent: str = "",
     message: str = "",
+    container: str = "c" * 64,
 ) -> None:
     """Add a revision as a stop does.
 
@@ -47,6 +48,7 @@ def append(
         most: how many layers the image may have; 0: nothing is composed.
         had: ids of what the container had mounted; None: nobody knows.
         parent, message: as the annotations.
+        container: its id.
     """
     paths, patience = Paths(), Patience()
     place = judge_destination(
@@ -54,7 +56,7 @@ def append(
         parent=parent,
         had=had,
         all_had=lambda: had or (),
-        provenance=Provenance(container="c" * 64, archive="data", mount_point="/data", message=message),
+        provenance=Provenance(container=container, archive="data", mount_point="/data", message=message),
         upper="/proc/self",
         paths=paths,
         patience=patience,

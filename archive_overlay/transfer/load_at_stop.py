@@ -1,0 +1,264 @@
+"""Loading what a stop has archived into the engine's store, by the name that the next container mounts.
+
+The name moves forward only: what it names in the store has to be an ancestor of the revision. The engine keeps the image
+that the container had mounted until its clean-up, which comes after the hook and finds it by its name. When the name has
+moved, one mount of the old image would stay for good, so it is taken away here, by the image's id.
+
+Source: container_internal_common.go of podman (mounts of image volumes); images.go and layers.go of containers/storage;
+podman 4.3 and 5.4.
+"""
+
+from __future__ import annotations
+
+import os
+
+from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.keys import PREFIX
+from archive_overlay.layout.edit import Edit, until_published
+from archive_overlay.layout.lineage import find_revision
+from archive_overlay.layout.lock import lock
+from archive_overlay.layout.pulling import quoted
+from archive_overlay.layout.read import read_index, split_reference, tagged
+from archive_overlay.layout.remotes import load_failed_of, noted_as_waiting
+from archive_overlay.layout.stored import open_stored
+from archive_overlay.overlay import images, layers, store
+from archive_overlay.overlay.layers import Driver
+from archive_overlay.system.programs import ProgramError, require_program, run_program
+from archive_overlay.transfer.environment import engine_environment
+from archive_overlay.transfer.names import is_allowed, parse_store_name
+from archive_overlay.transfer.skopeo import Skopeo
+from archive_overlay.transfer.stores import store_of
+from archive_overlay.transfer.turns import turn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from archive_overlay.layout.add_layer import LayoutDestination
+    from archive_overlay.log import Log
+    from archive_overlay.overlay.images import Listed
+    from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.overlay.store import Place
+    from archive_overlay.settings import Settings
+    from archive_overlay.transfer.names import Name
+
+# In seconds. What is loaded for the first time may have a large image below it.
+_TIMEOUT = 600
+_UNMOUNT_TIMEOUT = 60
+# Images that are removed at one stop. There is one, usually.
+_MOST_REMOVED = 8
+
+
+class LoadAtStop:
+    """A revision that is to be loaded.
+
+    Args:
+        archive: what the user calls it.
+        load_as: as the annotation says it.
+        archive_to: the layout, and the tag that is asked for: only what gets that is loaded, and no branch.
+        overlay: what the container wrote into.
+        container: where the container is in a store.
+        settings: what the administrator allows.
+        log: takes what happens.
+
+    Attributes:
+        complaint: why it will not be loaded; "" if nothing is in the way.
+        loaded: the name that it was loaded by, or that had it already; "" if it was not loaded.
+    """
+
+    def __init__(
+        self,
+        archive: str,
+        load_as: str,
+        archive_to: str,
+        *,
+        overlay: OverlayMount,
+        container: Place,
+        settings: Settings,
+        log: Log,
+    ) -> None:
+        self._what = f"archive {archive}"
+        self._tag = split_reference(archive_to)[1]
+        self._overlay = overlay
+        self._settings = settings.transfer
+        self._log = log
+        self.loaded = ""
+        self.complaint = ""
+        self._name: Name | None = None
+        try:
+            name = parse_store_name(load_as)
+            prefixes = self._settings.load_prefixes
+            if prefixes is not None and not is_allowed(name, prefixes):
+                raise ArchiveError(
+                    f"load-as {name} is not allowed",
+                    hint="the administrator allows it by --allow-load-as in the hook's configuration",
+                )
+            self._name = name
+            self._store = store_of(container, settings.mount_program)
+            self._skopeo().require()
+        except ArchiveError as error:
+            self.complaint = f"its revision will not be loaded: {error}"
+
+    def annotations(self, tag: str) -> dict[str, str]:
+        """Give what a tag is annotated with that gets the revision: that it waits, if it will not be loaded."""
+        return noted_as_waiting(str(self._name)) if self.complaint and self._name and tag == self._tag else {}
+
+    def load(self, layout: LayoutDestination) -> None:
+        """Load it.
+
+        Raises:
+            ArchiveError: it could not be loaded. Its name is where it was.
+        """
+        assert self._name
+        name = self._name
+        try:
+            fd = layout.paths.open(layout.path)
+            try:
+                with turn(fd, layout.path, seconds=_TIMEOUT):
+                    self._load(fd, layout, name)
+            finally:
+                os.close(fd)
+        except store.UnknownError as error:
+            raise ArchiveError(f"the engine's store is not as it should be: {error}") from error
+        except OSError as error:
+            fail(f"cannot read the image layout {layout.path}", error)
+
+    def _load(self, fd: int, layout: LayoutDestination, name: Name) -> None:
+        descriptor = tagged(read_index(fd), self._tag)
+        if descriptor is None:
+            return  # a branch was published, and the tag is gone
+        there = self._find(name)
+        waits = load_failed_of(descriptor) == str(name)
+        if there and not waits and not (layout.added and layout.published == self._tag):
+            self._unmount(name)
+            return  # a branch; or nothing has changed, and somebody may have moved the name on purpose
+        image = open_stored(fd, descriptor)
+        ids = self._ids(there) if there else ()
+        if there and image.chain() in ids:
+            self._log.debug(f"{self._what}: {name} is revision {image.last} of {self._tag} already")
+        else:
+            if there and there.layer and not find_revision(image, ids):
+                raise ArchiveError(
+                    f"{name} is another image in the engine's store, and revision {image.last} of {self._tag} does not lie"
+                    " on it: so it stays",
+                    hint=f"to have the revision in its place: podman untag {name}, and then {self._by_hand(layout.path)}",
+                )
+            self._copy(fd, layout, name)
+            self._log.info(
+                f"{self._what}: loaded revision {image.last} of {layout.path}:{self._tag} as {name}"
+            )
+        self.loaded = str(name)
+        if waits:
+            self._note(fd, layout, "")
+        self._unmount(name)
+        self._remove_superseded(name)
+
+    def _copy(self, fd: int, layout: LayoutDestination, name: Name) -> None:
+        source = f"oci:{layout.path}:{self._tag}"
+        try:
+            self._skopeo().copy(source, self._store.transport(name))
+        except ArchiveError as error:
+            try:
+                self._note(fd, layout, str(name))
+            except (ArchiveError, OSError) as failure:
+                self._log.warning(
+                    f"{self._what}: cannot note in {layout.path} that it is to be loaded: {failure}"
+                )
+            raise ArchiveError(
+                str(error), hint=f"the next stop tries again, or by hand: {self._by_hand(layout.path)}"
+            ) from error
+
+    def _by_hand(self, path: str) -> str:
+        """Give the command by which the engine's user loads the revision."""
+        return f"skopeo copy {quoted(f'oci:{path}:{self._tag}')} {quoted(f'containers-storage:{self._name}')}"
+
+    def _note(self, fd: int, layout: LayoutDestination, name: str) -> None:
+        """Note beside the tag that it could not be loaded by a name; "": that it was."""
+        with layout.stage_again() as staging:
+            writing = layout.paths.open(layout.path)
+            try:
+                lock(writing, layout.path, layout.patience, layout.log)
+                edit = Edit(writing, staging)
+
+                def note() -> None:
+                    edit.annotate_tag(self._tag, noted_as_waiting(name))
+                    edit.publish()
+
+                until_published(edit, layout.path, note)
+            finally:
+                os.close(writing)
+
+    def _find(self, name: Name) -> Listed | None:
+        """Find the image that has a name in the store."""
+        return next((each for each in images.listed(self._store.driver) if str(name) in each.names), None)
+
+    def _ids(self, image: Listed) -> Sequence[str]:
+        """Give the ids that stores may have for an image's topmost layer."""
+        if not image.layer:
+            return ()
+        found = layers.chain(image.layer, [Driver(path=self._store.driver)])
+        diff_ids = [layer.diff_id for layer in found]
+        return [image.layer, *([layers.canonical(diff_ids)] if all(diff_ids) else [])]
+
+    def _unmount(self, name: Name) -> None:
+        """Unmount the image that the container had, once, if the engine will not find it by its name any more."""
+        lowers = self._overlay.lowers
+        layer, merged = os.path.split(lowers[0]) if len(lowers) == 1 else ("", "")
+        if merged != "merged" or os.path.realpath(os.path.dirname(layer)) != os.path.realpath(
+            self._store.driver
+        ):
+            return  # it had no image mounted
+        layer = os.path.basename(layer)
+        if layer not in self._store.mounted():
+            return
+        for image in images.listed(self._store.driver):
+            if image.layer != layer or str(name) in image.names or str(name) not in image.former:
+                continue
+            try:
+                require_program(self._settings.podman, purpose="unmount it", hint="install podman")
+                run_program(
+                    [
+                        self._settings.podman,
+                        *self._store.podman_options,
+                        *("image", "unmount", image.identifier),
+                    ],
+                    environment=engine_environment(),
+                    timeout=_UNMOUNT_TIMEOUT,
+                    say=self._log.debug,
+                )
+            except ProgramError as error:
+                self._log.warning(
+                    f"{self._what}: the image {image.identifier[:12]}, which was {name}, stays mounted: {error}"
+                )
+            return
+
+    def _remove_superseded(self, name: Name) -> None:
+        """Remove images that were loaded by the name, lost it, and that nobody uses. What fails is for the next stop."""
+        try:
+            mounted = self._store.mounted()
+            found = [each for each in images.listed(self._store.driver) if _is_superseded(each, name)]
+            skopeo = self._skopeo()
+            for image in found[:_MOST_REMOVED]:
+                if image.layer not in mounted and _is_ours(image):
+                    skopeo.delete(self._store.transport(f"@{image.identifier}"))
+                    self._log.debug(f"{self._what}: removed image {image.identifier[:12]}, which was {name}")
+        except (ArchiveError, store.UnknownError) as error:
+            self._log.debug(f"{self._what}: an image that was {name} stays in the engine's store: {error}")
+
+    def _skopeo(self) -> Skopeo:
+        return Skopeo(
+            self._settings.skopeo,
+            environment=engine_environment(),
+            timeout=_TIMEOUT,
+            say=self._log.debug,
+        )
+
+
+def _is_superseded(image: Listed, name: Name) -> bool:
+    """Say whether an image has no name, and never had another one."""
+    return not image.names and image.former == (str(name),)
+
+
+def _is_ours(image: Listed) -> bool:
+    """Say whether this program made an image: others keep theirs, whoever took its name away."""
+    return any(PREFIX in manifest for manifest in images.manifests(image.image))
