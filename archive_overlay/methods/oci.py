@@ -110,7 +110,7 @@ def destination(
     found.steps.append(Step(what="composing layers", work=lambda layout: _make_room(layout, request)))
     if loading and loading.complaint:
         found.complaints.append(loading.complaint)
-    elif loading:
+    elif loading and not loading.later:
         found.steps.append(Step(what="loading it", work=loading.load, asked=True))
     if pushing and pushing.complaint:
         found.complaints.append(pushing.complaint)
