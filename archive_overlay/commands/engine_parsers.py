@@ -33,72 +33,6 @@ def add_engine_commands(add: Add, parse: Parse) -> None:
     _add_snapshot(add, parse)
 
 
-def _add_recover(add: Add, parse: Parse) -> None:
-    command = add(
-        "recover",
-        "save what containers had changed when the host or their monitor went down",
-        "Save what containers changed whose hook the engine never ran, because the host lost power or conmon was killed: all\n"
-        "containers of the store that have annotations, no process, and an upperdir whose archive was not made since their\n"
-        "last start. Archives are made by the installed hook configuration. Run it before the engine starts or removes these\n"
-        "containers; archive_overlay-recover.service does so when the host starts. Root's store is looked at, or that of the\n"
-        "user who runs it.",
-        "  archive_overlay recover --dry-run\n"
-        "  archive_overlay recover\n"
-        "  archive_overlay recover --root /srv/containers/storage\n"
-        "  podman unshare archive_overlay recover",
-    )
-    command.add_argument("--dry-run", action="store_true", help="only list the archives that would be made")
-    _add_places(command, parse)
-
-
-def _add_snapshot(add: Add, parse: Parse) -> None:
-    command = add(
-        "snapshot",
-        "save what a container has changed while it runs",
-        "Make the archives that a running container's annotations ask for, now, by the installed hook configuration. Its\n"
-        "processes are paused while its files are read. The hook runs at its stop all the same: with method oci, each revision\n"
-        "has only what has changed since the one before it. Archives with method move are refused: a running container needs\n"
-        "its upperdir.",
-        "  archive_overlay snapshot web\n"
-        "  archive_overlay snapshot web data\n"
-        "  archive_overlay snapshot --no-pause 3f9a\n"
-        "  podman unshare archive_overlay snapshot web",
-    )
-    command.add_argument(
-        "container", metavar="CONTAINER", help="its name, its id, or the beginning of its id"
-    )
-    command.add_argument(
-        "archives",
-        metavar="ARCHIVE-NAME",
-        nargs="*",
-        help="the archives to make, by the names that its annotations give them (default: all)",
-    )
-    command.add_argument(
-        "--no-pause",
-        dest="pause",
-        action="store_false",
-        help="do not pause the container: what it writes meanwhile may be saved in part, or make an archive fail",
-    )
-    _add_places(command, parse)
-
-
-def _add_places(command: argparse.ArgumentParser, parse: Parse) -> None:
-    """Add where the engine's store and the hook configurations are."""
-    command.add_argument(
-        "--root",
-        metavar="DIR",
-        help="the engine's store (default: the graphroot of storage.conf)",
-    )
-    command.add_argument(
-        "--hooks-dir",
-        metavar="DIR",
-        action="append",
-        default=[],
-        help="the directory of the hook configurations; may be repeated (default: where podman looks for them)",
-    )
-    command.set_defaults(parse=parse)
-
-
 def _add_push(add: Add) -> None:
     command = add(
         "push",
@@ -179,3 +113,69 @@ def _seconds(value: str) -> int:
     if not (value.isascii() and value.isdigit() and len(value) < 9 and 0 < int(value) <= _LONGEST_TIMEOUT):
         raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds from 1 to {_LONGEST_TIMEOUT}")
     return int(value)
+
+
+def _add_recover(add: Add, parse: Parse) -> None:
+    command = add(
+        "recover",
+        "save what containers had changed when the host or their monitor went down",
+        "Save what containers changed whose hook the engine never ran, because the host lost power or conmon was killed: all\n"
+        "containers of the store that have annotations, no process, and an upperdir whose archive was not made since their\n"
+        "last start. Archives are made by the installed hook configuration. Run it before the engine starts or removes these\n"
+        "containers; archive_overlay-recover.service does so when the host starts. Root's store is looked at, or that of the\n"
+        "user who runs it.",
+        "  archive_overlay recover --dry-run\n"
+        "  archive_overlay recover\n"
+        "  archive_overlay recover --root /srv/containers/storage\n"
+        "  podman unshare archive_overlay recover",
+    )
+    command.add_argument("--dry-run", action="store_true", help="only list the archives that would be made")
+    _add_places(command, parse)
+
+
+def _add_snapshot(add: Add, parse: Parse) -> None:
+    command = add(
+        "snapshot",
+        "save what a container has changed while it runs",
+        "Make the archives that a running container's annotations ask for, now, by the installed hook configuration. Its\n"
+        "processes are paused while its files are read. The hook runs at its stop all the same: with method oci, each revision\n"
+        "has only what has changed since the one before it. Archives with method move are refused: a running container needs\n"
+        "its upperdir.",
+        "  archive_overlay snapshot web\n"
+        "  archive_overlay snapshot web data\n"
+        "  archive_overlay snapshot --no-pause 3f9a\n"
+        "  podman unshare archive_overlay snapshot web",
+    )
+    command.add_argument(
+        "container", metavar="CONTAINER", help="its name, its id, or the beginning of its id"
+    )
+    command.add_argument(
+        "archives",
+        metavar="ARCHIVE-NAME",
+        nargs="*",
+        help="the archives to make, by the names that its annotations give them (default: all)",
+    )
+    command.add_argument(
+        "--no-pause",
+        dest="pause",
+        action="store_false",
+        help="do not pause the container: what it writes meanwhile may be saved in part, or make an archive fail",
+    )
+    _add_places(command, parse)
+
+
+def _add_places(command: argparse.ArgumentParser, parse: Parse) -> None:
+    """Add where the engine's store and the hook configurations are."""
+    command.add_argument(
+        "--root",
+        metavar="DIR",
+        help="the engine's store (default: the graphroot of storage.conf)",
+    )
+    command.add_argument(
+        "--hooks-dir",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="the directory of the hook configurations; may be repeated (default: where podman looks for them)",
+    )
+    command.set_defaults(parse=parse)

@@ -35,7 +35,7 @@ class Left(Record):
         mount_point: as the annotation has it.
         archive_to: as the annotation has it.
         nothing: why there is nothing to make it of; "" if there is.
-        in_use: whether something else writes there still.
+        in_use: whether a container that runs writes there still: this one, or another one.
     """
 
     name: str
@@ -172,10 +172,14 @@ def open_container(bundle: str) -> Container | None:
 
 
 def _is_written(upper: str) -> bool:
-    """Say whether an overlay that is mounted somewhere writes into an upperdir; False also where nobody can say."""
+    """Say whether an overlay writes into an upperdir that is mounted where only a container sees it.
+
+    Returns:
+        False also where nobody can say.
+    """
     from archive_overlay.overlay import in_use
 
     try:
-        return in_use.can_ask() and in_use.has_overlay(upper)
+        return in_use.can_ask() and in_use.is_mounted_elsewhere(upper)
     except OSError:
         return False

@@ -36,9 +36,10 @@ class Lost:
     Args:
         engine: runs it.
         name: of the container.
+        image: annotations of the archive of the image.
     """
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    def __init__(self, engine: Engine, name: str, **image: str) -> None:
         self.engine = engine
         self.name = name
         self.out, volume = (engine.new_directory(f"{name}-{each}") for each in ("out", "volume"))
@@ -51,8 +52,7 @@ class Lost:
                     mount_point=place,
                     archive_to=f"{self.out}/{archive}",
                     success=f"{self.out}/{archive}.success",
-                    if_exists="backup",
-                    method="copy",
+                    **(image if archive == "img" and image else {"if_exists": "backup", "method": "copy"}),
                 )
             )
         engine.run(
@@ -183,6 +183,26 @@ def test_after_a_power_failure_everything_is_saved_once(machine: Machine, rootle
     engine.podman("container", "cleanup", lost.name, check=False)
     assert "img.~1~" in lost.saved()
     engine.podman("rm", lost.name, stopped.name)
+
+
+@pytest.mark.parametrize("rootless", [False, True], ids=["rootful", "rootless"])
+def test_the_next_container_finds_what_was_recovered(machine: Machine, rootless: bool) -> None:
+    engine = Engine(machine, rootless, "native", "crun")
+    lost = Lost(engine, "circle", load_as="localhost/circle:main", method="oci")
+    lost.long_ago()
+    power_off(lost)
+
+    done = recover(engine)
+
+    assert done.returncode == 0, done.stderr
+    options = (
+        "--rm",
+        "--cgroups=disabled",
+        "--mount=type=image,source=localhost/circle:main,destination=/img",
+    )
+    shown = engine.podman("run", *options, IMAGE, "cat", "/img/tree/made", "/img/tree/kept").stdout
+    assert shown == "made\nkept of the image\n"
+    engine.podman("rm", lost.name)
 
 
 @pytest.mark.parametrize(("rootless", "store"), FLAVOURS[::3], ids=IDS[::3])

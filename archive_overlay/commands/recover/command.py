@@ -63,7 +63,7 @@ def recover(store: Store, configurations: Sequence[Configuration], log: Log, *, 
         log: is told what cannot be done.
         dry_run: whether only to list what would be saved.
     """
-    this = _Recovery(configurations, Output(), log, dry_run=dry_run)
+    this = _Recovery(store, configurations, Output(), log, dry_run=dry_run)
     try:
         for bundle in store.bundles():
             this.look_at(bundle)
@@ -77,6 +77,7 @@ class _Recovery:
     """One run of the command.
 
     Args:
+        store: the engine's.
         configurations: of the hook.
         output: takes what is saved.
         log: takes what cannot be done.
@@ -87,9 +88,16 @@ class _Recovery:
     """
 
     def __init__(
-        self, configurations: Sequence[Configuration], output: Output, log: Log, *, dry_run: bool
+        self,
+        store: Store,
+        configurations: Sequence[Configuration],
+        output: Output,
+        log: Log,
+        *,
+        dry_run: bool,
     ) -> None:
         self.failed = False
+        self._store = store
         self._configurations = configurations
         self._output = output
         self._log = log
@@ -142,6 +150,7 @@ class _Recovery:
                 self._say(container, each, f"would be saved to {shown(each.archive_to)}")
             self._output.flush()
             return
+        self._store.make_run()
         names = {each.name for each in left}
         status = container.save(names, settings, self._log_of(settings))
         noted = container.saved

@@ -57,6 +57,18 @@ class Store(Record):
     root: str
     run: str = ""
 
+    def make_run(self) -> None:
+        """Make the directory that a reboot takes away, as engines do: what is loaded into the store needs it."""
+        if not self.run:
+            return
+        before = os.umask(0o077)
+        try:
+            os.makedirs(self.run, exist_ok=True)
+        except OSError:
+            pass  # what needs it says so
+        finally:
+            os.umask(before)
+
     def bundles(self) -> Iterator[str]:
         """Give the directory that may be the bundle of each container, one after the other.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from archive_overlay.commands.recover.stores import Store
 from archive_overlay.hook.saved import Saved
 from archive_overlay.log import Log
 from archive_overlay.settings import Settings
-from tests.support import hooks
+from tests.support import hooks, tools
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -255,6 +256,65 @@ def test_what_fails_is_kept_once_in_the_rescue_directory(containers: Containers,
     assert containers.recover() == 0
 
     assert sorted(os.listdir(tmp_path / "rescue" / ID)) == ["data", "data.json"]
+
+
+@pytest.mark.parametrize("method", ["move", "copy"])
+def test_the_root_file_system_stays_for_the_next_start(
+    containers: Containers, tmp_path: Path, method: str
+) -> None:
+    tools.need_root()
+    layer, lower = containers.store / "overlay" / ID, containers.store / "overlay" / OTHER
+    for directory in (layer / "diff/made", lower / "diff", containers.store / "overlay/l"):
+        directory.mkdir(parents=True)
+    (containers.store / "overlay/l/A").symlink_to(f"../{OTHER}/diff")
+    (layer / "lower").write_text("l/A")
+    containers.add()
+    hooks.Bundle(
+        containers.userdata(),
+        annotations=hooks.annotations(
+            "root", mount_point="/", archive_to=containers.archives / "root", method=method
+        ),
+        root=layer / "merged",
+    )
+    containers.date(ID, time.time() - 3600)
+    containers.settings = Settings(fsync=False, rescue_dir=str(tmp_path / "rescue"))
+
+    if method == "copy":
+        (containers.archives / "root").write_text("in the way")
+        assert containers.recover() == 1
+        assert os.listdir(tmp_path / "rescue" / ID / "root") == ["made"]
+    else:
+        assert containers.recover() == 0
+        assert containers.saved() == {"root": ["made"]}
+
+    assert os.listdir(layer / "diff") == ["made"]
+
+
+def test_an_upperdir_into_which_another_container_writes_is_left_alone(
+    containers: Containers,
+) -> None:
+    tools.need_root()
+    containers.add("data", "more")
+    upper = containers.upper("data")
+    options = f"lowerdir={containers.store}/overlay,upperdir={upper},workdir={upper.with_name('work')}"
+    upper.with_name("work").mkdir()
+    # It lasts as long as its standard input.
+    script = 'mount -t overlay -o "$0" overlay "$1" && echo && exec cat'
+    with subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", script, options, containers.archives],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"\n"
+
+        assert containers.recover() == 1
+        other.communicate()
+
+    assert containers.saved() == {"ab12-more": ["more"]}
+    assert "still written to" in containers.messages.said[0]
+    assert containers.recover() == 0
+    assert list(containers.saved()) == ["ab12-data", "ab12-more"]
 
 
 def test_nothing_is_saved_while_the_hook_is_at_work(containers: Containers) -> None:

@@ -83,6 +83,19 @@ def test_the_variable_of_the_engines_counts_for_people(
     assert find_store({"CONTAINERS_STORAGE_CONF": str(path)}, None).root == "/srv/store"
 
 
+def test_the_directory_that_a_reboot_took_away_is_made_for_its_user_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    store = Store(root="/srv/store", run=str(tmp_path / "run/containers/storage"))
+
+    store.make_run()
+    store.make_run()
+
+    modes = [
+        (tmp_path / path).stat().st_mode & 0o777 for path in ("run/containers", "run/containers/storage")
+    ]
+    assert modes == [0o700, 0o700]
+
+
 def test_of_a_container_of_crio_the_bundle_is_taken_before_its_copy(tmp_path: Path) -> None:
     store = Store(root=str(tmp_path / "root"), run=str(tmp_path / "run"))
     for place in (store.root, store.run):
