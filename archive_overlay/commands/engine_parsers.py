@@ -31,6 +31,7 @@ def add_engine_commands(add: Add, parse: Parse) -> None:
     _add_push(add)
     _add_fetch(add)
     _add_recover(add, parse)
+    _add_snapshot(add, parse)
 
 
 def _add_push(add: Add) -> None:
@@ -154,6 +155,42 @@ def _add_recover(add: Add, parse: Parse) -> None:
         "  podman unshare archive_overlay recover",
     )
     command.add_argument("--dry-run", action="store_true", help="only list the archives that would be made")
+    _add_places(command, parse)
+
+
+def _add_snapshot(add: Add, parse: Parse) -> None:
+    command = add(
+        "snapshot",
+        "save what a container has changed while it runs",
+        "Make the archives that a running container's annotations ask for, now, by the installed hook configuration. Its\n"
+        "processes are paused while its files are read. The hook runs at its stop all the same: with method oci, each revision\n"
+        "has only what has changed since the one before it. Archives with method move are refused: a running container needs\n"
+        "its upperdir.",
+        "  archive_overlay snapshot web\n"
+        "  archive_overlay snapshot web data\n"
+        "  archive_overlay snapshot --no-pause 3f9a\n"
+        "  podman unshare archive_overlay snapshot web",
+    )
+    command.add_argument(
+        "container", metavar="CONTAINER", help="its name, its id, or the beginning of its id"
+    )
+    command.add_argument(
+        "archives",
+        metavar="ARCHIVE-NAME",
+        nargs="*",
+        help="the archives to make, by the names that its annotations give them (default: all)",
+    )
+    command.add_argument(
+        "--no-pause",
+        dest="pause",
+        action="store_false",
+        help="do not pause the container: what it writes meanwhile may be saved in part, or make an archive fail",
+    )
+    _add_places(command, parse)
+
+
+def _add_places(command: argparse.ArgumentParser, parse: Parse) -> None:
+    """Add where the engine's store and the hook configurations are."""
     command.add_argument(
         "--root",
         metavar="DIR",

@@ -8,7 +8,14 @@ import time
 from archive_overlay import methods
 from archive_overlay.destination.marker import Marker
 from archive_overlay.destination.paths import Paths
-from archive_overlay.errors import ArchiveError, HookError, Interrupted, internal_error, interruption
+from archive_overlay.errors import (
+    ArchiveError,
+    HookError,
+    Interrupted,
+    StaleError,
+    internal_error,
+    interruption,
+)
 from archive_overlay.hook import rescue, runtime
 from archive_overlay.hook.annotations import Context, group_by_name, parse_request, timestamp
 from archive_overlay.hook.ledger import Ledger
@@ -59,6 +66,7 @@ class Run(Record):
         ledger: what became of the requests so far.
         saved: where it is noted what is saved; None: nowhere.
         recovering: whether the engine has not run the hook, and the container may be started again.
+        running: whether the container runs.
         log: takes what happens.
     """
 
@@ -73,6 +81,7 @@ class Run(Record):
     ledger: Ledger
     saved: Saved | None = None
     recovering: bool = False
+    running: bool = False
     log: Log
 
     @property
@@ -86,6 +95,7 @@ class Run(Record):
             environment_file=environment_file(spec.mounts),
             annotations=spec.annotations,
             started=spec.started,
+            running=self.running,
         )
 
     def find(self, mount_point: str) -> OverlayMount:
@@ -139,6 +149,7 @@ def run(
     *,
     names: Collection[str] | None = None,
     recovering: Saved | None = None,
+    running: Callable[[], None] | None = None,
 ) -> int:
     """Save what a container asks for in its annotations.
 
@@ -147,6 +158,8 @@ def run(
         log: takes what happens.
         names: of the archives that are meant; None: all.
         recovering: where it is noted what is saved, locked, if the engine has not run the hook; None: it runs it now.
+        running: if the container runs, is called when all has been read that is saved of it; None: it has stopped. Others are
+            kept out by the caller, and nothing is noted: what the container changes from now on is to be saved as well.
 
     Returns:
         0 if all that was asked for is saved, 1 if something is not.
@@ -166,7 +179,7 @@ def run(
     if not asked:
         return 0
     patience = Patience()
-    saved = recovering or _saved(state.bundle, spec.root)
+    saved = recovering or (None if running else _saved(state.bundle, spec.root))
     if saved and not recovering:
         asked = _without_saved_meanwhile(asked, saved, patience, log)
     # From now on there is something to lose: a signal comes when it is known how that is rescued.
@@ -184,12 +197,13 @@ def run(
             ledger=ledger,
             saved=saved,
             recovering=recovering is not None,
+            running=running is not None,
             log=log,
         )
         send_reports = _load_reports(settings)
         hurry = False
         try:
-            _save_and_tend(asked, this, held_off)
+            _save_and_tend(asked, this, held_off, running)
         except Interrupted:
             hurry = True
             raise
@@ -200,13 +214,19 @@ def run(
         return 0 if ledger.saved_all else 1
 
 
-def _save_and_tend(asked: Mapping[str, Mapping[str, object]], run: Run, held_off: signals.HeldOff) -> None:
+def _save_and_tend(
+    asked: Mapping[str, Mapping[str, object]],
+    run: Run,
+    held_off: signals.HeldOff,
+    running: Callable[[], None] | None,
+) -> None:
     """Do all requests, settle what failed, and do what is left to do where archives are safe.
 
     Args:
         asked: the annotations of each archive by key, by the archive's name.
         run: what they have in common.
         held_off: holds signals off until it is known how what fails is rescued.
+        running: see `run`.
 
     Raises:
         Interrupted: see `run`.
@@ -224,6 +244,8 @@ def _save_and_tend(asked: Mapping[str, Mapping[str, object]], run: Run, held_off
         for fault in run.spec.faults:
             ledger.complain(fault)
         made = _archive_all(asked, refused, run)
+        if running:
+            running()
     except Interrupted as interruption:
         ledger.give_up(str(interruption), unkept=unkept)
         hurry = True
@@ -296,18 +318,23 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
             keep_in_place=keep_in_place,
             max_bytes=run.settings.max_bytes,
         )
-        stream = read_changes(
-            overlay,
-            log,
-            deletions_first=request.method.deletions_first,
-            max_entries=run.settings.max_entries,
-        )
-        try:
-            counted = tally.counted(stream)
-            allowed = run.policy.applied(counted) if run.policy else counted
-            result = writer.write(_with_owners(allowed, overlay, request, log), target, log)
-        finally:
-            stream.close()
+        compare = getattr(destination, "compare", None)
+        if compare:
+            with compare(lambda log: _InOrder(overlay, request, run, log), staging, log) as changes:
+                result = writer.write(tally.counted(changes), target, log)
+        else:
+            stream = read_changes(
+                overlay,
+                log,
+                deletions_first=request.method.deletions_first,
+                max_entries=run.settings.max_entries,
+            )
+            try:
+                counted = tally.counted(stream)
+                allowed = run.policy.applied(counted) if run.policy else counted
+                result = writer.write(_with_owners(allowed, overlay, request, log), target, log)
+            finally:
+                stream.close()
         if run.recovering:
             _expect_no_new_start(run, upper)
         done = destination.publish(staging, result)
@@ -338,6 +365,21 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         f"{f', as {done}' if done else ''} in {seconds:.2f} s"
     )
     return destination
+
+
+class _InOrder:
+    """All changes as they may be archived, in the order of names. Use it as a context manager."""
+
+    def __init__(self, overlay: OverlayMount, request: ArchiveRequest, run: Run, log: Log) -> None:
+        self._stream = read_changes(overlay, log, max_entries=run.settings.max_entries)
+        allowed = run.policy.applied(self._stream) if run.policy else self._stream
+        self._changes = _with_owners(allowed, overlay, request, log)
+
+    def __enter__(self) -> Iterator[Change]:
+        return self._changes
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
 
 
 def _saved(bundle: str, root: str) -> Saved | None:
@@ -429,7 +471,10 @@ def _archive_all(
     saved: dict[str, methods.Destination] = {}
     for request, writer in ready:
         with run.ledger.failing_alone(request.name):
-            saved[request.name] = archive_one(request, writer, run)
+            try:
+                saved[request.name] = archive_one(request, writer, run)
+            except StaleError:
+                saved[request.name] = archive_one(request, writer, run)
             run.ledger.done(request.name)
     return saved
 

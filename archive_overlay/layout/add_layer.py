@@ -34,15 +34,20 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from typing import Any, Callable
 
     from archive_overlay.destination.paths import Paths
-    from archive_overlay.layout.lineage import Place
+    from archive_overlay.layout.lineage import Earlier, Place
     from archive_overlay.layout.stored import StoredImage
     from archive_overlay.log import Log
+    from archive_overlay.overlay.change import Change
     from archive_overlay.system.flush import Flush
     from archive_overlay.system.patience import Patience
+
+    Read = Callable[[Log], AbstractContextManager[Iterator[Change]]]
+    Compare = Callable[[Read, Staging, Log], AbstractContextManager[Iterator[Change]]]
 
 _EMPTY_INDEX: dict[str, Any] = {"manifests": []}
 # Without the lock, an index is read anew at most so often.
@@ -84,6 +89,7 @@ class LayoutDestination:
         pushed: where in a registry it is; "" if a step did not push it.
         steps: what is still to be done once the revision is safe.
         complaints: what cannot be done of what is asked for, as is known before the revision is made.
+        compare: see `methods.Compared`.
     """
 
     def __init__(
@@ -102,6 +108,7 @@ class LayoutDestination:
         self.loaded = self.pushed = ""
         self.steps: list[Step] = []
         self.complaints: list[str] = []
+        self.compare: Compare | None = None
         self._annotate = annotate
         self._stage: Callable[[], Staging] | None = None
         self.path = wish.path
@@ -111,6 +118,16 @@ class LayoutDestination:
         self.patience = patience
         self.log = log
         self._provenance = provenance
+
+    @property
+    def earlier(self) -> Earlier | None:
+        """The revision of the same upperdir that the new one is to lie on, and to differ from; None: there is none."""
+        return self.wish.earlier
+
+    def forget_earlier(self) -> None:
+        """Write all that the upperdir holds, because nobody knows what an earlier revision has of it."""
+        self.wish = self.wish.replace(earlier=None)
+        self.compare = None
 
     def stage(self, flush: Flush, log: Log, file_mode: int | None = None) -> Staging:
         """Give the place in the layout to write the layer in."""
@@ -189,7 +206,7 @@ class LayoutDestination:
         def add() -> str:
             place = find_place(layout, edit.index, self.wish)
             done = self._add_at(place, layout, edit, layer)
-            if place.warning:
+            if place.warning and not (layer.empty and place.earlier):
                 self.log.warning(f"archive {self._provenance.archive}: {place.warning}")
             return done
 
@@ -200,6 +217,8 @@ class LayoutDestination:
         old = tagged(edit.index, place.tag)
         image = place.image
         said = self._annotate(place.tag)
+        if layer.empty and place.earlier and place.tag != self.wish.tag and not old:
+            return f"no layer, because nothing was changed since {place.earlier.name},"
         if layer.empty and (old or image is None):
             if old:
                 assert image
@@ -229,6 +248,9 @@ class LayoutDestination:
                 bytes=layer.bytes,
                 parent=place.parent,
                 base=place.base,
+                upper=f"{self._provenance.upper} {place.earlier.first if place.earlier else number}"
+                if self._provenance.upper
+                else "",
             )
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             manifest, config = with_layer(manifest, config, layer, provenance, number, now)
@@ -309,6 +331,7 @@ def judge_destination(
         had=had,
         all_had=all_had,
         count_base=count_base,
+        upper=provenance.upper,
     )
     try:
         layout = paths.open(path)
@@ -331,6 +354,8 @@ def judge_destination(
     finally:
         if layout >= 0:
             os.close(layout)
+    # The layer that is written now is right on that revision only.
+    wish = wish.replace(upper="", earlier=place.earlier)
     return LayoutDestination(
         wish, provenance=provenance, annotate=annotate, paths=paths, patience=patience, log=log
     )

@@ -57,6 +57,7 @@ class LoadAtStop:
 
     Attributes:
         complaint: why it will not be loaded; "" if nothing is in the way.
+        later: whether the container runs: the stop loads it, because until then the engine needs the image that has the name.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class LoadAtStop:
         self._settings = settings.transfer
         self._log = log
         self.complaint = ""
+        self.later = container.running
         self._name: Name | None = None
         try:
             name = parse_store_name(load_as)
@@ -93,7 +95,8 @@ class LoadAtStop:
 
     def annotations(self, tag: str) -> dict[str, str]:
         """Give what a tag is annotated with that gets the revision: that it waits, if it will not be loaded."""
-        return noted_as_waiting(str(self._name)) if self.complaint and self._name and tag == self._tag else {}
+        waits = (self.complaint or self.later) and self._name and tag == self._tag
+        return noted_as_waiting(str(self._name)) if waits else {}
 
     def load(self, layout: LayoutDestination) -> None:
         """Load it.
