@@ -222,7 +222,7 @@ class LoadAtStop:
                         *self._store.podman_options,
                         *("image", "unmount", image.identifier),
                     ],
-                    environment=engine_environment(),
+                    environment=engine_environment(self._store.run_root),
                     timeout=_UNMOUNT_TIMEOUT,
                     say=self._log.debug,
                 )
@@ -248,7 +248,7 @@ class LoadAtStop:
     def _skopeo(self) -> Skopeo:
         return Skopeo(
             self._settings.skopeo,
-            environment=engine_environment(),
+            environment=engine_environment(self._store.run_root),
             timeout=_TIMEOUT,
             say=self._log.debug,
         )
