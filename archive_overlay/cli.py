@@ -294,13 +294,13 @@ def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
         "--on-success",
         metavar="PROGRAM",
         type=_absolute_path,
-        help="run this program for each archive that was made, with what is known of it as JSON on standard input",
+        help="run this program for each archive with which all went well, with what is known of it as JSON on standard input",
     )
     parser.add_argument(
         "--on-failure",
         metavar="PROGRAM",
         type=_absolute_path,
-        help="run this program for each archive that could not be made, in the same way",
+        help="run this program for each archive that could not be made, loaded or pushed, in the same way",
     )
     parser.add_argument(
         "--trust-image-annotations",

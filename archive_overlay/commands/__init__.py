@@ -42,6 +42,7 @@ _ROOMS = {
     "check": "check.report",
     "apply": "apply.command",
     "recover": "recover.command",
+    "snapshot": "snapshot.command",
     COMPLETE: "complete",
 }
 _STDOUT = 1

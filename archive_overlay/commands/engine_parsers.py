@@ -29,7 +29,9 @@ def add_engine_commands(add: Add, parse: Parse) -> None:
         parse: by which the hook reads its arguments.
     """
     _add_push(add)
+    _add_fetch(add)
     _add_recover(add, parse)
+    _add_snapshot(add, parse)
 
 
 def _add_push(add: Add) -> None:
@@ -77,6 +79,30 @@ def _add_push(add: Add) -> None:
         dest="fsync",
         action="store_false",
         help="do not wait until the notes in the layout are on disk",
+    )
+
+
+def _add_fetch(add: Add) -> None:
+    command = add(
+        "fetch",
+        "bring what is newer in a registry into a layout",
+        "Bring the revisions of an image that other hosts have pushed into a layout, which is made if there is none. Only what\n"
+        "is not there is downloaded. If the registry has nothing newer, or nothing yet, the layout stays as it is. Revisions\n"
+        "that the image in the registry does not go on with are never lost: unless another tag has them, too, nothing is\n"
+        "fetched, and the exit status is 1.",
+        "  archive_overlay fetch /srv/data:main docker://registry.example/team/data:main\n"
+        "  archive_overlay fetch --load-as localhost/data:main /srv/data:main docker://registry.example/team/data:main",
+    )
+    command.add_argument("layout", metavar="LAYOUT[:TAG]", help="an image (default tag: latest)")
+    command.add_argument("remote", metavar="docker://HOST/NAME:TAG", help="the image in the registry")
+    command.add_argument(
+        "--load-as",
+        metavar="NAME",
+        help="load it into the store of the user who runs this, too, by this name, as localhost/data:main",
+    )
+    _add_registry(command)
+    command.add_argument(
+        "--no-fsync", dest="fsync", action="store_false", help="do not wait until the image is on disk"
     )
 
 
@@ -129,6 +155,42 @@ def _add_recover(add: Add, parse: Parse) -> None:
         "  podman unshare archive_overlay recover",
     )
     command.add_argument("--dry-run", action="store_true", help="only list the archives that would be made")
+    _add_places(command, parse)
+
+
+def _add_snapshot(add: Add, parse: Parse) -> None:
+    command = add(
+        "snapshot",
+        "save what a container has changed while it runs",
+        "Make the archives that a running container's annotations ask for, now, by the installed hook configuration. Its\n"
+        "processes are paused while its files are read. The hook runs at its stop all the same: with method oci, each revision\n"
+        "has only what has changed since the one before it. Archives with method move are refused: a running container needs\n"
+        "its upperdir.",
+        "  archive_overlay snapshot web\n"
+        "  archive_overlay snapshot web data\n"
+        "  archive_overlay snapshot --no-pause 3f9a\n"
+        "  podman unshare archive_overlay snapshot web",
+    )
+    command.add_argument(
+        "container", metavar="CONTAINER", help="its name, its id, or the beginning of its id"
+    )
+    command.add_argument(
+        "archives",
+        metavar="ARCHIVE-NAME",
+        nargs="*",
+        help="the archives to make, by the names that its annotations give them (default: all)",
+    )
+    command.add_argument(
+        "--no-pause",
+        dest="pause",
+        action="store_false",
+        help="do not pause the container: what it writes meanwhile may be saved in part, or make an archive fail",
+    )
+    _add_places(command, parse)
+
+
+def _add_places(command: argparse.ArgumentParser, parse: Parse) -> None:
+    """Add where the engine's store and the hook configurations are."""
     command.add_argument(
         "--root",
         metavar="DIR",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.hook.runtime import Spec
     from archive_overlay.settings import Settings
+    from archive_overlay.system.patience import Patience
 
 
 class DamagedError(Exception):
@@ -53,6 +54,7 @@ class Container:
         asked: its annotations of each archive, by the archive's name.
 
     Attributes:
+        bundle, spec, asked: see there.
         id: the engine's.
         annotations: of the container.
         layer: the id of the layer that is its root file system, as far as the spec says it; "" where it does not.
@@ -64,13 +66,16 @@ class Container:
         self.annotations = spec.annotations
         self.layer = os.path.basename(store.layer_at(spec.root))
         self.started = spec.started / 10**9
-        self._bundle = bundle
-        self._spec = spec
-        self._asked = asked
+        self.bundle = bundle
+        self.spec = spec
+        self.asked = asked
         self._saved: Saved | None = None
 
-    def claim(self) -> bool:
+    def claim(self, patience: Patience | None = None) -> bool:
         """Take the lock that keeps the hook and other recoveries out until `close`.
+
+        Args:
+            patience: how long to wait for them; None: not at all.
 
         Returns:
             False: one of them has it.
@@ -78,12 +83,12 @@ class Container:
         Raises:
             DamagedError: the engine has removed the container meanwhile, or its directory cannot be opened.
         """
-        directory = store.lasting_directory(self._bundle, self._spec.root)
+        directory = store.lasting_directory(self.bundle, self.spec.root)
         try:
             self._saved = Saved(directory)
         except OSError as error:
             raise DamagedError(f"{directory}: {error.strerror}") from error
-        return self._saved.lock()
+        return self._saved.wait(patience) if patience else self._saved.lock()
 
     def close(self) -> None:
         """Give the lock away."""
@@ -98,10 +103,10 @@ class Container:
     def is_as_it_was(self) -> bool:
         """Say whether the engine has neither removed nor started the container since it was read."""
         try:
-            status = os.stat(f"{self._bundle}/config.json")
+            status = os.stat(f"{self.bundle}/config.json")
         except OSError:
             return False
-        return status.st_mtime_ns == self._spec.started
+        return status.st_mtime_ns == self.spec.started
 
     def left(self, settings: Settings) -> list[Left]:
         """Give what is asked for and not noted as saved, by the container's last start.
@@ -110,7 +115,7 @@ class Container:
             settings: the hook's, for this container.
         """
         saved = self.saved
-        return [self._left(name, keys, settings) for name, keys in self._asked.items() if name not in saved]
+        return [self._left(name, keys, settings) for name, keys in self.asked.items() if name not in saved]
 
     def save(self, names: Collection[str], settings: Settings, log: Log) -> int:
         """Run the hook for some of its archives, and give its exit status; see `hook.run`.
@@ -118,7 +123,7 @@ class Container:
         The container is claimed.
         """
         assert self._saved
-        return hook.run(settings.replace(bundle=self._bundle), log, names=names, recovering=self._saved)
+        return hook.run(settings.replace(bundle=self.bundle), log, names=names, recovering=self._saved)
 
     def _left(self, name: str, keys: Mapping[str, object], settings: Settings) -> Left:
         mount_point, archive_to = keys["mount-point"], keys["archive-to"]
@@ -128,11 +133,11 @@ class Container:
         mount_point = runtime.normal_destination(mount_point)
         try:
             overlay = find_overlay(
-                self._spec.mounts,
-                self._spec.root,
+                self.spec.mounts,
+                self.spec.root,
                 mount_point,
                 mount_program=settings.mount_program,
-                bundle=self._bundle,
+                bundle=self.bundle,
                 ended=True,
             )
         except ArchiveError as error:

@@ -63,6 +63,7 @@ class Place(Record):
         annotations: of the container, as people and engines chose them: no fact is to be concluded from them.
         started: when its bundle's config.json was written, in nanoseconds: engines write it at each start, so together with
             the id it says which start of the container this was. 0: nobody knows.
+        running: whether it runs.
     """
 
     container: str
@@ -71,6 +72,7 @@ class Place(Record):
     environment_file: str
     annotations: Mapping[str, object]
     started: int = 0
+    running: bool = False
 
 
 class UnknownError(Exception):

@@ -279,12 +279,12 @@ class _Pusher:
         history = read_history(self._skopeo, there)
         if find_revision(image, history.top):
             return False
-        if _ids(image) & history.known:
+        if history.has(_ids(image)):
             return True  # and more
         raise _RefusedError(f"{there.name.reference} has revisions that {self._source.path} lacks")
 
     def _is_part_of(self, image: StoredImage, there: RemoteImage) -> bool:
-        return bool(_ids(image) & read_history(self._skopeo, there).known)
+        return read_history(self._skopeo, there).has(_ids(image))
 
     def _copy(self, one: OneImage, destination: str, size: int) -> None:
         """Send what the registry lacks, which is of a size."""
@@ -293,8 +293,10 @@ class _Pusher:
             with self._source.sending(one.path, size):
                 self._skopeo.copy(one.reference, destination, _AS_IT_IS)
         except TransferError as error:
-            if whole or _NO_FILE not in str(error):
-                raise
+            if whole or _NO_FILE not in error.message:
+                # Nobody knows the layout in staging.
+                message = error.message.replace(one.reference, self._source.path)
+                raise TransferError(message, hint=error.hint, unreachable=error.unreachable) from error
             # The registry has lost a layer of what it says that it has.
             one.lend(without=())
             self._skopeo.copy(one.reference, destination, _AS_IT_IS)

@@ -6,6 +6,7 @@ Source: skopeo(1), skopeo-copy(1), skopeo-inspect(1), skopeo-delete(1), containe
 
 from __future__ import annotations
 
+import re
 import time
 
 from archive_overlay.errors import ArchiveError
@@ -29,6 +30,19 @@ _UNREACHABLE = (
     "connection reset by peer",
     "server misbehaving",
     "tls handshake timeout",
+)
+# How skopeo ends: what it says last, and the name of the image, which is said already.
+_FATAL = re.compile(r'level=fatal msg="((?:[^"\\\n]|\\.)*)"')
+_NAMED = re.compile(r'^Error parsing image name "[^"]*": ')
+_HINTS = (
+    ("authentication required", "skopeo login HOST, or --authfile, gives it a password"),
+    ("unauthorized", "skopeo login HOST, or --authfile, gives it a password"),
+    ("denied", "the registry may want another password: skopeo login HOST, or --authfile, gives it one"),
+    ("x509:", "its certificate belongs in /etc/containers/certs.d/HOST/ca.crt"),
+    (
+        "http response to https client",
+        "--tls-verify=false is for registries without TLS, on loopback and in tests",
+    ),
 )
 # The longest manifest that registries take, and the longest config that this program reads.
 _MOST_MANIFEST = 4 * 1024 * 1024
@@ -89,12 +103,13 @@ class Skopeo:
         """
         require_program(self._program, purpose="carry images", hint="install skopeo, or name it by --skopeo")
 
-    def copy(self, source: str, destination: str, *options: str) -> None:
+    def copy(self, source: str, destination: str, *options: str, largest_file: int | None = None) -> None:
         """Copy an image.
 
         Args:
             source, destination: with their transports, as oci:/srv/data:main.
             options: of the command, besides.
+            largest_file: how many bytes a file may have that is written for it; None: any number.
 
         Raises:
             TransferError: it could not be copied.
@@ -105,7 +120,8 @@ class Skopeo:
             if name.startswith("docker:") and not self._tls_verify
         ]
         arguments = [*self._authfile, *tls, *options, source, destination]
-        self._run(f"copy {source} to {destination}", "copy", "--quiet", *arguments)
+        what = f"copy {source} to {destination}"
+        self._run(what, "copy", "--quiet", *arguments, largest_file=largest_file)
 
     def manifest(self, reference: str) -> bytes | None:
         """Give an image's manifest; None: there is no such image.
@@ -145,7 +161,14 @@ class Skopeo:
     def _tls(self, reference: str) -> list[str]:
         return ["--tls-verify=false"] if reference.startswith("docker:") and not self._tls_verify else []
 
-    def _run(self, what: str, command: str, *arguments: str, most: int = 1 << 20) -> bytes:
+    def _run(
+        self,
+        what: str,
+        command: str,
+        *arguments: str,
+        most: int = 1 << 20,
+        largest_file: int | None = None,
+    ) -> bytes:
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TransferError(f"cannot {what}: {self._timeout:.0f} s have passed already", unreachable=True)
@@ -157,8 +180,19 @@ class Skopeo:
                 timeout=left,
                 say=self._say,
                 most_output=most,
+                largest_file=largest_file,
             )
         except ProgramError as error:
             said = error.said.lower()
             silent = error.timed_out or any(words in said for words in _UNREACHABLE)
-            raise TransferError(f"cannot {what}: {error}", unreachable=silent) from error
+            hint = next((each for words, each in _HINTS if words in said), "")
+            raise TransferError(f"cannot {what}: {_reason(error)}", hint=hint, unreachable=silent) from error
+
+
+def _reason(error: ProgramError) -> str:
+    """Give what skopeo said in the end, without the form of its log."""
+    lines = [] if error.timed_out else _FATAL.findall(error.said)
+    if not lines:
+        return str(error)
+    text = re.sub(r"\\(.)", r"\1", lines[-1])
+    return _NAMED.sub("", text)

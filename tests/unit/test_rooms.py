@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "destination",
         "history",
         "hook.recovery",
+        "hook.snapshot",
         "keys",
         "layout",
         "marks",

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from archive_overlay import __version__
 from archive_overlay.commands import Output
-from archive_overlay.commands.check import access, hook_files, hooks_dirs, host, podman
+from archive_overlay.commands.check import access, hook_files, hooks_dirs, host, podman, programs
 from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding, combined
 from archive_overlay.log import escape
-from archive_overlay.settings import DEFAULT_MOUNT_PROGRAM, Settings
+from archive_overlay.settings import DEFAULT_MOUNT_PROGRAM, DEFAULT_SKOPEO, Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,15 +98,18 @@ def check(
     if len({(each.findings, each.read) for each in directories}) > 1:
         findings.append(hooks_dirs.UNKNOWN_RELEASE)
     findings += about_hooks
-    programs = {asked.mount_program for each in hooks.values() for asked in each.asked}
+    asked = [settings for each in hooks.values() for settings in each.asked]
     served = [
         host.judge_mount_program(path, asked=path != DEFAULT_MOUNT_PROGRAM)
-        for path in sorted(programs or {DEFAULT_MOUNT_PROGRAM})
+        for path in sorted({each.mount_program for each in asked} or {DEFAULT_MOUNT_PROGRAM})
     ]
     findings += host.judge_kernel(here, fuse=any(finding.status == OK for finding in served))
     findings += host.judge_overlay_defaults(here)
     findings += served
     findings.append(host.judge_zstd())
+    transfers = [each.transfer for each in asked]
+    for path in sorted({each.skopeo for each in transfers} or {DEFAULT_SKOPEO}):
+        findings.append(programs.judge_skopeo(path, [each for each in transfers if each.skopeo == path]))
     first, *others = hooks.values()
     return findings, [hook for hook in first.ours if all(hook in other.ours for other in others)]
 
@@ -249,9 +252,11 @@ def _judge_policy(hook: HookFile, settings: Settings, here: Host) -> list[Findin
         )
     findings.append(_judge_images(hook, settings, here))
     findings.append(Finding(OK, "policy", _limits(settings), "", hook.path))
+    findings += programs.judge_transfer(settings.transfer, path=hook.path)
     findings += [access.judge_directory(path, "--allow-archive-to", made=False) for path in allowed]
     if settings.rescue_dir:
         findings.append(access.judge_directory(settings.rescue_dir, "--rescue-dir", made=True))
+    findings += programs.judge_reports(settings, user=here.user)
     return findings
 
 

@@ -32,6 +32,20 @@ _TABLE = re.compile(r"\s*\[([^\[\]]*)\]\s*(?:#.*)?")
 _STRING = re.compile(r"""\s*["']?(\w+)["']?\s*=\s*(?:"([^"\\]*)"|'([^']*)')\s*(?:#.*)?""")
 
 
+class Listed(Record):
+    """A container in an engine's list.
+
+    Attributes:
+        id: the engine's.
+        names: what people call it.
+        bundle: the directory that may be its bundle.
+    """
+
+    id: str
+    names: tuple[str, ...]
+    bundle: str
+
+
 class Store(Record):
     """An engine's store.
 
@@ -61,6 +75,15 @@ class Store(Record):
         Raises:
             UnknownError: the store does not say which containers there are.
         """
+        for container in self.containers():
+            yield container.bundle
+
+    def containers(self) -> Iterator[Listed]:
+        """Give each container, one after the other.
+
+        Raises:
+            UnknownError: the store does not say which containers there are.
+        """
         seen = set()
         places = [f"{place}/{_CONTAINERS}" for place in (self.root, self.run) if place]
         for containers in places:
@@ -76,8 +99,13 @@ class Store(Record):
                     continue
                 seen.add(identifier)
                 # CRI-O has the bundle in the second, and a copy of its spec in the first.
-                yield next(
-                    (path for path in reversed(found) if os.path.lexists(f"{path}/config.json")), found[0]
+                names = record.get("names")
+                yield Listed(
+                    id=identifier,
+                    names=tuple(map(str, names)) if isinstance(names, list) else (),
+                    bundle=next(
+                        (path for path in reversed(found) if os.path.lexists(f"{path}/config.json")), found[0]
+                    ),
                 )
 
 
