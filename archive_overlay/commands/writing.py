@@ -18,7 +18,7 @@ from archive_overlay.history.references import find_image, looks_like_layout
 from archive_overlay.history.revisions import Image
 from archive_overlay.history.tending import make_room
 from archive_overlay.layout.add_layer import expect_own_blobs
-from archive_overlay.layout.edit import Edit, until_published
+from archive_overlay.layout.edit import Edit, is_new, until_published
 from archive_overlay.layout.lock import lock
 from archive_overlay.layout.read import INDEX_FILE, only_untagged, read_index, tagged
 from archive_overlay.layout.stored import open_stored
@@ -118,13 +118,14 @@ class Layout:
 
 
 @contextmanager
-def open_layout(path: str, *, fsync: bool, log: Log) -> Generator[Layout, None, None]:
+def open_layout(path: str, *, fsync: bool, log: Log, make: bool = False) -> Generator[Layout, None, None]:
     """Open a layout to write to it.
 
     Args:
         path: of the layout.
         fsync: whether what is written is on disk in the end.
         log: is told for whom it waits.
+        make: whether there need not be one yet. Then its directory is made, if need be.
 
     Raises:
         ArchiveError: it cannot be written to. What fails in the context is named as well.
@@ -133,10 +134,11 @@ def open_layout(path: str, *, fsync: bool, log: Log) -> Generator[Layout, None, 
     resolved = paths.resolve(os.path.abspath(path), "the image layout")
     flush: Flush = ToDisk(log.warning) if fsync else Never()
     try:
-        fd = paths.open(resolved)
+        fd = paths.make(resolved, flush) if make else paths.open(resolved)
         try:
             expect_own_blobs(fd, resolved)
-            read_index(fd)
+            if not (make and is_new(fd)):
+                read_index(fd)
             with Staging(
                 resolved, "", paths=paths, flush=flush, log=log, file_mode=_mode(fd), owner=_owner(fd)
             ) as staging:
@@ -194,15 +196,21 @@ def make_room_in(path: str, tag: str, most: int, *, fsync: bool, log: Log) -> No
 
 
 def _mode(fd: int) -> int | None:
-    """Give the mode that files of a layout have; None: what its default ACL says."""
+    """Give the mode that files of a layout have; None: what its default ACL says, or the mode of what is private."""
     try:
         os.getxattr(fd, _DEFAULT_ACL)
     except OSError:
-        return os.stat(INDEX_FILE, dir_fd=fd, follow_symlinks=False).st_mode & _MODES
+        try:
+            return os.stat(INDEX_FILE, dir_fd=fd, follow_symlinks=False).st_mode & _MODES
+        except FileNotFoundError:  # there is no layout yet
+            pass
     return None
 
 
 def _owner(fd: int) -> tuple[int, int] | None:
     """Give whom root makes files of a layout for: its owner must be able to read them, and may have containers to archive."""
-    status = os.stat(INDEX_FILE, dir_fd=fd, follow_symlinks=False)
+    try:
+        status = os.stat(INDEX_FILE, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:  # there is no layout yet
+        status = os.fstat(fd)
     return (status.st_uid, status.st_gid) if os.geteuid() == 0 and status.st_uid else None

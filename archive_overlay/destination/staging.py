@@ -30,7 +30,7 @@ import stat
 from archive_overlay.destination import names
 from archive_overlay.errors import fail
 from archive_overlay.system import kernel, signals, tree
-from archive_overlay.system.open_flags import CREATE, READ_DIRECTORY
+from archive_overlay.system.open_flags import CREATE, READ, READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ ARCHIVE = "archive"
 _KEEP = "keep-"
 _PASSING = "passing-"
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
+_BLOCK = 1 << 20
 _DEFAULT_ACL = "system.posix_acl_default"
 _NOT_THERE = (errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -189,6 +190,31 @@ class Staging:
         if self._file_mode is not None:
             os.chmod(fd, self._file_mode)  # whatever the umask is
         return fd
+
+    def adopt(self, path: str, name: str) -> None:
+        """Let a file that another program has made in staging be as those that `create_file` makes.
+
+        Args:
+            path: where it is in staging.
+            name: what it is called in staging from then on.
+
+        Raises:
+            OSError: that is not possible.
+        """
+        old = os.open(path, READ, dir_fd=self.directory)
+        try:
+            if self._file_mode is None and self._inherits():
+                os.unlink(path, dir_fd=self.directory)
+                with open(self.create_file(name), "wb") as new:
+                    while data := os.read(old, _BLOCK):
+                        new.write(data)
+                return
+            if self._owner is not None:
+                os.fchown(old, *self._owner)
+            os.fchmod(old, _PRIVATE if self._file_mode is None else self._file_mode)
+        finally:
+            os.close(old)
+        os.rename(path, name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
 
     def _inherits(self) -> bool:
         """Let what is made in staging inherit what it would inherit beside it; False: nothing."""

@@ -252,7 +252,7 @@ def put_compacted(plan: Plan, tag: str, layout: int, image: StoredImage, edit: E
             staged = {each.layer.digest: each.name for each in plan.fresh}
             inside.sort(key=lambda each: each.number)
             entries.append(add_pack(edit, blobs, inside, plan.pieces, staged=staged))
-            entries, merged = _with_merged(image, entries, edit, blobs)
+            entries, merged = with_merged(image, entries, edit, blobs)
             superseded += merged
         value = add_history(edit, entries)
     annotations = {key: each for key, each in manifest["annotations"].items() if key != HISTORY}
@@ -283,7 +283,7 @@ def _weight(image: StoredImage, position: int) -> int:
     return piece.size + OF_REVISION * (piece.last - piece.first + 1)
 
 
-def _with_merged(
+def with_merged(
     image: StoredImage, entries: list[PackEntry], edit: Edit, blobs: Blobs
 ) -> tuple[list[PackEntry], list[str]]:
     """Let the last packs of a history become one, if they are many and small; give the digests of the old ones, too.
@@ -309,7 +309,8 @@ def _with_merged(
             kept += found[0]
             pieces += found[1]
             digests += image.blobs_of(entry)
-        kept.sort(key=lambda each: each.number)
+        known = {each.number: each for each in reversed(kept)}  # the first one counts, as always
+        kept = [known[number] for number in sorted(known)]
         whole = [add_pack(edit, blobs, kept, pieces)] if kept or pieces else []
     except ArchiveError:  # one is damaged, or long messages make the whole too large: they stay as they are
         return entries, []

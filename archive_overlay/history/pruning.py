@@ -194,7 +194,7 @@ def put_pruned(tag: str, image: StoredImage, dropped: Collection[int], edit: Edi
         if piece.last in dropped:
             layer = {**layer, "annotations": descriptor_of(piece, None)["annotations"]}
         layers.append(layer)
-    history = add_history(edit, [_without(entry, dropped) for entry in image.packs])
+    history = add_history(edit, [without(entry, dropped) for entry in image.packs])
     annotations = {key: value for key, value in image.manifest["annotations"].items() if key != HISTORY}
     if history:
         annotations[HISTORY] = history
@@ -237,7 +237,7 @@ def wanted_without(
     return Wanted(runs=runs, kept=kept)
 
 
-def _without(entry: PackEntry, dropped: Collection[int]) -> PackEntry:
+def without(entry: PackEntry, dropped: Collection[int]) -> PackEntry:
     """Give an entry in which revisions are pruned, too."""
     numbers = {number for number in dropped if entry.first <= number <= entry.last}
     if not numbers:

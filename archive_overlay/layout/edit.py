@@ -111,6 +111,10 @@ class Edit:
             os.close(fd)
         self._blobs[blob] = name
 
+    def staged(self) -> dict[str, str]:
+        """Give the names in staging of the blobs that are going to be published, by digest."""
+        return {f"sha256:{blob}": name for blob, name in self._blobs.items()}
+
     def read_staged(self, name: str) -> bytes:
         """Give what is in a small file that was written in staging."""
         with open(os.open(name, READ, dir_fd=self._staging.directory), "rb") as file:
@@ -243,9 +247,13 @@ class Edit:
         for blob, name in self._blobs.items():
             if name != blob:
                 continue  # a layer
-            with open(os.open(name, READ, dir_fd=self._staging.directory), "rb") as file:
-                found |= _digests_in(file.read())
-        # Of what they name, histories and packs name more.
+            data = self.read_staged(name)
+            found |= _digests_in(data)
+            packs = _packs_in(data)
+            found |= reachable(
+                blobs, [each for each in packs if each.get("digest") not in written], at_most=_MOST_READ
+            )
+        # Of what they name, histories name more.
         for each in self._manifests:
             if is_history(each) and each.get("digest") in found - written:
                 found |= reachable(blobs, [each], at_most=_MOST_READ)
@@ -361,6 +369,14 @@ def _digests_in(data: bytes) -> set[str]:
     import re
 
     return {match.decode() for match in re.findall(rb"sha256:[0-9a-f]{64}", data)}
+
+
+def _packs_in(data: bytes) -> list[dict[str, Any]]:
+    """Give the descriptors of packs in a document; none if it is no history index."""
+    if b'"manifests":[' not in data:
+        return []
+    listed = json.loads(data).get("manifests")
+    return listed if isinstance(listed, list) else []
 
 
 def _dump(value: object) -> bytes:

@@ -13,7 +13,18 @@ from archive_overlay.layout.blobs import Blobs
 from archive_overlay.layout.packs import add_history, format_ranges, read_shared
 from archive_overlay.layout.provenance import BASE, CREATED_BY, composed_comment
 from archive_overlay.layout.read import CREATED, HISTORY, MANIFEST_TYPE
-from archive_overlay.layout.stored import CHAINS, PRUNED, REVISION, SUPERSEDED, WEIGHT, chains_in, chains_of
+from archive_overlay.layout.stored import (
+    ANCESTOR_DIGITS,
+    ANCESTORS,
+    CHAINS,
+    PRUNED,
+    REVISION,
+    SUPERSEDED,
+    WEIGHT,
+    ancestors_in,
+    chains_in,
+    chains_of,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -177,7 +188,7 @@ def image_of(
     annotations = {
         key: value
         for key, value in image.manifest["annotations"].items()
-        if not _is_of_revision(key) and key not in (HISTORY, SUPERSEDED)
+        if not _is_of_revision(key) and key not in (HISTORY, SUPERSEDED, ANCESTORS)
     }
     # What the manifest says of its last revision, as `with_layer` has it.
     annotations.update(
@@ -192,8 +203,9 @@ def image_of(
     )
     if same is None:
         same = min(len(pieces), len(image.layers))
+    manifest = {**image.manifest, "layers": layers, "annotations": annotations}
     return (
-        {**image.manifest, "layers": layers, "annotations": annotations},
+        with_ancestors(manifest, [piece.diff_id for piece in pieces], image, up_to=pieces[-1].last),
         {
             **image.config,
             "rootfs": {**image.config["rootfs"], "diff_ids": [piece.diff_id for piece in pieces]},
@@ -331,7 +343,8 @@ def put_image(
     superseded: Iterable[str] = (),
     platform: object = None,
     annotations: Mapping[str, str] = {},
-) -> None:
+    same_config: bool = False,
+) -> str:
     """Let a tag name a new image.
 
     Args:
@@ -342,12 +355,18 @@ def put_image(
         superseded: digests of blobs that the new image does not need, besides manifest and config of the old one.
         platform: of the index's entry; None: nothing is said.
         annotations: of the tag; see `Edit.set_tag`.
+        same_config: whether the manifest's config is there already, or is in `edit`.
+
+    Returns:
+        The digest of the image's manifest.
 
     Raises:
         ArchiveError: the image has become too large to be read.
     """
-    config_type = manifest["config"].get("mediaType", _CONFIG_TYPE)
-    config_descriptor = {**manifest["config"], "mediaType": config_type, **edit.add_json(config)}
+    config_descriptor = dict(manifest["config"])
+    if not same_config:
+        config_descriptor.setdefault("mediaType", _CONFIG_TYPE)
+        config_descriptor.update(edit.add_json(config))
     unneeded = set(superseded)
     if instead_of:
         unneeded |= {instead_of.descriptor["digest"], instead_of.manifest["config"]["digest"]}
@@ -355,6 +374,7 @@ def put_image(
         if isinstance(old, str) and old != manifest["annotations"].get(HISTORY):
             unneeded.add(old.partition(" ")[0])
         edit.discard(superseded_by(instead_of.manifest))
+        manifest = with_ancestors(manifest, config["rootfs"]["diff_ids"], instead_of, up_to=instead_of.last)
     unneeded.discard(config_descriptor["digest"])
     said = {key: value for key, value in manifest["annotations"].items() if key != SUPERSEDED}
     if unneeded:
@@ -364,6 +384,7 @@ def put_image(
     if instead_of and "platform" in instead_of.descriptor:
         platform = instead_of.descriptor["platform"]
     edit.set_tag(tag, {**({"platform": platform} if platform else {}), **descriptor}, annotations)
+    return str(descriptor["digest"])
 
 
 def put_same(edit: Edit, tag: str, image: StoredImage, annotations: Mapping[str, str] = {}) -> None:
@@ -393,8 +414,40 @@ def with_chain(layers: Sequence[Mapping[str, Any]], diff_ids: Sequence[object]) 
 _MOST_CHAINS = 16
 
 
+def with_ancestors(
+    manifest: Mapping[str, Any], diff_ids: Sequence[object], old: StoredImage, *, up_to: int
+) -> dict[str, Any]:
+    """Note in a manifest what an older image of its history was called in stores, as far as no layer says it any more.
+
+    Packs know it, too, but stay in their layout. An image that comes to another host says so itself that it goes on with
+    what that host has.
+
+    Args:
+        manifest: of the new image; what it has noted stays.
+        diff_ids: of the new image.
+        old: the older one.
+        up_to: the last revision of that one that the new one goes on with.
+    """
+    found = {**old.ancestors(), **{each[:ANCESTOR_DIGITS]: number for each, number in old.chains().items()}}
+    noted = {each: number for each, number in found.items() if number <= up_to}
+    noted.update(ancestors_in(manifest["annotations"]))
+    for layer, chain in zip(manifest["layers"], chains_of(diff_ids)):
+        for each in (*chains_in(layer.get("annotations") or {}), chain):
+            noted.pop(each[:ANCESTOR_DIGITS], None)
+    annotations = _without(manifest["annotations"], ANCESTORS)
+    if noted:
+        words = [f"{number}:{each}" for each, number in noted.items()]
+        words.sort(key=lambda word: int(word.partition(":")[0]))
+        annotations[ANCESTORS] = " ".join(words[-_MOST_ANCESTORS:])
+    return {**manifest, "annotations": annotations}
+
+
+# They take 20 KB of each manifest. A host that has missed more revisions than that cannot be told from a branch.
+_MOST_ANCESTORS = 1000
+
+
 def _is_of_revision(key: str) -> bool:
-    return key == CREATED or (key.startswith(PREFIX) and key not in (HISTORY, SUPERSEDED))
+    return key == CREATED or (key.startswith(PREFIX) and key not in (HISTORY, SUPERSEDED, ANCESTORS))
 
 
 def _history_below(config: Mapping[str, Any], layers: int, count: int) -> list[Any]:

@@ -1,8 +1,10 @@
 """Pieces: the change sets that a layout holds, and which of them make up a state or a revision.
 
-A piece is the change set of revisions `first` to `last`, composed. Of any two pieces of one history, one contains the other
-or they have no revision in common: compaction only ever composes neighbours. So the fewest pieces that make up a run of
-revisions are found by taking, from the first revision on, the longest piece that begins there and does not go too far.
+A piece is the change set of revisions `first` to `last`, composed. Of two pieces that one host has made, one contains the
+other or they have no revision in common: compaction only ever composes neighbours. So the fewest pieces that make up a run
+of revisions are found by taking, from the first revision on, the longest piece that begins there and does not go too far.
+Pieces of several hosts may cross, because each host composes on its own, and so may what was composed up to a revision that is
+pruned later, and what is composed then. Where that way ends too early, all are tried.
 """
 
 from __future__ import annotations
@@ -57,9 +59,11 @@ class Pieces:
 
     def __init__(self) -> None:
         self._by_first: dict[int, list[Piece]] = {}
+        self._cross: bool | None = None  # whether any two do; None: that was not looked at
 
     def add(self, pieces: Iterable[Piece]) -> None:
         """Add pieces. Of several with the same revisions, the one that was added first is preferred."""
+        self._cross = None
         for piece in pieces:
             there = self._by_first.setdefault(piece.first, [])
             there.append(piece)
@@ -68,7 +72,7 @@ class Pieces:
     def cover(
         self, first: int, last: int, *, without: Collection[tuple[str, int]] = ()
     ) -> list[Piece] | None:
-        """Choose the fewest pieces that hold a run of revisions and no other.
+        """Choose the fewest pieces that hold a run of revisions and no other; where pieces cross, just few.
 
         Args:
             first, last: numbers of the run; there is nothing in it if `last` is less than `first`.
@@ -78,18 +82,58 @@ class Pieces:
             The pieces, the oldest first; None: there are not enough.
         """
         chosen: list[Piece] = []
+        dead: set[int] = set()  # no way leads from these numbers to the end
         number = first
         while number <= last:
             found = next(
                 (
                     piece
                     for piece in self._by_first.get(number, ())
-                    if piece.last <= last and piece.place not in without
+                    if piece.last <= last and piece.last + 1 not in dead and piece.place not in without
                 ),
                 None,
             )
             if found is None:
-                return None
+                return self._search(first, last, without) if self._some_cross() else None
             chosen.append(found)
             number = found.last + 1
         return chosen
+
+    def _some_cross(self) -> bool:
+        if self._cross is None:
+            inside: list[int] = []  # the last revisions of the pieces that have begun and not ended
+            self._cross = False
+            for first in sorted(self._by_first):
+                for piece in self._by_first[first]:
+                    while inside and inside[-1] < first:
+                        inside.pop()
+                    if inside and inside[-1] < piece.last:
+                        self._cross = True
+                        return True
+                    inside.append(piece.last)
+        return self._cross
+
+    def _search(self, first: int, last: int, without: Collection[tuple[str, int]]) -> list[Piece] | None:
+        """Choose the fewest pieces of all that there are."""
+        best: dict[int, tuple[int, Piece | None]] = {
+            first: (0, None)
+        }  # how many, and the last one, by what comes next
+        for number in sorted(each for each in self._by_first if first <= each <= last):
+            if number not in best:
+                continue
+            count = best[number][0] + 1
+            for piece in self._by_first[number]:
+                end = piece.last + 1
+                if end > last + 1 or piece.place in without:
+                    continue
+                if end not in best or count < best[end][0]:
+                    best[end] = count, piece
+        chosen: list[Piece] = []
+        number = last + 1
+        while number != first:
+            piece_before = best[number][1] if number in best else None
+            if piece_before is None:
+                return None
+            chosen.append(piece_before)
+            number = piece_before.first
+        return chosen[::-1]

@@ -189,6 +189,29 @@ def read_image(
     return manifest, config
 
 
+def parse_blob(data: bytes, what: str) -> dict[str, Any]:
+    """Read JSON that is going to be a blob of a layout.
+
+    Args:
+        data: it.
+        what: it is, for messages.
+
+    Raises:
+        ArchiveError: it is not JSON, or larger than what this program reads.
+    """
+    check_json(data, what)
+    return _parse(data, what)
+
+
+def parse_image(manifest: Mapping[str, Any], config: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Check an image that is not in a layout yet. See `read_image`."""
+    descriptor = manifest.get("config")
+    said = descriptor.get("digest") if isinstance(descriptor, dict) else None
+    if said != f"sha256:{hashlib.sha256(config).hexdigest()}":
+        raise damaged("the config is not what the manifest says")
+    return _checked(manifest, parse_blob(config, "the config"))
+
+
 def _read_json_blobs(blobs: Blobs, descriptor: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read and check the manifest and the config of an image."""
     manifest = read_json_blob(blobs, descriptor)
@@ -198,14 +221,20 @@ def _read_json_blobs(blobs: Blobs, descriptor: Mapping[str, Any]) -> tuple[dict[
             f"the image has a manifest of type {brief(str(media_type))}, not {MANIFEST_TYPE}",
             hint="copy a single image into an OCI layout, for example with skopeo copy",
         )
+    config_descriptor = manifest.get("config")
+    if not isinstance(config_descriptor, dict):
+        raise damaged("a manifest has no layers or no config")
+    return _checked(manifest, read_json_blob(blobs, config_descriptor))
+
+
+def _checked(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Check that a manifest and a config have what they must have, and fit."""
     layers = _or_empty(manifest, "layers", list)
     annotations = _or_empty(manifest, "annotations", dict)
-    config_descriptor = manifest.get("config")
-    if not isinstance(layers, list) or not isinstance(config_descriptor, dict):
+    if not isinstance(layers, list):
         raise damaged("a manifest has no layers or no config")
     if not isinstance(annotations, dict):
         raise damaged("the manifest's annotations are not an object")
-    config = read_json_blob(blobs, config_descriptor)
     rootfs = _or_empty(config, "rootfs", dict)
     diff_ids = _or_empty(rootfs, "diff_ids", list) if isinstance(rootfs, dict) else None
     if not isinstance(diff_ids, list) or len(diff_ids) != len(layers):

@@ -9,6 +9,7 @@ Source: OCI image specification, manifest.md; config.md, "history" and "rootfs.d
 from __future__ import annotations
 
 import hashlib
+import re
 
 from archive_overlay.errors import ArchiveError
 from archive_overlay.keys import PREFIX
@@ -31,8 +32,12 @@ REVISION = f"{PREFIX}revision"
 PRUNED = f"{PREFIX}pruned"
 CHAINS = f"{PREFIX}chains"
 WEIGHT = f"{PREFIX}weight"
-# Of an image's manifest: what the next publication may delete.
+# Of an image's manifest: what the next publication may delete, and which ids its top layer had in stores when it ended in an
+# earlier revision, as far as no layer says it any more: "NUMBER:ID", with the first digits of each.
 SUPERSEDED = f"{PREFIX}superseded"
+ANCESTORS = f"{PREFIX}ancestors"
+ANCESTOR_DIGITS = 16
+_ANCESTOR = re.compile("([1-9][0-9]{0,8}):([0-9a-f]{16})")
 # Revisions and pieces of all packs of an image. A few bytes of a layout that somebody made to do harm can name many.
 _MOST_OF_HISTORY = 400_000
 
@@ -185,6 +190,19 @@ class StoredImage:
         chains = chains_of(self.config["rootfs"]["diff_ids"])
         return chains[-1] if chains else ""
 
+    def chains(self) -> dict[str, int]:
+        """Give all ids that its layers have had as the top ones in stores, as far as it says so, with their revisions."""
+        found: dict[str, int] = {}
+        of_layers = chains_of(self.config["rootfs"]["diff_ids"])
+        for piece, layer, chain in zip(self.layers, self.manifest["layers"], of_layers):
+            found.update((each, piece.last) for each in (*chains_in(_annotations(layer)), chain) if each)
+        return found
+
+    def ancestors(self) -> dict[str, int]:
+        """Give the beginnings of ids that it has had, and no layer of it says any more, with their revisions."""
+        said = ancestors_in(self.manifest["annotations"])
+        return {each: number for each, number in said.items() if number <= self.last}
+
     def _content(self, entry: PackEntry) -> tuple[Sequence[Kept], Sequence[Piece]]:
         digest = str(entry.descriptor.get("digest"))
         if digest not in self._contents:
@@ -265,6 +283,12 @@ def chains_of(diff_ids: Iterable[object]) -> list[str]:
 def chains_in(annotations: Mapping[str, Any]) -> list[str]:
     """Give the ids that the top layer of an image ending in a revision has had in stores, as its annotations say."""
     return _text(annotations, CHAINS).split()
+
+
+def ancestors_in(annotations: Mapping[str, Any]) -> dict[str, int]:
+    """Give the beginnings of ids that an image has had in stores, as its manifest's annotations say, with their revisions."""
+    words = _text(annotations, ANCESTORS).split()
+    return {match[2]: int(match[1]) for word in words if (match := _ANCESTOR.fullmatch(word))}
 
 
 def is_ours(annotations: Mapping[str, Any], history: Mapping[str, Any]) -> bool:

@@ -61,6 +61,7 @@ def run_program(
     say: Callable[[str], object],
     data: bytes = b"",
     most_output: int = DEFAULT_MOST_OUTPUT,
+    largest_file: int | None = None,
 ) -> bytes:
     """Run a program to its end.
 
@@ -74,6 +75,7 @@ def run_program(
         say: is called with each line that it writes to standard error.
         data: for its standard input.
         most_output: how many bytes it may write to standard output.
+        largest_file: how many bytes a file may have that it writes; None: any number.
 
     Returns:
         What it wrote to standard output.
@@ -93,7 +95,7 @@ def run_program(
             cwd="/",
             bufsize=0,
             start_new_session=True,
-            preexec_fn=kernel.end_with_parent if kernel.can_end_with_parent() else None,
+            preexec_fn=_before_it_begins(largest_file),
         )
     except OSError as error:
         raise ProgramError(f"cannot run {command[0]}: {error.strerror or error}") from error
@@ -114,6 +116,21 @@ def run_program(
         ended = f"ended with status {status}" if status > 0 else f"was killed by signal {-status}"
         raise ProgramError(f"{name} {ended}{f': {told.last}' if told.last else ''}", said=told.end)
     return output
+
+
+def _before_it_begins(largest_file: int | None) -> Callable[[], None] | None:
+    """Give what the new process does before it becomes the program; None: nothing."""
+    end_with_parent = kernel.end_with_parent if kernel.can_end_with_parent() else None
+    if largest_file is None:
+        return end_with_parent
+    import resource
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+        if end_with_parent:
+            end_with_parent()
+
+    return limited
 
 
 def _converse(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 
 from archive_overlay.errors import ArchiveError, fail
-from archive_overlay.keys import PREFIX
 from archive_overlay.layout.edit import Edit, until_published
 from archive_overlay.layout.lineage import find_revision
 from archive_overlay.layout.lock import lock
@@ -21,10 +20,10 @@ from archive_overlay.layout.pulling import quoted
 from archive_overlay.layout.read import read_index, split_reference, tagged
 from archive_overlay.layout.remotes import load_failed_of, noted_as_waiting
 from archive_overlay.layout.stored import open_stored
-from archive_overlay.overlay import images, layers, store
-from archive_overlay.overlay.layers import Driver
+from archive_overlay.overlay import images, store
 from archive_overlay.system.programs import ProgramError, require_program, run_program
 from archive_overlay.transfer.environment import engine_environment
+from archive_overlay.transfer.named_images import find_named, ids_of, remove_superseded
 from archive_overlay.transfer.names import is_allowed, parse_store_name
 from archive_overlay.transfer.skopeo import Skopeo
 from archive_overlay.transfer.stores import store_of
@@ -32,11 +31,8 @@ from archive_overlay.transfer.turns import turn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from archive_overlay.layout.add_layer import LayoutDestination
     from archive_overlay.log import Log
-    from archive_overlay.overlay.images import Listed
     from archive_overlay.overlay.mount import OverlayMount
     from archive_overlay.overlay.store import Place
     from archive_overlay.settings import Settings
@@ -45,8 +41,6 @@ if TYPE_CHECKING:
 # In seconds. What is loaded for the first time may have a large image below it.
 _TIMEOUT = 600
 _UNMOUNT_TIMEOUT = 60
-# Images that are removed at one stop. There is one, usually.
-_MOST_REMOVED = 8
 
 
 class LoadAtStop:
@@ -63,7 +57,7 @@ class LoadAtStop:
 
     Attributes:
         complaint: why it will not be loaded; "" if nothing is in the way.
-        loaded: the name that it was loaded by, or that had it already; "" if it was not loaded.
+        later: whether the container runs: the stop loads it, because until then the engine needs the image that has the name.
     """
 
     def __init__(
@@ -82,8 +76,8 @@ class LoadAtStop:
         self._overlay = overlay
         self._settings = settings.transfer
         self._log = log
-        self.loaded = ""
         self.complaint = ""
+        self.later = container.running
         self._name: Name | None = None
         try:
             name = parse_store_name(load_as)
@@ -101,7 +95,8 @@ class LoadAtStop:
 
     def annotations(self, tag: str) -> dict[str, str]:
         """Give what a tag is annotated with that gets the revision: that it waits, if it will not be loaded."""
-        return noted_as_waiting(str(self._name)) if self.complaint and self._name and tag == self._tag else {}
+        waits = (self.complaint or self.later) and self._name and tag == self._tag
+        return noted_as_waiting(str(self._name)) if waits else {}
 
     def load(self, layout: LayoutDestination) -> None:
         """Load it.
@@ -127,13 +122,13 @@ class LoadAtStop:
         descriptor = tagged(read_index(fd), self._tag)
         if descriptor is None:
             return  # a branch was published, and the tag is gone
-        there = self._find(name)
+        there = find_named(self._store, name)
         waits = load_failed_of(descriptor) == str(name)
         if there and not waits and not (layout.added and layout.published == self._tag):
             self._unmount(name)
             return  # a branch; or nothing has changed, and somebody may have moved the name on purpose
         image = open_stored(fd, descriptor)
-        ids = self._ids(there) if there else ()
+        ids = ids_of(self._store, there) if there else ()
         if there and image.chain() in ids:
             self._log.debug(f"{self._what}: {name} is revision {image.last} of {self._tag} already")
         else:
@@ -147,11 +142,13 @@ class LoadAtStop:
             self._log.info(
                 f"{self._what}: loaded revision {image.last} of {layout.path}:{self._tag} as {name}"
             )
-        self.loaded = str(name)
+        layout.loaded = str(name)
         if waits:
             self._note(fd, layout, "")
         self._unmount(name)
-        self._remove_superseded(name)
+        remove_superseded(
+            self._store, name, self._skopeo(), lambda said: self._log.debug(f"{self._what}: {said}")
+        )
 
     def _copy(self, fd: int, layout: LayoutDestination, name: Name) -> None:
         source = f"oci:{layout.path}:{self._tag}"
@@ -188,18 +185,6 @@ class LoadAtStop:
             finally:
                 os.close(writing)
 
-    def _find(self, name: Name) -> Listed | None:
-        """Find the image that has a name in the store."""
-        return next((each for each in images.listed(self._store.driver) if str(name) in each.names), None)
-
-    def _ids(self, image: Listed) -> Sequence[str]:
-        """Give the ids that stores may have for an image's topmost layer."""
-        if not image.layer:
-            return ()
-        found = layers.chain(image.layer, [Driver(path=self._store.driver)])
-        diff_ids = [layer.diff_id for layer in found]
-        return [image.layer, *([layers.canonical(diff_ids)] if all(diff_ids) else [])]
-
     def _unmount(self, name: Name) -> None:
         """Unmount the image that the container had, once, if the engine will not find it by its name any more."""
         lowers = self._overlay.lowers
@@ -232,19 +217,6 @@ class LoadAtStop:
                 )
             return
 
-    def _remove_superseded(self, name: Name) -> None:
-        """Remove images that were loaded by the name, lost it, and that nobody uses. What fails is for the next stop."""
-        try:
-            mounted = self._store.mounted()
-            found = [each for each in images.listed(self._store.driver) if _is_superseded(each, name)]
-            skopeo = self._skopeo()
-            for image in found[:_MOST_REMOVED]:
-                if image.layer not in mounted and _is_ours(image):
-                    skopeo.delete(self._store.transport(f"@{image.identifier}"))
-                    self._log.debug(f"{self._what}: removed image {image.identifier[:12]}, which was {name}")
-        except (ArchiveError, store.UnknownError) as error:
-            self._log.debug(f"{self._what}: an image that was {name} stays in the engine's store: {error}")
-
     def _skopeo(self) -> Skopeo:
         return Skopeo(
             self._settings.skopeo,
@@ -252,13 +224,3 @@ class LoadAtStop:
             timeout=_TIMEOUT,
             say=self._log.debug,
         )
-
-
-def _is_superseded(image: Listed, name: Name) -> bool:
-    """Say whether an image has no name, and never had another one."""
-    return not image.names and image.former == (str(name),)
-
-
-def _is_ours(image: Listed) -> bool:
-    """Say whether this program made an image: others keep theirs, whoever took its name away."""
-    return any(PREFIX in manifest for manifest in images.manifests(image.image))

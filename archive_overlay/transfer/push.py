@@ -279,12 +279,12 @@ class _Pusher:
         history = read_history(self._skopeo, there)
         if find_revision(image, history.top):
             return False
-        if _ids(image) & history.known:
+        if history.has(_ids(image)):
             return True  # and more
         raise _RefusedError(f"{there.name.reference} has revisions that {self._source.path} lacks")
 
     def _is_part_of(self, image: StoredImage, there: RemoteImage) -> bool:
-        return bool(_ids(image) & read_history(self._skopeo, there).known)
+        return read_history(self._skopeo, there).has(_ids(image))
 
     def _copy(self, one: OneImage, destination: str, size: int) -> None:
         """Send what the registry lacks, which is of a size."""

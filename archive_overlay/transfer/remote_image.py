@@ -12,13 +12,13 @@ import json
 
 from archive_overlay.errors import ArchiveError, brief
 from archive_overlay.layout.read import MANIFEST_TYPE
-from archive_overlay.layout.stored import chains_in, chains_of
+from archive_overlay.layout.stored import ANCESTOR_DIGITS, ancestors_in, chains_in, chains_of
 from archive_overlay.system.record import Record
 from archive_overlay.transfer.names import SCHEME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
     from archive_overlay.transfer.names import Name
@@ -53,10 +53,16 @@ class RemoteHistory(Record):
     Attributes:
         top: the ids that its topmost layer may have in stores.
         known: those of all its layers.
+        ancestors: the beginnings of those that it has had, and no layer says any more; see `stored.ANCESTORS`.
     """
 
     top: frozenset[str]
     known: frozenset[str]
+    ancestors: frozenset[str]
+
+    def has(self, ids: Iterable[str]) -> bool:
+        """Say whether a layer is among its own, or was, by the ids that it may have in stores."""
+        return any(each in self.known or each[:ANCESTOR_DIGITS] in self.ancestors for each in ids)
 
 
 def by_digest(name: Name, digest: str) -> str:
@@ -92,7 +98,7 @@ def read_history(skopeo: Skopeo, image: RemoteImage) -> RemoteHistory:
     Raises:
         ArchiveError: it cannot be read, or is not what its digest says.
     """
-    nothing = RemoteHistory(top=frozenset(), known=frozenset())
+    nothing = RemoteHistory(top=frozenset(), known=frozenset(), ancestors=frozenset())
     described = image.manifest.get("config")
     if not image.layers or not isinstance(described, dict):
         return nothing
@@ -108,7 +114,11 @@ def read_history(skopeo: Skopeo, image: RemoteImage) -> RemoteHistory:
     ids = [
         {chain, *chains_in(_annotations(layer))} - {""} for chain, layer in zip(chains_of(diff_ids), listed)
     ]
-    return RemoteHistory(top=frozenset(ids[-1]), known=frozenset().union(*ids))
+    return RemoteHistory(
+        top=frozenset(ids[-1]),
+        known=frozenset().union(*ids),
+        ancestors=frozenset(ancestors_in(_annotations(image.manifest))),
+    )
 
 
 def _is_image(manifest: Mapping[str, Any]) -> bool:

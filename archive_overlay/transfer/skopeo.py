@@ -103,12 +103,13 @@ class Skopeo:
         """
         require_program(self._program, purpose="carry images", hint="install skopeo, or name it by --skopeo")
 
-    def copy(self, source: str, destination: str, *options: str) -> None:
+    def copy(self, source: str, destination: str, *options: str, largest_file: int | None = None) -> None:
         """Copy an image.
 
         Args:
             source, destination: with their transports, as oci:/srv/data:main.
             options: of the command, besides.
+            largest_file: how many bytes a file may have that is written for it; None: any number.
 
         Raises:
             TransferError: it could not be copied.
@@ -119,7 +120,8 @@ class Skopeo:
             if name.startswith("docker:") and not self._tls_verify
         ]
         arguments = [*self._authfile, *tls, *options, source, destination]
-        self._run(f"copy {source} to {destination}", "copy", "--quiet", *arguments)
+        what = f"copy {source} to {destination}"
+        self._run(what, "copy", "--quiet", *arguments, largest_file=largest_file)
 
     def manifest(self, reference: str) -> bytes | None:
         """Give an image's manifest; None: there is no such image.
@@ -159,7 +161,14 @@ class Skopeo:
     def _tls(self, reference: str) -> list[str]:
         return ["--tls-verify=false"] if reference.startswith("docker:") and not self._tls_verify else []
 
-    def _run(self, what: str, command: str, *arguments: str, most: int = 1 << 20) -> bytes:
+    def _run(
+        self,
+        what: str,
+        command: str,
+        *arguments: str,
+        most: int = 1 << 20,
+        largest_file: int | None = None,
+    ) -> bytes:
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TransferError(f"cannot {what}: {self._timeout:.0f} s have passed already", unreachable=True)
@@ -171,6 +180,7 @@ class Skopeo:
                 timeout=left,
                 say=self._say,
                 most_output=most,
+                largest_file=largest_file,
             )
         except ProgramError as error:
             said = error.said.lower()

@@ -1,0 +1,234 @@
+"""What another host has added to a history, joined with what is here.
+
+Hosts that share a registry have one history, and each has its own layout. A registry has images, and no packs. So what comes
+from there has the revisions that its layers say; and those that the image has only composed are here, if they ever were.
+Both together are the history as it goes on here: the image that came takes the place of the one that was here, and what that
+had besides becomes a pack, as in a compaction.
+
+Whether one image goes on with another one is known by the ids that its layers have had in stores, which are made of what is
+in them and below them, and by the numbers of their revisions.
+"""
+
+from __future__ import annotations
+
+from archive_overlay.errors import ArchiveError
+from archive_overlay.history.compaction import with_merged
+from archive_overlay.history.pruning import without
+from archive_overlay.layout.blobs import Blobs
+from archive_overlay.layout.images import descriptor_of, entries_up_to, put_image, with_ancestors
+from archive_overlay.layout.packs import add_history, add_pack
+from archive_overlay.layout.pieces import Pieces
+from archive_overlay.layout.read import HISTORY, images, tag_of
+from archive_overlay.layout.stored import (
+    ANCESTOR_DIGITS,
+    PRUNED,
+    SUPERSEDED,
+    chains_in,
+    open_stored,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from archive_overlay.layout.edit import Edit
+    from archive_overlay.layout.packs import Kept, PackEntry
+    from archive_overlay.layout.pieces import Piece
+    from archive_overlay.layout.stored import StoredImage
+
+
+def goes_on_with(later: StoredImage, earlier: StoredImage) -> bool:
+    """Say whether an image is another one with perhaps more revisions, whatever became of its layers."""
+    return not earlier.layers or last_in_common(earlier, later) == earlier.last
+
+
+def last_in_common(image: StoredImage, other: StoredImage) -> int:
+    """Give the number of the last revision of an image that another one has, too; 0: there is none."""
+    theirs = _ids(other)
+    beginnings = other.ancestors()
+    for identifier, number in sorted(_ids(image).items(), key=lambda each: -each[1]):
+        if number in (theirs.get(identifier), beginnings.get(identifier[:ANCESTOR_DIGITS])):
+            return number
+    return 0
+
+
+def named_besides(layout: int, index: Mapping[str, Any], tag: str, image: StoredImage) -> str:
+    """Find another tag that has all of an image; "" if there is none.
+
+    Args:
+        layout: file descriptor of the layout's directory.
+        index: the layout's.
+        tag: the image's.
+        image: whose last revision is looked for.
+    """
+    for descriptor in reversed(images(index)):
+        name = tag_of(descriptor)
+        if not name or name == tag:
+            continue
+        try:
+            if goes_on_with(open_stored(layout, descriptor), image):
+                return name
+        except (ArchiveError, OSError):
+            continue  # damaged, or no image: another one's matter
+    return ""
+
+
+def put_joined(
+    edit: Edit,
+    tag: str,
+    layout: int,
+    fetched: StoredImage,
+    *,
+    here: StoredImage | None,
+) -> str:
+    """Let a tag name an image that came from elsewhere, and keep what was known here of its revisions.
+
+    What the image says of a history of its layout, and of blobs that are superfluous there, means nothing here.
+
+    Args:
+        edit: is going to publish it, and has all of its blobs but the manifest that is not in the layout yet.
+        tag: the tag.
+        layout: file descriptor of the layout's directory, which is locked.
+        fetched: the image.
+        here: the image that has the tag now; None: there is none.
+
+    Returns:
+        The digest of the tag's new manifest.
+
+    Raises:
+        ArchiveError: what is here is damaged.
+        OSError: something cannot be read or written.
+    """
+    said = {
+        key: value
+        for key, value in fetched.manifest["annotations"].items()
+        if key not in (HISTORY, SUPERSEDED)
+    }
+    manifest: dict[str, Any] = {**fetched.manifest, "annotations": said}
+    diff_ids = fetched.config["rootfs"]["diff_ids"]
+    common = last_in_common(here, fetched) if here else 0
+    superseded: list[str] = []
+    if here and common:
+        known = {each.number: each for each in here.kept() if each.number <= common}
+        manifest["layers"] = [
+            descriptor_of(piece, known[piece.last]) if _is_pruned(layer) and piece.last in known else layer
+            for piece, layer in zip(fetched.layers, manifest["layers"])
+        ]
+        entries, superseded = _kept_here(here, common, known, fetched, edit, layout)
+        manifest = with_ancestors(manifest, diff_ids, here, up_to=common)
+        if value := add_history(edit, entries):
+            manifest["annotations"][HISTORY] = value
+    return put_image(
+        edit,
+        tag,
+        manifest,
+        fetched.config,
+        # What does not go on has another tag besides, and is still needed.
+        instead_of=here if here and common == here.last else None,
+        superseded=superseded,
+        platform=fetched.descriptor.get("platform"),
+        same_config=True,
+    )
+
+
+def _kept_here(
+    here: StoredImage,
+    common: int,
+    known: Mapping[int, Kept],
+    fetched: StoredImage,
+    edit: Edit,
+    layout: int,
+) -> tuple[list[PackEntry], list[str]]:
+    """Keep what is known here of an image's revisions; give its packs, and the digests of blobs that are not needed then."""
+    here.packs_to_keep()
+    entries = entries_up_to(here, common)
+    theirs = {(piece.first, piece.last, piece.digest) for piece in fetched.layers}
+    pieces = [
+        piece
+        for piece in here.layers
+        if piece.last <= common and (piece.first, piece.last, piece.digest) not in theirs
+    ]
+    digests = [piece.digest for piece in pieces]
+    said = {
+        piece.last
+        for piece, layer in zip(fetched.layers, fetched.manifest["layers"])
+        if not _is_pruned(layer) or piece.last in known
+    }
+    of_layers = {piece.last for piece in here.layers} - said
+    facts = [known[number] for number in sorted(known) if number in of_layers]
+    # What layers say of revisions is newer, and is to be so when these layers are composed.
+    entries = [without(entry, said & _numbers_in(entry, here)) for entry in entries]
+    numbers = sorted({*said, *known})
+    pieces += _change_sets(numbers, [*fetched.layers, *here.pieces(here.first, common)])
+    if facts or pieces:
+        # Layers of the image that are in a pack besides are in staging, or here.
+        with Blobs(layout) as blobs:
+            entries.append(add_pack(edit, blobs, facts, pieces, staged=edit.staged()))
+            entries, merged = with_merged(here, entries, edit, blobs)
+        digests += merged
+    return entries, digests
+
+
+def _is_pruned(layer: Mapping[str, Any]) -> bool:
+    """Say whether the last revision of a layer is none any more."""
+    return PRUNED in (layer.get("annotations") or {})
+
+
+def _numbers_in(entry: PackEntry, image: StoredImage) -> set[int]:
+    try:
+        return {each.number for each in image.content(entry)[0]}
+    except (ArchiveError, OSError):
+        return set()  # what is damaged stays as it is
+
+
+def _change_sets(numbers: Sequence[int], pieces: Sequence[Piece]) -> list[Piece]:
+    """Give pieces that are missing for what each revision changed, made of others.
+
+    A layer of one host may have revisions composed of which another host knows that they are several: then what the last
+    one changed is nowhere. All of the layer does as well: on what is there already, it changes only what that one changed.
+
+    Args:
+        numbers: of the revisions, in order.
+        pieces: all that there are; none begins before the first revision's does.
+    """
+    there = Pieces()
+    there.add(pieces)
+    by_last: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        by_last.setdefault(piece.last, []).append(piece)
+    for each in by_last.values():
+        each.sort(key=lambda piece: -piece.first)  # those that have least besides
+    missing: list[Piece] = []
+    begin = min((piece.first for piece in pieces), default=1)
+    for number in numbers:
+        if there.cover(begin, number) is None:
+            missing += [
+                piece.replace(first=begin) for piece in _back(begin, number, by_last) if piece.first < begin
+            ]
+        begin = number + 1
+    return missing
+
+
+def _back(begin: int, number: int, by_last: Mapping[int, Sequence[Piece]]) -> list[Piece]:
+    """Find pieces that follow one another down from a number, until one has the beginning; none if there are not enough."""
+    follower: dict[int, Piece | None] = {number: None}  # by where the next one has to end
+    pending = [number]
+    while pending:
+        end = pending.pop()
+        for piece in by_last.get(end, ()):
+            if piece.first <= begin:
+                found = [piece]
+                while (above := follower[found[-1].last]) is not None:
+                    found.append(above)
+                return found
+            if piece.first - 1 not in follower:
+                follower[piece.first - 1] = piece
+                pending.append(piece.first - 1)
+    return []
+
+
+def _ids(image: StoredImage) -> dict[str, int]:
+    """Give all ids that an image's revisions had in stores, with their numbers."""
+    found = {each: kept.number for kept in image.kept() for each in chains_in(kept.annotations)}
+    return {**found, **image.chains()}
