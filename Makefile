@@ -8,6 +8,7 @@ DOCDIR   ?= $(PREFIX)/share/doc/archive_overlay
 HOOKSDIR ?= $(PREFIX)/share/containers/oci/hooks.d
 BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
 ZSHCOMPDIR  ?= $(PREFIX)/share/zsh/site-functions
+SYSTEMDDIR ?= $(PREFIX)/lib/systemd
 DESTDIR  ?=
 
 # The interpreter that the program's first line names. Its own venv module makes the tools' venv.
@@ -22,6 +23,7 @@ export PYTHON
 # Directories too, for a module that is deleted is a change.
 SOURCES := $(shell find archive_overlay -name __pycache__ -prune -o '(' -name '*.py' -o -type d ')' -print)
 PROGRAM = dist/archive_overlay.pyz
+UNIT = archive_overlay-recover.service
 
 # Nothing in a path is a command to sed.
 BINDIR_FOR_SED = $(subst |,\|,$(subst &,\&,$(subst \,\\,$(BINDIR))))
@@ -39,9 +41,9 @@ $(PROGRAM): build.sh tools/onefile.py $(SOURCES) .cache/build-settings
 	@mkdir -p $(@D)
 	@echo '$(PYTHON) $(SOURCE_DATE_EPOCH)' | cmp -s - $@ || echo '$(PYTHON) $(SOURCE_DATE_EPOCH)' >$@
 
-install: $(PROGRAM)  ## install program, hook, man page and completions (DESTDIR, PREFIX, BINDIR, MANDIR, ...)
+install: $(PROGRAM)  ## install program, hook, units, man page and completions (DESTDIR, PREFIX, BINDIR, MANDIR, ...)
 	$(INSTALL) -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(HOOKSDIR)' '$(DESTDIR)$(DOCDIR)/debug' \
-	    '$(DESTDIR)$(BASHCOMPDIR)' '$(DESTDIR)$(ZSHCOMPDIR)'
+	    '$(DESTDIR)$(BASHCOMPDIR)' '$(DESTDIR)$(ZSHCOMPDIR)' '$(DESTDIR)$(SYSTEMDDIR)/system' '$(DESTDIR)$(SYSTEMDDIR)/user'
 	$(INSTALL) -m 0755 $(PROGRAM) '$(DESTDIR)$(BINDIR)/archive_overlay'
 	$(INSTALL) -m 0644 man/archive_overlay.1 '$(DESTDIR)$(MANDIR)/man1/archive_overlay.1'
 	$(INSTALL) -m 0644 completions/archive_overlay '$(DESTDIR)$(BASHCOMPDIR)/archive_overlay'
@@ -51,11 +53,16 @@ install: $(PROGRAM)  ## install program, hook, man page and completions (DESTDIR
 	    case $$hook in debug/*) to='$(DESTDIR)$(DOCDIR)/debug' ;; *) to='$(DESTDIR)$(HOOKSDIR)' ;; esac; \
 	    $(INSTALL) -m 0644 ".cache/$${hook##*/}" "$$to" || exit; \
 	done
+	for whose in system user; do \
+	    sed 's|@BINDIR@|$(BINDIR_FOR_SED)|' systemd/$$whose/$(UNIT).in >.cache/$(UNIT) || exit; \
+	    $(INSTALL) -m 0644 .cache/$(UNIT) '$(DESTDIR)$(SYSTEMDDIR)'/$$whose || exit; \
+	done
 
 uninstall:  ## remove what install put there
 	rm -f '$(DESTDIR)$(BINDIR)/archive_overlay' '$(DESTDIR)$(MANDIR)/man1/archive_overlay.1' \
 	    '$(DESTDIR)$(HOOKSDIR)/archive_overlay.json' '$(DESTDIR)$(DOCDIR)/debug/archive_overlay.json' \
-	    '$(DESTDIR)$(BASHCOMPDIR)/archive_overlay' '$(DESTDIR)$(ZSHCOMPDIR)/_archive_overlay'
+	    '$(DESTDIR)$(BASHCOMPDIR)/archive_overlay' '$(DESTDIR)$(ZSHCOMPDIR)/_archive_overlay' \
+	    '$(DESTDIR)$(SYSTEMDDIR)/system/$(UNIT)' '$(DESTDIR)$(SYSTEMDDIR)/user/$(UNIT)'
 	-rmdir '$(DESTDIR)$(DOCDIR)/debug' '$(DESTDIR)$(DOCDIR)'
 
 check:  ## check style, types and scripts, and run the unit tests: half a minute

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from archive_overlay import commands
 
             return commands.run(asked)
-        logger = _open_log(asked)
+        logger = log.open_log(asked.log_level, path=asked.log_file, syslog=asked.syslog)
 
         from archive_overlay.hook import hook
 
@@ -294,13 +294,13 @@ def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
         "--on-success",
         metavar="PROGRAM",
         type=_absolute_path,
-        help="run this program for each archive that was made, with what is known of it as JSON on standard input",
+        help="run this program for each archive with which all went well, with what is known of it as JSON on standard input",
     )
     parser.add_argument(
         "--on-failure",
         metavar="PROGRAM",
         type=_absolute_path,
-        help="run this program for each archive that could not be made, in the same way",
+        help="run this program for each archive that could not be made, loaded or pushed, in the same way",
     )
     parser.add_argument(
         "--trust-image-annotations",
@@ -432,25 +432,6 @@ def _raise_on_signals() -> None:
         raise Interrupted(number)
 
     signals.on_end(interrupt)
-
-
-def _open_log(settings: Settings) -> log.Log:
-    sinks: list[log.Sink] = [log.StreamSink(2, terminal=os.isatty(2))]
-    if settings.syslog:
-        sinks.append(log.SyslogSink())
-    failure = None
-    if settings.log_file:
-        try:
-            from archive_overlay.system.resolve import open_log_file
-
-            sinks.append(log.StreamSink(open_log_file(settings.log_file), terminal=False))
-        except (OSError, ValueError) as error:
-            failure = error
-    logger = log.Log(settings.log_level, sinks)
-    if failure:
-        reason = getattr(failure, "strerror", None) or failure
-        logger.warning(f"cannot open the log file {settings.log_file}: {reason}; going on without it")
-    return logger
 
 
 def _keep_standard_descriptors() -> None:

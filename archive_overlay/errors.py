@@ -32,6 +32,10 @@ class ArchiveError(HookError):
     """One request cannot be done; the others still can."""
 
 
+class StaleError(ArchiveError):
+    """Something has changed since it was judged. Judged anew, the same may be possible."""
+
+
 class Interrupted(BaseException):
     """A signal asks the program to end.
 

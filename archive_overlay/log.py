@@ -121,6 +121,32 @@ class Repeated:
         self._counts.clear()
 
 
+def open_log(level: str, *, path: str | None, syslog: bool) -> Log:
+    """Open the log of a run of the hook: standard error, and what its command line says.
+
+    Args:
+        level: see `Log`.
+        path: of a file to append to; None: to none.
+        syslog: whether messages go to the system log too.
+    """
+    sinks: list[Sink] = [StreamSink(2, terminal=os.isatty(2))]
+    if syslog:
+        sinks.append(SyslogSink())
+    failure = None
+    if path:
+        try:
+            from archive_overlay.system.resolve import open_log_file
+
+            sinks.append(StreamSink(open_log_file(path), terminal=False))
+        except (OSError, ValueError) as error:
+            failure = error
+    log = Log(level, sinks)
+    if failure:
+        reason = getattr(failure, "strerror", None) or failure
+        log.warning(f"cannot open the log file {path}: {reason}; going on without it")
+    return log
+
+
 class StreamSink:
     """Log lines on an open file descriptor: logfmt, or colours and no time on a terminal.
 

@@ -49,8 +49,8 @@ class Settings(Record):
         jobs: how many threads may work; 0: as many as there are processors for this process.
         fsync: whether archives are flushed to disk before they are published.
         transfer: how images get to other places than their layouts.
-        on_success, on_failure: absolute path of the program that is told of each archive that was made, or was not; None:
-            there is none.
+        on_success, on_failure: absolute path of the program that is told of each archive with which all went well, or
+            something did not; None: there is none.
         log_level, log_file, syslog: see `log`.
     """
 

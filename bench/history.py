@@ -217,7 +217,8 @@ def _base(bench: Bench) -> tuple[Path, Path]:
     ):
         subprocess.run(["umoci", *command], check=True, capture_output=True)
     (bundle / "rootfs").rmdir()
-    data.small_files(bundle / "rootfs", files=int(30_000 * bench.scale), directories=520)
+    files, directories = int(30_000 * bench.scale), max(1, int(520 * bench.scale))
+    data.small_files(bundle / "rootfs", files=files, directories=directories)
     for command in (["repack", "--image", base, bundle], ["unpack", "--image", base, f"{bundle}.again"]):
         subprocess.run(["umoci", *command], check=True, capture_output=True)
     remove(bundle)

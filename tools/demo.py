@@ -1,7 +1,8 @@
 """Show what the hook does: changes in an overlay, and the archives that come of them.
 
-With podman, a container makes the changes; its images and storage are made for the occasion. Without
-it, the changes are made here, on an overlay that is mounted for the occasion, in a user namespace if
+With podman, a container makes the changes; its images and storage are made for the occasion. Two more
+containers, of one and the same command, show that the second finds what the first one left. Without podman,
+the changes are made here, on an overlay that is mounted for the occasion, in a user namespace if
 need be. Where not even that is allowed, the hook gets an upperdir written by hand. Nothing is left.
 """
 
@@ -45,7 +46,10 @@ rm -r settings
 mkdir settings
 echo green >settings/colour
 """
-PROGRAMS = ("sh", "rm", "mkdir", "ln")
+PROGRAMS = ("sh", "rm", "mkdir", "ln", "cat")
+
+# What the container runs that goes on with what the last one left.
+GOING_ON = "cat greeting.txt; echo 'hello again' >>greeting.txt"
 
 
 class UnableError(Exception):
@@ -81,13 +85,14 @@ def with_podman(program: Path, place: Path) -> None:
     """
     if not shutil.which("podman"):
         raise UnableError("podman is not installed")
+    skopeo = shutil.which("skopeo") or "/usr/bin/skopeo"
     for directory in ("home", "run", "hooks", "data"):
         (place / directory).mkdir(parents=True, mode=0o700)
     hook = {
         "version": "1.0.0",
         "hook": {
             "path": str(program),
-            "args": ["archive_overlay", "--log-file", str(place / "log")],
+            "args": ["archive_overlay", "--log-file", str(place / "log"), "--skopeo", skopeo],
         },
         "when": {"annotations": {f"^{re.escape(ANNOTATION)}\\.": ".*"}},
         "stages": ["poststop"],
@@ -115,7 +120,7 @@ def with_podman(program: Path, place: Path) -> None:
         # users' podman makes such a namespace itself.)
         podman = ["unshare", "--mount", *podman]
 
-    def run(*arguments: str) -> None:
+    def run(*arguments: str) -> str:
         done = subprocess.run(
             [*podman, *arguments],
             env=environment,
@@ -127,29 +132,32 @@ def with_podman(program: Path, place: Path) -> None:
         if done.returncode != 0:
             complaint = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
             raise UnableError(complaint[-1])
+        return done.stdout
 
     try:
         for image in ("programs", "data"):
             with tarfile.open(place / f"{image}.tar", "w") as tar:
                 tar.add(place / image, arcname=".", filter=_owned_by_root)
             run("import", "--quiet", str(place / f"{image}.tar"), f"localhost/{image}:demo")
-        arguments = ["--mount", "type=image,source=localhost/data:demo,dst=/data,rw=true"]
-        for key, value in requested("/data", place).items():
-            arguments += ["--annotation", f"{key}={value}"]
-        shown = ["podman", "run", "--rm", *arguments, "localhost/programs:demo", "sh", "-c", "..."]
-        run_container(
-            run, [*arguments, "--workdir=/data", "localhost/programs:demo", "/bin/sh", "-ec", CHANGES]
-        )
+        arguments = _options(requested("/data", place))
+        run_container(run, arguments, CHANGES)
         if not (place / "log").exists():
             raise UnableError("podman did not run the hook")
         heading("A container with an image mounted at /data")
         show_lower()
         heading("What it ran there")
-        print(" \\\n    ".join(_in_lines(shown)) + "\n")
+        show_command(arguments, "...")
         print(CHANGES, end="")
         heading("What the hook said")
         print((place / "log").read_text(), end="")
         show_archives(place)
+        if Path(skopeo).exists():
+            show_two_runs(run, program, place)
+        else:
+            print(
+                "\n(skopeo is not installed: with it, the next container would go on with what this one left.)"
+            )
+        print("\nAll of it is deleted again now.")
     finally:
         _end_pause_process(place / "run")
         # In a rootless store, files belong to other ids of the user's own range.
@@ -160,8 +168,39 @@ def with_podman(program: Path, place: Path) -> None:
         _end_pause_process(place / "run")
 
 
-def run_container(podman: Callable[..., None], arguments: list[str]) -> None:
+def show_two_runs(podman: Callable[..., str], program: Path, place: Path) -> None:
+    """Run one and the same command twice: the second container finds what the first one left."""
+    layout = f"{place / 'history'}:main"
+    arguments = _options(
+        {
+            f"{ANNOTATION}.data.mount-point": "/data",
+            f"{ANNOTATION}.data.archive-to": layout,
+            f"{ANNOTATION}.data.method": "oci",
+            f"{ANNOTATION}.data.load-as": "localhost/data:demo",
+        }
+    )
+    heading("A history: the same command, twice")
+    show_command(arguments, f'"{GOING_ON}"')
+    found = []
+    for which in ("first", "second"):
+        found.append(run_container(podman, arguments, GOING_ON))
+        print(f"The {which} container finds in greeting.txt:\n{found[-1]}")
+    if found[1] != f"{found[0]}hello again\n":
+        sys.exit(f"that is not what the first one left:\n{(place / 'log').read_text()}")
+    print(f"archive_overlay log {layout}\n", flush=True)
+    subprocess.run([program, "log", layout], env={}, check=True)
+
+
+def run_container(podman: Callable[..., str], options: list[str], script: str) -> str:
     """Run a container with the first OCI runtime that can run one here.
+
+    Args:
+        podman: runs it.
+        options: of `podman run`.
+        script: what it runs in the mounted image.
+
+    Returns:
+        What it wrote to standard output.
 
     Raises:
         UnableError: none can.
@@ -173,8 +212,10 @@ def run_container(podman: Callable[..., None], arguments: list[str]) -> None:
         (["--runtime=crun"], ["--cgroups=disabled"]),
     ):
         try:
-            podman(*runtime, "run", "--rm", "--network=none", "--log-driver=none", *cgroups, *arguments)
-            return
+            return podman(
+                *(*runtime, "run", "--rm", "--network=none", "--log-driver=none", *cgroups, *options),
+                *("--workdir=/data", "localhost/programs:demo", "/bin/sh", "-ec", script),
+            )
         except UnableError as reason:
             last = reason
     raise last
@@ -245,6 +286,7 @@ def without_container(program: Path, place: Path, *, mount_options: str) -> None
     if done.returncode != 0:
         sys.exit(f"the hook ended with status {done.returncode}")
     show_archives(place)
+    print("\nAll of it is deleted again now.")
 
 
 def mount_overlay(place: Path) -> str:
@@ -333,6 +375,12 @@ def modest_limits() -> list[str]:
     return limits
 
 
+def show_command(options: list[str], script: str) -> None:
+    """Show how a container is run."""
+    shown = ["podman", "run", "--rm", *options, "localhost/programs:demo", "sh", "-c", script]
+    print(" \\\n    ".join(_in_lines(shown)) + "\n")
+
+
 def show_lower() -> None:
     """Show what lies below the changes."""
     for name, text in LOWER.items():
@@ -359,7 +407,7 @@ def show_archives(place: Path) -> None:
             kind = stat.S_IFLNK if member.issym() else stat.S_IFCHR if member.ischr() else 0
             kind = kind or (stat.S_IFDIR if member.isdir() else stat.S_IFREG)
             show_entry(kind | member.mode, member.uid, member.gid, member.name, note)
-    print(f"\nand the success marker, {archives / 'changes.ok'}. All of it is deleted again now.")
+    print(f"\nand the success marker, {archives / 'changes.ok'}.")
 
 
 def show_directory(top: Path) -> None:
@@ -400,6 +448,14 @@ def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member
+
+
+def _options(annotations: dict[str, str]) -> list[str]:
+    """Give the options of a container that has the image mounted, and these annotations."""
+    options = ["--mount", "type=image,source=localhost/data:demo,dst=/data,rw=true"]
+    for key, value in annotations.items():
+        options += ["--annotation", f"{key}={value}"]
+    return options
 
 
 def _in_lines(words: list[str]) -> list[str]:

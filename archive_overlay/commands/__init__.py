@@ -41,6 +41,8 @@ _ROOMS = {
     "log": "revision_log",
     "check": "check.report",
     "apply": "apply.command",
+    "recover": "recover.command",
+    "snapshot": "snapshot.command",
     COMPLETE: "complete",
 }
 _STDOUT = 1

@@ -80,7 +80,7 @@ def add_commands(parser: argparse.ArgumentParser, *, parse: Parse, width: int) -
     _add_prune(add)
     _add_gc(add)
     _add_verify(add)
-    add_engine_commands(add)
+    add_engine_commands(add, parse)
     _add_check(add, parse)
 
 

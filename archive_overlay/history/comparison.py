@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from hashlib import blake2b
+from itertools import zip_longest
 
 from archive_overlay.errors import fail
 from archive_overlay.history.unpack import OVERLAY_ATTRIBUTES
@@ -140,8 +141,8 @@ class _Comparison:
         self._whole: list[bool] = []
         # Directories that are given only if nothing in them is: how many directories they are in, and what would be given.
         self._held: list[tuple[int, Difference]] = []
-        self._newer_files: dict[int, _Facts] = {}
-        self._older_files: dict[int, _Facts] = {}
+        self._newer_files: dict[int, Facts] = {}
+        self._older_files: dict[int, Facts] = {}
 
     def run(self) -> Iterator[Difference]:
         while True:
@@ -262,8 +263,8 @@ class _Comparison:
         if opaque:
             return Difference(OPAQUE, change, old=old)
         if not (change.implicit or old.implicit):
-            *now, time_now = _metadata(change)
-            *before, time_before = _metadata(old)
+            *now, time_now = metadata_of(change)
+            *before, time_before = metadata_of(old)
             if now != before or not same_attributes(change, old) or (marks and change.opaque != old.opaque):
                 return Difference(METADATA, change, old=old)
             if time_now != time_before:
@@ -277,13 +278,13 @@ class _Comparison:
         self._held.append((depth, difference))
         return None
 
-    def _facts(self, change: Change, files: dict[int, _Facts]) -> _Facts | None:
+    def _facts(self, change: Change, files: dict[int, Facts]) -> Facts | None:
         """Give what is remembered of a file with several names; None for other files."""
         if not change.shared:
             return None
         facts = files.get(change.shared)
         if facts is None:
-            facts = files[change.shared] = _Facts(change)
+            facts = files[change.shared] = Facts(change)
         return facts
 
 
@@ -303,8 +304,13 @@ class _Nothing:
         raise NotImplementedError
 
 
-class _Facts:
+class Facts:
     """What is remembered of a file with several names, because only the first one has its data and attributes.
+
+    Args:
+        change: its first name.
+        metadata: see below; None: the change's.
+        names: gives the names of the attributes that count; None: those that are the entry's own.
 
     Attributes:
         contents: digest of the data.
@@ -314,18 +320,32 @@ class _Facts:
 
     __slots__ = ("attributes", "contents", "metadata")
 
-    def __init__(self, change: Change) -> None:
+    def __init__(
+        self,
+        change: Change,
+        *,
+        metadata: tuple[int, int, int, int] | None = None,
+        names: Callable[[Change], list[str]] | None = None,
+    ) -> None:
         self.contents = digest_of(change) if change.kind is FILE and change.link_to is None else b""
-        self.metadata = _metadata(change)
+        self.metadata = metadata or metadata_of(change)
         attributes = blake2b(digest_size=16)
-        for name in sorted(_compared(change)):
+        for name in sorted((names or _compared)(change)):
             value = change.attributes[name]
             attributes.update(b"%d:%s%d:" % (len(name), os.fsencode(name), len(value)))
             attributes.update(value)
         self.attributes = attributes.digest()
 
+    def equals(self, other: Facts) -> bool:
+        """Say whether two files are the same."""
+        return (self.contents, self.metadata, self.attributes) == (
+            other.contents,
+            other.metadata,
+            other.attributes,
+        )
 
-def _contents_differ(change: Change, facts: _Facts | None, old: Change, old_facts: _Facts | None) -> bool:
+
+def _contents_differ(change: Change, facts: Facts | None, old: Change, old_facts: Facts | None) -> bool:
     """Say whether two entries of one type differ in more than metadata."""
     kind = change.kind
     if kind is SYMLINK:
@@ -350,17 +370,18 @@ def _is_one_file(change: Change, old: Change) -> bool:
     return os.path.samestat(os.fstat(change.fd), os.fstat(old.fd))
 
 
-def _metadata_differ(change: Change, facts: _Facts | None, old: Change, old_facts: _Facts | None) -> bool:
-    now = facts.metadata if facts else _metadata(change)
-    before = old_facts.metadata if old_facts else _metadata(old)
+def _metadata_differ(change: Change, facts: Facts | None, old: Change, old_facts: Facts | None) -> bool:
+    now = facts.metadata if facts else metadata_of(change)
+    before = old_facts.metadata if old_facts else metadata_of(old)
     if now != before:
         return True
     if facts is None and old_facts is None:
         return not same_attributes(change, old)
-    return (facts or _Facts(change)).attributes != (old_facts or _Facts(old)).attributes
+    return (facts or Facts(change)).attributes != (old_facts or Facts(old)).attributes
 
 
-def _metadata(change: Change) -> tuple[int, int, int, int]:
+def metadata_of(change: Change) -> tuple[int, int, int, int]:
+    """Give mode, owner and time of modification."""
     # A symbolic link's mode means nothing, and not every archive has it.
     mode = 0 if change.kind is SYMLINK else change.mode
     return mode, change.uid, change.gid, change.mtime_ns
@@ -375,18 +396,36 @@ def _compared(change: Change) -> list[str]:
     ]
 
 
-def same_attributes(change: Change, old: Change) -> bool:
+def same_attributes(
+    change: Change, old: Change, *, names_of: Callable[[Change], list[str]] | None = None
+) -> bool:
     """Say whether two entries have the same extended attributes.
+
+    Args:
+        change, old: the two.
+        names_of: gives the names of those that count; None: those that are the entry's own.
 
     Raises:
         ArchiveError: they cannot be read.
     """
     if not change.attributes and not old.attributes:
         return True
-    names = _compared(change)
-    if set(names) != set(_compared(old)):
+    names_of = names_of or _compared
+    names = names_of(change)
+    if set(names) != set(names_of(old)):
         return False
     return all(change.attributes[name] == old.attributes[name] for name in names)
+
+
+def same_data(change: Change, old: Change) -> bool:
+    """Say whether two files that are no links have the same data: holes are zeros.
+
+    Raises:
+        ArchiveError: they cannot be read.
+    """
+    if change.size != old.size:
+        return False
+    return all(block == other for block, other in zip_longest(_blocks(change), _blocks(old)))
 
 
 def digest_of(change: Change) -> bytes:

@@ -8,10 +8,18 @@ import time
 from archive_overlay import methods
 from archive_overlay.destination.marker import Marker
 from archive_overlay.destination.paths import Paths
-from archive_overlay.errors import ArchiveError, HookError, Interrupted, internal_error, interruption
+from archive_overlay.errors import (
+    ArchiveError,
+    HookError,
+    Interrupted,
+    StaleError,
+    internal_error,
+    interruption,
+)
 from archive_overlay.hook import rescue, runtime
 from archive_overlay.hook.annotations import Context, group_by_name, parse_request, timestamp
 from archive_overlay.hook.ledger import Ledger
+from archive_overlay.hook.saved import Saved
 from archive_overlay.overlay import store
 from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
 from archive_overlay.overlay.locate import environment_file, find_overlay, mount_at
@@ -25,7 +33,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from archive_overlay.hook.annotations import ArchiveRequest
     from archive_overlay.hook.image_annotations import Refusal
@@ -56,6 +64,9 @@ class Run(Record):
         patience: how long it may still wait for other programs.
         flush: when something counts as written.
         ledger: what became of the requests so far.
+        saved: where it is noted what is saved; None: nowhere.
+        recovering: whether the engine has not run the hook, and the container may be started again.
+        running: whether the container runs.
         log: takes what happens.
     """
 
@@ -68,6 +79,9 @@ class Run(Record):
     patience: Patience
     flush: Flush
     ledger: Ledger
+    saved: Saved | None = None
+    recovering: bool = False
+    running: bool = False
     log: Log
 
     @property
@@ -81,6 +95,7 @@ class Run(Record):
             environment_file=environment_file(spec.mounts),
             annotations=spec.annotations,
             started=spec.started,
+            running=self.running,
         )
 
     def find(self, mount_point: str) -> OverlayMount:
@@ -98,6 +113,7 @@ class Run(Record):
             mount_point,
             mount_program=self.settings.mount_program,
             bundle=self.bundle,
+            ended=self.recovering,
         )
 
     def lifetime(self, overlay: OverlayMount, mount_point: str) -> str:
@@ -109,6 +125,8 @@ class Run(Record):
         ):  # another version has taken the place of this file, and this is for a message alone
             return UNKNOWN
         spec = self.spec
+        if self.recovering and mount_point == "/":
+            return UNKNOWN  # the engine starts the container with it again, or deletes it with the container
         return lifetime(overlay.upper, mount_point, spec.mounts, root=spec.root, bundle=self.bundle)
 
     def why_kept_in_place(self, overlay: OverlayMount, mount_point: str) -> str:
@@ -125,12 +143,23 @@ class Run(Record):
         return ""
 
 
-def run(settings: Settings, log: Log) -> int:
+def run(
+    settings: Settings,
+    log: Log,
+    *,
+    names: Collection[str] | None = None,
+    recovering: Saved | None = None,
+    running: Callable[[], None] | None = None,
+) -> int:
     """Save what a container asks for in its annotations.
 
     Args:
         settings: the command line's.
         log: takes what happens.
+        names: of the archives that are meant; None: all.
+        recovering: where it is noted what is saved, locked, if the engine has not run the hook; None: it runs it now.
+        running: if the container runs, is called when all has been read that is saved of it; None: it has stopped. Others are
+            kept out by the caller, and nothing is noted: what the container changes from now on is to be saved as well.
 
     Returns:
         0 if all that was asked for is saved, 1 if something is not.
@@ -144,9 +173,15 @@ def run(settings: Settings, log: Log) -> int:
     except HookError as error:
         log.error(str(error))
         return 1
-    asked = dict(group_by_name(spec.annotations, log))
+    asked = {
+        name: keys for name, keys in group_by_name(spec.annotations, log) if names is None or name in names
+    }
     if not asked:
         return 0
+    patience = Patience()
+    saved = recovering or (None if running else _saved(state.bundle, spec.root))
+    if saved and not recovering:
+        asked = _without_saved_meanwhile(asked, saved, patience, log)
     # From now on there is something to lose: a signal comes when it is known how that is rescued.
     with signals.HeldOff() as held_off:
         ledger = Ledger(asked, log)
@@ -157,32 +192,71 @@ def run(settings: Settings, log: Log) -> int:
             context=Context(id=state.id, timestamp=timestamp(time.time_ns())),
             paths=Paths(settings.allowed),
             policy=_policy(settings),
-            patience=Patience(),
+            patience=patience,
             flush=ToDisk(log.warning) if settings.fsync else Never(),
             ledger=ledger,
+            saved=saved,
+            recovering=recovering is not None,
+            running=running is not None,
             log=log,
         )
-        keeper = _rescue_directory(settings, state.id, log)
+        send_reports = _load_reports(settings)
         hurry = False
-        ask_image = not settings.trust_image_annotations and store.is_of_store(state.bundle, spec.root)
-        # Until it is known what the image asks for, all may be the image's.
-        unkept = {*asked} if ask_image else set()
         try:
-            held_off.let_in()
-            refused = _what_images_ask_for(asked, this) if ask_image else {}
-            unkept = {name for name, refusal in refused.items() if not refusal.keep}
-            for fault in spec.faults:
-                ledger.complain(fault)
-            saved = _archive_all(asked, refused, this)
-        except Interrupted as interruption:
-            ledger.give_up(str(interruption), unkept=unkept)
+            _save_and_tend(asked, this, held_off, running)
+        except Interrupted:
             hurry = True
             raise
         finally:
-            rescue.settle(ledger, this.find, this.lifetime, keeper, hurry=hurry)
-        # Only now, for it takes time, in which whoever started the hook may lose patience with it.
-        _tend_all(saved, this)
+            if send_reports:
+                stopped = this.context.timestamp
+                send_reports(ledger, settings, this.place, stopped=stopped, hurry=hurry, log=log)
         return 0 if ledger.saved_all else 1
+
+
+def _save_and_tend(
+    asked: Mapping[str, Mapping[str, object]],
+    run: Run,
+    held_off: signals.HeldOff,
+    running: Callable[[], None] | None,
+) -> None:
+    """Do all requests, settle what failed, and do what is left to do where archives are safe.
+
+    Args:
+        asked: the annotations of each archive by key, by the archive's name.
+        run: what they have in common.
+        held_off: holds signals off until it is known how what fails is rescued.
+        running: see `run`.
+
+    Raises:
+        Interrupted: see `run`.
+    """
+    settings, ledger = run.settings, run.ledger
+    keeper = _rescue_directory(settings, run.context.id, run.log)
+    hurry = False
+    ask_image = not settings.trust_image_annotations and store.is_of_store(run.bundle, run.spec.root)
+    # Until it is known what the image asks for, all may be the image's.
+    unkept = {*asked} if ask_image else set()
+    try:
+        held_off.let_in()
+        refused = _what_images_ask_for(asked, run) if ask_image else {}
+        unkept = {name for name, refusal in refused.items() if not refusal.keep}
+        for fault in run.spec.faults:
+            ledger.complain(fault)
+        made = _archive_all(asked, refused, run)
+        if running:
+            running()
+    except Interrupted as interruption:
+        ledger.give_up(str(interruption), unkept=unkept)
+        hurry = True
+        raise
+    finally:
+        rescue.settle(ledger, run.find, run.lifetime, keeper, hurry=hurry)
+        if run.saved:
+            for name in ledger.kept:
+                run.saved.add(name)
+    # Only now, for it takes time, in which whoever started the hook may lose patience with it.
+    _tend_all(made, run)
 
 
 def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> methods.Destination:
@@ -220,7 +294,7 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         log=log,
     )
     for complaint in getattr(destination, "complaints", ()):
-        ledger.complain(f"archive {request.name}: {complaint}")
+        ledger.complain_of(request.name, complaint)
     path = destination.path
     ledger.expect_free(request, path)
     marker = None
@@ -244,18 +318,25 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
             keep_in_place=keep_in_place,
             max_bytes=run.settings.max_bytes,
         )
-        stream = read_changes(
-            overlay,
-            log,
-            deletions_first=request.method.deletions_first,
-            max_entries=run.settings.max_entries,
-        )
-        try:
-            counted = tally.counted(stream)
-            allowed = run.policy.applied(counted) if run.policy else counted
-            result = writer.write(_with_owners(allowed, overlay, request, log), target, log)
-        finally:
-            stream.close()
+        compare = getattr(destination, "compare", None)
+        if compare:
+            with compare(lambda log: _InOrder(overlay, request, run, log), staging, log) as changes:
+                result = writer.write(tally.counted(changes), target, log)
+        else:
+            stream = read_changes(
+                overlay,
+                log,
+                deletions_first=request.method.deletions_first,
+                max_entries=run.settings.max_entries,
+            )
+            try:
+                counted = tally.counted(stream)
+                allowed = run.policy.applied(counted) if run.policy else counted
+                result = writer.write(_with_owners(allowed, overlay, request, log), target, log)
+            finally:
+                stream.close()
+        if run.recovering:
+            _expect_no_new_start(run, upper)
         done = destination.publish(staging, result)
         ledger.publish(request.name, path)
         if staging.took_upper:
@@ -263,11 +344,75 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         if marker:
             marker.create(flush)
         ledger.is_safe(request.name)
+        if run.saved:
+            run.saved.add(request.name)
+        ledger.note(
+            request.name,
+            {
+                "saved": True,
+                "mount_point": request.mount_point,
+                "method": request.method.name,
+                "path": path,
+                "success": request.success,
+                **tally.facts,
+                **_facts(destination),
+            },
+        )
+    seconds = time.monotonic() - started
+    ledger.note(request.name, {"seconds": round(seconds, 3)})
     log.info(
         f"archive {request.name}: saved {tally} of {request.mount_point} to {path} by {request.method.name}"
-        f"{f', as {done}' if done else ''} in {time.monotonic() - started:.2f} s"
+        f"{f', as {done}' if done else ''} in {seconds:.2f} s"
     )
     return destination
+
+
+class _InOrder:
+    """All changes as they may be archived, in the order of names. Use it as a context manager."""
+
+    def __init__(self, overlay: OverlayMount, request: ArchiveRequest, run: Run, log: Log) -> None:
+        self._stream = read_changes(overlay, log, max_entries=run.settings.max_entries)
+        allowed = run.policy.applied(self._stream) if run.policy else self._stream
+        self._changes = _with_owners(allowed, overlay, request, log)
+
+    def __enter__(self) -> Iterator[Change]:
+        return self._changes
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+
+def _saved(bundle: str, root: str) -> Saved | None:
+    try:
+        return Saved(store.lasting_directory(bundle, root))
+    except OSError:
+        return None  # nothing is noted then, and nothing else depends on it
+
+
+def _without_saved_meanwhile(
+    asked: dict[str, dict[str, object]], saved: Saved, patience: Patience, log: Log
+) -> dict[str, dict[str, object]]:
+    """Wait until no other run is at work for this container, and give what that one has not saved."""
+    if saved.lock():
+        return asked  # whatever is noted: who runs the hook again wants it again
+    log.info(f"another run is saving what this container asks for: waiting for at most {patience.left} s")
+    if not saved.wait(patience):
+        log.warning(f"another run has not ended in {patience.seconds} s: going on beside it")
+    found = saved.names
+    for name in asked:
+        if name in found:
+            log.info(f"archive {name}: another run has just saved it")
+    return {name: keys for name, keys in asked.items() if name not in found}
+
+
+def _expect_no_new_start(run: Run, upper: str) -> None:
+    """Make sure that the engine has not deleted what was read, while it was read.
+
+    Raises:
+        ArchiveError: it may have.
+    """
+    if (run.saved and run.saved.has_begun_again) or not os.path.isdir(upper):
+        raise ArchiveError("the container was started again or removed while its changes were read")
 
 
 def _with_container_owners(overlay: OverlayMount, request: ArchiveRequest, run: Run) -> OverlayMount:
@@ -326,29 +471,55 @@ def _archive_all(
     saved: dict[str, methods.Destination] = {}
     for request, writer in ready:
         with run.ledger.failing_alone(request.name):
-            saved[request.name] = archive_one(request, writer, run)
+            try:
+                saved[request.name] = archive_one(request, writer, run)
+            except StaleError:
+                saved[request.name] = archive_one(request, writer, run)
             run.ledger.done(request.name)
     return saved
 
 
 def _tend_all(saved: Mapping[str, methods.Destination], run: Run) -> None:
     """Do what is left to do at destinations whose archives are safe: nothing of it makes them less so."""
-    for name, destination in saved.items():
-        tend: Callable[[], list[str]] | None = getattr(destination, "tend", None)
-        if not tend:
-            continue
-        try:
-            for complaint in tend():
-                run.ledger.complain(f"archive {name}: {complaint}")
-        except Exception as error:
-            if end := interruption(error):
-                raise end from error
-            expected = isinstance(error, (ArchiveError, OSError, ImportError))
-            reason = str(error) if expected else internal_error(error)
-            run.log.warning(
-                f"archive {name}: it is safe at {destination.path}, but what was to be done there afterwards has failed:"
-                f" {reason}; the next stop tries again"
-            )
+    waiting = dict(saved)
+    try:
+        for name, destination in saved.items():
+            _tend(name, destination, run)
+            del waiting[name]
+    except Interrupted as end:
+        for name, destination in waiting.items():
+            outstanding: Sequence[str] = getattr(destination, "outstanding", ())
+            if outstanding:
+                reason = f"it is safe at {destination.path}, but {' and '.join(outstanding)} was {end}"
+                run.ledger.complain_of(name, reason)
+        raise
+
+
+def _tend(name: str, destination: methods.Destination, run: Run) -> None:
+    """Do what is left to do at one destination."""
+    tend: Callable[[], list[str]] | None = getattr(destination, "tend", None)
+    if not tend:
+        return
+    try:
+        for complaint in tend():
+            run.ledger.complain_of(name, complaint)
+    except Exception as error:
+        if end := interruption(error):
+            raise end from error
+        expected = isinstance(error, (ArchiveError, OSError, ImportError))
+        reason = str(error) if expected else internal_error(error)
+        run.log.warning(
+            f"archive {name}: it is safe at {destination.path}, but what was to be done there afterwards has failed:"
+            f" {reason}; the next stop tries again"
+        )
+    finally:
+        run.ledger.note(name, _facts(destination))
+
+
+def _facts(destination: methods.Destination) -> Mapping[str, object]:
+    """Give what else is known of an archive there; see `methods.Tended`."""
+    facts: Mapping[str, object] = getattr(destination, "facts", {})
+    return facts
 
 
 def _what_images_ask_for(asked: Mapping[str, Mapping[str, object]], run: Run) -> Mapping[str, Refusal]:
@@ -393,6 +564,15 @@ def _rescue_directory(settings: Settings, container: str, log: Log) -> RescueDir
     return RescueDirectory(settings.rescue_dir, container, log, limits=limits, max_bytes=settings.max_bytes)
 
 
+def _load_reports(settings: Settings) -> Callable[..., None] | None:
+    """Give what tells the administrator's programs of archives, if there are any."""
+    if not settings.on_success and not settings.on_failure:
+        return None
+    from archive_overlay.hook.reports import send_reports
+
+    return send_reports
+
+
 def _load(*modules: str) -> None:
     """Import what may be needed later; see `_archive_all`."""
     for module in modules:
@@ -421,6 +601,13 @@ class _Tally:
             elif change.name or change.kind is not DIRECTORY:
                 self.entries += 1
             yield change
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The numbers, as reports have them; without a count there are none."""
+        if not self._counted:
+            return {}
+        return {"entries": self.entries, "deletions": self.deletions, "bytes": self.bytes}
 
     def __str__(self) -> str:
         if not self._counted:

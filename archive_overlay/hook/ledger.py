@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from archive_overlay.errors import ArchiveError, internal_error, interruption
+from archive_overlay.errors import ArchiveError, brief, internal_error, interruption
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -41,12 +41,18 @@ class Ledger:
         saved_all: whether nothing has gone wrong.
         failures: what is still to be settled.
         moved: where an upperdir is that was renamed, by its path.
+        asked: the annotations, as above.
+        facts: what is known of each archive that has come to an end, by its name; see `reports`.
+        kept: names of the archives that failed, and whose upperdir is kept.
     """
 
     def __init__(self, asked: Mapping[str, Mapping[str, object]], log: Log) -> None:
         self.saved_all = True
+        self.asked = asked
+        self.facts: dict[str, dict[str, object]] = {}
         self.failures: list[Failure] = []
         self.moved: dict[str, str] = {}
+        self.kept: list[str] = []
         self._log = log
         self._pending = dict(asked)
         self._safe = ""  # name of the last archive that is all that it should be
@@ -56,6 +62,12 @@ class Ledger:
         """Log what is wrong, and remember that something is."""
         self._log.error(message)
         self.saved_all = False
+
+    def complain_of(self, name: str, message: str) -> None:
+        """Log what is wrong with an archive that is made all the same, and remember it."""
+        self.complain(f"archive {name}: {message}")
+        before = self.facts.get(name, {}).get("error")
+        self.note(name, {"error": brief(f"{before}; {message}" if before else message)})
 
     def failing_alone(self, name: str) -> FailingAlone:
         """Give a context in which what fails costs the other archives nothing.
@@ -88,6 +100,10 @@ class Ledger:
     def is_safe(self, name: str) -> None:
         """Note that an archive is all that it should be: at its place, on disk, with its marker."""
         self._safe = name
+
+    def note(self, name: str, facts: Mapping[str, object]) -> None:
+        """Note what is known of an archive, for those who want to be told."""
+        self.facts.setdefault(name, {}).update(facts)
 
     def done(self, name: str) -> None:
         """Note that nothing is left to do for an archive."""

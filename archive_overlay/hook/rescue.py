@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from archive_overlay.errors import ArchiveError, Interrupted, internal_error
+from archive_overlay.errors import ArchiveError, Interrupted, brief, internal_error
 from archive_overlay.hook.runtime import normal_destination
 from archive_overlay.overlay.mount import DELETED, KEPT
 from archive_overlay.system.metadata import is_twin
+from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
 
     Find = Callable[[str], OverlayMount]
     Lifetime = Callable[[OverlayMount, str], str]
+
+
+class Whereabouts(Record):
+    """Where the changes of an archive that failed are.
+
+    Attributes:
+        said: the same in words, to follow the reason; "" if there is nothing to say.
+        path: of the upperdir, wherever it is now; "" if it is not known.
+        kept: whether it stays there; None: nobody knows.
+    """
+
+    said: str = ""
+    path: str = ""
+    kept: bool | None = None
 
 
 def settle(
@@ -42,7 +57,17 @@ def settle(
         failure = failures[0]
         try:
             where = _settle(failure, ledger.moved, find, lifetime_of, rescue, hurry=hurry)
-            ledger.complain(f"archive {failure.name}: {failure.reason}{where}")
+            ledger.note(
+                failure.name,
+                {
+                    "error": brief(failure.reason),
+                    "changes": where.path or None,
+                    "changes_kept": where.kept,
+                },
+            )
+            ledger.complain(f"archive {failure.name}: {failure.reason}{where.said}")
+            if where.path in ledger.moved.values():
+                ledger.kept.append(failure.name)
             del failures[0]
         except Interrupted as error:
             # From now on signals are ignored, and only what takes no time is done. A failure is rather said twice
@@ -61,28 +86,32 @@ def _settle(
     rescue: RescueDirectory | None,
     *,
     hurry: bool,
-) -> str:
+) -> Whereabouts:
     """Settle one failure, and say where its changes are."""
     mount_point = failure.keys.get("mount-point")
     if not failure.keep or not isinstance(mount_point, str):
-        return ""
+        return Whereabouts()
     mount_point = normal_destination(mount_point)
     try:
         overlay = find(mount_point)
     except ArchiveError as error:
-        return "" if str(error) == failure.reason else f"; its changes are not to be found: {error}"
+        unsaid = str(error) != failure.reason
+        return Whereabouts(said=f"; its changes are not to be found: {error}" if unsaid else "")
     if overlay.upper in moved:
-        return f"; its changes are in {moved[overlay.upper]}"
+        there = moved[overlay.upper]
+        return Whereabouts(said=f"; its changes are in {there}", path=there, kept=True)
     if is_twin(overlay.upper):
-        return ""
+        return Whereabouts()
     lifetime = lifetime_of(overlay, mount_point)
     if lifetime == KEPT:
-        return f"; its changes stay in {overlay.upper}, which the engine does not delete"
-    where = f"; its changes are in {overlay.upper}"
+        said = f"; its changes stay in {overlay.upper}, which the engine does not delete"
+        return Whereabouts(said=said, path=overlay.upper, kept=True)
+    said = f"; its changes are in {overlay.upper}"
     if lifetime == DELETED:
-        where += " until the engine deletes them"
+        said += " until the engine deletes them"
+    left = Whereabouts(said=said, path=overlay.upper, kept=False if lifetime == DELETED else None)
     if not rescue:
-        return where
+        return left
     try:
         kept = rescue.keep(
             overlay,
@@ -93,8 +122,9 @@ def _settle(
             hurry=hurry,
         )
     except ArchiveError as error:
-        return f"{where}, and could not be kept: {error}"
+        return left.replace(said=f"{said}, and could not be kept: {error}")
     except Exception as error:  # a fault of this program must not cost other failures their rescue
-        return f"{where}, or are in {rescue.path} already: {internal_error(error)}"
+        said += f", or are in {rescue.path} already: {internal_error(error)}"
+        return Whereabouts(said=said, path=overlay.upper)
     moved[overlay.upper] = kept
-    return f"; its changes are kept in {kept}"
+    return Whereabouts(said=f"; its changes are kept in {kept}", path=kept, kept=True)

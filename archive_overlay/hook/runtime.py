@@ -10,7 +10,7 @@ import posixpath
 
 from archive_overlay.errors import HookError
 from archive_overlay.overlay.mount import Mount
-from archive_overlay.overlay.store import JSON_SPACE, AsLoads
+from archive_overlay.overlay.store import JSON_SPACE, AsLoads, container_in_store
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -95,7 +95,8 @@ def state_of_bundle(bundle: str) -> State:
         bundle: path, relative to the working directory or absolute.
     """
     path = os.path.abspath(bundle)
-    return State(id=os.path.basename(path), bundle=path)
+    _, container = container_in_store(path)
+    return State(id=container or os.path.basename(path), bundle=path)
 
 
 def read_spec(bundle: str) -> Spec:

@@ -34,15 +34,20 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from typing import Any, Callable
 
     from archive_overlay.destination.paths import Paths
-    from archive_overlay.layout.lineage import Place
+    from archive_overlay.layout.lineage import Earlier, Place
     from archive_overlay.layout.stored import StoredImage
     from archive_overlay.log import Log
+    from archive_overlay.overlay.change import Change
     from archive_overlay.system.flush import Flush
     from archive_overlay.system.patience import Patience
+
+    Read = Callable[[Log], AbstractContextManager[Iterator[Change]]]
+    Compare = Callable[[Read, Staging, Log], AbstractContextManager[Iterator[Change]]]
 
 _EMPTY_INDEX: dict[str, Any] = {"manifests": []}
 # Without the lock, an index is read anew at most so often.
@@ -80,8 +85,11 @@ class LayoutDestination:
         added: whether that was a new one.
         number: of the revision that the tag names then; 0 if there is none.
         layers: how many the image has then, and how many of them are its base.
-        steps: what is to be done once the revision is safe.
+        loaded: by which name the engine's store has it, loaded or there already; "" if a step did not see to that.
+        pushed: where in a registry it is; "" if a step did not push it.
+        steps: what is still to be done once the revision is safe.
         complaints: what cannot be done of what is asked for, as is known before the revision is made.
+        compare: see `methods.Compared`.
     """
 
     def __init__(
@@ -97,8 +105,10 @@ class LayoutDestination:
         self.layers = 0, 0
         self.number = 0
         self.added = False
+        self.loaded = self.pushed = ""
         self.steps: list[Step] = []
         self.complaints: list[str] = []
+        self.compare: Compare | None = None
         self._annotate = annotate
         self._stage: Callable[[], Staging] | None = None
         self.path = wish.path
@@ -108,6 +118,16 @@ class LayoutDestination:
         self.patience = patience
         self.log = log
         self._provenance = provenance
+
+    @property
+    def earlier(self) -> Earlier | None:
+        """The revision of the same upperdir that the new one is to lie on, and to differ from; None: there is none."""
+        return self.wish.earlier
+
+    def forget_earlier(self) -> None:
+        """Write all that the upperdir holds, because nobody knows what an earlier revision has of it."""
+        self.wish = self.wish.replace(earlier=None)
+        self.compare = None
 
     def stage(self, flush: Flush, log: Log, file_mode: int | None = None) -> Staging:
         """Give the place in the layout to write the layer in."""
@@ -121,10 +141,26 @@ class LayoutDestination:
         assert self._stage
         return self._stage()
 
+    @property
+    def facts(self) -> dict[str, object]:
+        """What is known of the revision; see `methods.Tended`."""
+        return {
+            "tag": self.published or None,
+            "revision": self.number or None,
+            "loaded": self.loaded or None,
+            "pushed": self.pushed or None,
+        }
+
+    @property
+    def outstanding(self) -> list[str]:
+        """What is asked for and not done; see `methods.Tended`."""
+        return [step.what for step in self.steps if step.asked] if self.published else []
+
     def tend(self) -> list[str]:
         """Do what is to be done once the revision is safe. What fails stops nothing else. See `methods.Tended`."""
         failures: list[str] = []
-        for step in self.steps if self.published else ():
+        while self.steps and self.published:
+            step = self.steps[0]
             try:
                 step.work(self)
             except (ArchiveError, OSError, ImportError) as error:
@@ -137,6 +173,7 @@ class LayoutDestination:
                     self.log.warning(
                         f"archive {self._provenance.archive}: {failed}; the next stop tries again"
                     )
+            del self.steps[0]
         return failures
 
     def publish(self, staging: Staging, result: object) -> str:
@@ -169,7 +206,7 @@ class LayoutDestination:
         def add() -> str:
             place = find_place(layout, edit.index, self.wish)
             done = self._add_at(place, layout, edit, layer)
-            if place.warning:
+            if place.warning and not (layer.empty and place.earlier):
                 self.log.warning(f"archive {self._provenance.archive}: {place.warning}")
             return done
 
@@ -180,6 +217,8 @@ class LayoutDestination:
         old = tagged(edit.index, place.tag)
         image = place.image
         said = self._annotate(place.tag)
+        if layer.empty and place.earlier and place.tag != self.wish.tag and not old:
+            return f"no layer, because nothing was changed since {place.earlier.name},"
         if layer.empty and (old or image is None):
             if old:
                 assert image
@@ -209,6 +248,9 @@ class LayoutDestination:
                 bytes=layer.bytes,
                 parent=place.parent,
                 base=place.base,
+                upper=f"{self._provenance.upper} {place.earlier.first if place.earlier else number}"
+                if self._provenance.upper
+                else "",
             )
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             manifest, config = with_layer(manifest, config, layer, provenance, number, now)
@@ -289,6 +331,7 @@ def judge_destination(
         had=had,
         all_had=all_had,
         count_base=count_base,
+        upper=provenance.upper,
     )
     try:
         layout = paths.open(path)
@@ -311,6 +354,8 @@ def judge_destination(
     finally:
         if layout >= 0:
             os.close(layout)
+    # The layer that is written now is right on that revision only.
+    wish = wish.replace(upper="", earlier=place.earlier)
     return LayoutDestination(
         wish, provenance=provenance, annotate=annotate, paths=paths, patience=patience, log=log
     )

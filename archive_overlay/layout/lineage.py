@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 
-from archive_overlay.errors import ArchiveError
-from archive_overlay.layout.provenance import ABSENT, OTHER, UNKNOWN
+from archive_overlay.errors import ArchiveError, StaleError
+from archive_overlay.layout.provenance import ABSENT, OTHER, UNKNOWN, first_of
 from archive_overlay.layout.pulling import quoted
 from archive_overlay.layout.read import images, is_tagged, only_untagged, tag_of, tagged
 from archive_overlay.layout.stored import ANCESTOR_DIGITS, StoredImage, chains_in, chains_of, open_stored
@@ -19,7 +19,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from typing import Any, Callable
 
 BRANCH = "branch"
@@ -45,6 +45,9 @@ class Wish(Record):
         all_had: gives further ones, where these say nothing, which takes longer; none: nobody knows.
         count_base: says how many layers that image has, if it is to be copied into a layout that lacks it, or None if that is
             not known, and so cannot be done; None: it is not to be copied.
+        upper: identity of the upperdir; see `provenance.Provenance`. "" if nobody knows it, or it does not matter.
+        earlier: the revision of the same upperdir that the new one is compared with; None: that is not known yet, or
+            there is none.
     """
 
     path: str
@@ -55,6 +58,31 @@ class Wish(Record):
     had: Collection[str] | None
     all_had: Callable[[], Collection[str]] = tuple
     count_base: Callable[[], int | None] | None = None
+    upper: str = ""
+    earlier: Earlier | None = None
+
+
+class Earlier(Record):
+    """The newest revision that there is of the same upperdir: a new one lies on it.
+
+    Attributes:
+        tag: of an image that has it; "" for none.
+        descriptor: of that image's manifest.
+        number: of the revision.
+        first: of the first revision of that upperdir.
+        chains: ids of the image that ends in it, as stores have them.
+    """
+
+    tag: str
+    descriptor: Mapping[str, Any]
+    number: int
+    first: int
+    chains: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.tag or 'an image without a tag'}@{self.number}"
 
 
 class Place(Record):
@@ -67,6 +95,7 @@ class Place(Record):
         parent: the same as "TAG@N", if that is a revision of another tag, or was not the last one; "" otherwise.
         base: see `provenance.Provenance`.
         warning: what the user has to hear of it; "" for nothing.
+        earlier: see `Wish`.
     """
 
     tag: str
@@ -75,6 +104,7 @@ class Place(Record):
     parent: str = ""
     base: str = ""
     warning: str = ""
+    earlier: Earlier | None = None
 
 
 def find_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
@@ -88,9 +118,13 @@ def find_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
     Raises:
         ArchiveError: there is no such parent, the layout is damaged, or the container had another revision than the last
             one and `if_moved` is FAIL.
+        StaleError: `wish.earlier` is not there any more.
         OSError: the layout cannot be read.
     """
     usual = _usual_place(layout, index, wish)
+    earlier = wish.earlier or (_find_earlier(layout, index, wish, usual) if wish.upper else None)
+    if earlier:
+        return _on_earlier(layout, index, wish, usual, earlier)
     if wish.had is None:
         return _on_unknown(usual, wish)
     if usual.image and _is_revision(usual.image, usual.number, wish.had):
@@ -125,6 +159,88 @@ def find_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
         warning=f"{what}: so the revision is on {name}, with the tag {tag}; {hint}"
         if tag != wish.tag
         else f"{what}: so {tag} begins on {name}",
+    )
+
+
+def _find_earlier(layout: int, index: Mapping[str, Any], wish: Wish, usual: Place) -> Earlier | None:
+    """Find the newest revision of the same upperdir; None: there is none."""
+    image = usual.image if tagged(index, wish.tag) is not None else None
+    if image is None:
+        # It may have another tag: if the tag's name has the time in it, for example.
+        for descriptor in _newest(index, wish):
+            if found := _earlier_in(_opened(layout, descriptor), wish.upper):
+                return found
+        return None
+    # Packs are read only if the container did not begin with the last revision: that it did not is looked into anyway.
+    moved = wish.had is not None and not _is_revision(image, image.last, wish.had)
+    found = _earlier_in(image, wish.upper, packs=moved)
+    if wish.if_moved == APPEND:
+        return found  # of another history, the tag has nothing
+    for descriptor in images(index):
+        if tag_of(descriptor).startswith(_branch_name(wish.tag, wish.container)):
+            other = _earlier_in(_opened(layout, descriptor), wish.upper)
+            if other and (found is None or other.number > found.number):
+                found = other
+    return found
+
+
+def _earlier_in(image: StoredImage | None, upper: str, *, packs: bool = False) -> Earlier | None:
+    """Find the last revision of an upperdir in an image; None: there is none."""
+    if image is None:
+        return None
+    for piece, layer in zip(reversed(image.layers), reversed(image.manifest["layers"])):
+        annotations = layer.get("annotations")
+        if isinstance(annotations, dict) and (first := first_of(annotations, upper)):
+            return _earlier(image, piece.last, first, annotations)
+    for each in reversed(image.kept()) if packs else ():
+        if first := first_of(each.annotations, upper):
+            return _earlier(image, each.number, first, each.annotations)
+    return None
+
+
+def _earlier(image: StoredImage, number: int, first: int, annotations: Mapping[str, Any]) -> Earlier | None:
+    chains = [*chains_in(annotations), *([image.chain()] if number == image.last else [])]
+    if not chains or not image.first <= first <= number:
+        return None
+    return Earlier(
+        tag=tag_of(image.descriptor),
+        descriptor=image.descriptor,
+        number=number,
+        first=first,
+        chains=tuple(dict.fromkeys(chains)),
+    )
+
+
+def _on_earlier(layout: int, index: Mapping[str, Any], wish: Wish, usual: Place, earlier: Earlier) -> Place:
+    """Give the place on an earlier revision of the same upperdir: it is what the container had, and changed since."""
+    usual = usual.replace(earlier=earlier)
+    if usual.image and _is_revision(usual.image, usual.number, earlier.chains):
+        return usual
+    true = _search(layout, index, wish.replace(had=earlier.chains), usual.image)
+    if true is None:
+        raise StaleError(
+            f"{earlier.name}, which has what this container had changed before, is not there any more"
+        )
+    image, number, name = true
+    if wish.if_moved == APPEND and usual.image:
+        return usual.replace(base=f"{OTHER} {name}")
+    place = Place(tag=wish.tag, image=image, number=number, parent=name, earlier=earlier)
+    if tagged(index, wish.tag) is None:
+        return place
+    tag = tag_of(image.descriptor)
+    if tag.startswith(_branch_name(wish.tag, wish.container)) and number == image.last:
+        return place.replace(tag=tag, parent="")
+    what = f"{name} has what this container had changed before, but {wish.tag} has gone on without it"
+    if wish.if_moved == FAIL:
+        raise ArchiveError(
+            f"{what}, and if-moved=fail refuses that",
+            hint="mount the last revision and do the work again, or archive with if-moved=branch",
+        )
+    tag = branch_tag(index, wish.tag, wish.container)
+    return place.replace(
+        tag=tag,
+        warning=f"{what}: so the revision is on {name}, with the tag {tag}; if the two belong together, mount"
+        f" oci:{wish.path}:{tag}, and merge by hand what {wish.tag} has besides",
     )
 
 
@@ -219,21 +335,13 @@ def _search(
 ) -> tuple[StoredImage, int, str] | None:
     """Find the revision that the container had; None: it is not in the layout."""
     assert wish.had is not None
-    descriptors = images(index)[::-1]
-    # Of several images that have it, the one that is asked for, or the one that it is to begin on.
-    begins_on = match[1] if (match := _NUMBERED.fullmatch(wish.parent)) else wish.parent
-    descriptors.sort(key=lambda each: (not is_tagged(each, wish.tag), not is_tagged(each, begins_on)))
-    if len(descriptors) > _MOST_IMAGES:
-        # The newest, and those that were there first: bases among them.
-        descriptors = descriptors[: _MOST_IMAGES // 2] + descriptors[-_MOST_IMAGES // 2 :]
-    for descriptor in descriptors:
+    for descriptor in _newest(index, wish):
         if usual and descriptor.get("digest") == usual.descriptor.get("digest"):
             image = usual
+        elif (opened := _opened(layout, descriptor)) is not None:
+            image = opened
         else:
-            try:
-                image = open_stored(layout, descriptor)
-            except (ArchiveError, OSError):
-                continue  # damaged, or no image: another one's matter
+            continue
         if number := find_revision(image, wish.had):
             return image, number, f"{tag_of(descriptor) or 'an image without a tag'}@{number}"
     return None
@@ -261,6 +369,31 @@ def _find_noted(image: StoredImage, had: Collection[str]) -> int:
     return max(numbers, default=0)
 
 
+def _newest(index: Mapping[str, Any], wish: Wish) -> Sequence[Mapping[str, Any]]:
+    """Give the images of a layout in which a revision is looked for."""
+    descriptors = images(index)[::-1]
+    # Of several images that have it, the one that is asked for, or the one that it is to begin on.
+    begins_on = match[1] if (match := _NUMBERED.fullmatch(wish.parent)) else wish.parent
+    descriptors.sort(key=lambda each: (not is_tagged(each, wish.tag), not is_tagged(each, begins_on)))
+    if len(descriptors) > _MOST_IMAGES:
+        # The newest, and those that were there first: bases among them.
+        descriptors = descriptors[: _MOST_IMAGES // 2] + descriptors[-_MOST_IMAGES // 2 :]
+    return descriptors
+
+
+def _opened(layout: int, descriptor: Mapping[str, Any]) -> StoredImage | None:
+    try:
+        return open_stored(layout, descriptor)
+    except (ArchiveError, OSError):
+        return None  # damaged, or no image: another one's matter
+
+
+def _branch_name(tag: str, container: str) -> str:
+    """Give what the tags of branches begin with that nobody asked for."""
+    identifier = re.sub("[^A-Za-z0-9]", "", container)[:_ID_LENGTH] or "branch"
+    return f"{tag}-{identifier}"
+
+
 def branch_tag(index: Mapping[str, Any], tag: str, container: str) -> str:
     """Find a tag for a branch that nobody asked for: TAG-ID12, and a number after it if that is taken.
 
@@ -269,9 +402,8 @@ def branch_tag(index: Mapping[str, Any], tag: str, container: str) -> str:
         tag: that it is a branch of.
         container: id of the container that made it.
     """
-    identifier = re.sub("[^A-Za-z0-9]", "", container)[:_ID_LENGTH] or "branch"
     taken = {tag_of(each) for each in index["manifests"]}
-    branch = first = f"{tag}-{identifier}"
+    branch = first = _branch_name(tag, container)
     number = 1
     while branch in taken:
         number += 1

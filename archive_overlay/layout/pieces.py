@@ -3,7 +3,8 @@
 A piece is the change set of revisions `first` to `last`, composed. Of two pieces that one host has made, one contains the
 other or they have no revision in common: compaction only ever composes neighbours. So the fewest pieces that make up a run
 of revisions are found by taking, from the first revision on, the longest piece that begins there and does not go too far.
-Pieces of several hosts may cross, because each host composes on its own. Where that way ends too early, all are tried.
+Pieces of several hosts may cross, because each host composes on its own, and so may what was composed up to a revision that is
+pruned later, and what is composed then. Where that way ends too early, all are tried.
 """
 
 from __future__ import annotations
@@ -81,13 +82,14 @@ class Pieces:
             The pieces, the oldest first; None: there are not enough.
         """
         chosen: list[Piece] = []
+        dead: set[int] = set()  # no way leads from these numbers to the end
         number = first
         while number <= last:
             found = next(
                 (
                     piece
                     for piece in self._by_first.get(number, ())
-                    if piece.last <= last and piece.place not in without
+                    if piece.last <= last and piece.last + 1 not in dead and piece.place not in without
                 ),
                 None,
             )

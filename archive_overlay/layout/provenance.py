@@ -44,6 +44,8 @@ class Provenance(Record):
         base: UNKNOWN if nobody knows what the container had mounted; ABSENT, and after a space the id of its top layer in
             the store, if that is no revision here; OTHER, and after a space what it had, if the user wants it on its parent all
             the same; "" if the parent is what the container had.
+        upper: which upperdir it is of, 16 hexadecimal digits, and after a space the number of the first revision of that; ""
+            if that is not known.
     """
 
     container: str
@@ -57,6 +59,7 @@ class Provenance(Record):
     message: str = ""
     parent: str = ""
     base: str = ""
+    upper: str = ""
 
     def annotations(self) -> dict[str, str]:
         """Give what the layer and the manifest are annotated with."""
@@ -74,6 +77,7 @@ class Provenance(Record):
             "message": self.message,
             "parent": self.parent,
             "base": self.base,
+            "upper": self.upper,
         }
         known = {key: str(value) for key, value in facts.items() if value is not None}
         return {
@@ -110,11 +114,25 @@ def read_provenance(annotations: Mapping[str, Any], history: Mapping[str, Any]) 
             message=_text(annotations, "message"),
             parent=_text(annotations, "parent"),
             base=_text(annotations, "base"),
+            upper=_text(annotations, "upper"),
         )
     comment = history.get("comment")
     if history.get("created_by") == CREATED_BY and isinstance(comment, str):
         return _read_comment(_without_number(comment))
     return None
+
+
+def first_of(annotations: Mapping[str, Any], upper: str) -> int:
+    """Give the number of the first revision of an upperdir, if a layer is a revision of it; 0 if it is not.
+
+    Args:
+        annotations: of the layer.
+        upper: the upperdir's identity.
+    """
+    identity, _, first = _text(annotations, "upper").partition(" ")
+    if identity != upper or not (first.isascii() and first.isdigit() and len(first) < 10):
+        return 0
+    return int(first)
 
 
 def composed_comment(first: int, last: int) -> str:

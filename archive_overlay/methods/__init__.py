@@ -9,8 +9,9 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from typing import Protocol
+    from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from typing import Callable, Protocol
 
     from archive_overlay.destination.paths import Paths
     from archive_overlay.destination.staging import Staging
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
             message: what the user says of the revision; "" for nothing.
             load_as: by which name the engine is to have the revision; "" for none.
             push_to: where in a registry it is to be; "" for nowhere.
+            owner: user and group id of everything in a tar; None for the true owners.
         """
 
         @property
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
         def load_as(self) -> str: ...
         @property
         def push_to(self) -> str: ...
+        @property
+        def owner(self) -> tuple[int, int] | None: ...
 
     class Destination(Protocol):
         """Where an archive is to be visible.
@@ -105,11 +109,17 @@ if TYPE_CHECKING:
         """A destination with something to do after its archive is safe. Most have nothing, and are no more than above.
 
         Attributes:
+            facts: what is known of the archive besides its path, for the administrator's programs.
             complaints: what is asked for besides the archive and cannot be done, as is known beforehand.
+            outstanding: what is asked for and not done yet, a word or two each: "pushing it".
         """
 
         @property
+        def facts(self) -> Mapping[str, object]: ...
+        @property
         def complaints(self) -> Sequence[str]: ...
+        @property
+        def outstanding(self) -> Sequence[str]: ...
 
         def tend(self) -> list[str]:
             """Do what makes later archives cheaper, or is asked for besides the archive.
@@ -124,6 +134,25 @@ if TYPE_CHECKING:
                 ArchiveError: something of it cannot be done; the hook warns.
                 OSError: the same.
             """
+
+    class Compared(Destination, Protocol):
+        """A destination that may have what the upperdir held at an earlier time, and wants only what has changed since.
+
+        Attributes:
+            compare: takes what gives all changes from the start, in the order of names, and may be called twice; the
+                staging; and what takes warnings. It gives the changes that are to be written. None: all are to be.
+        """
+
+        @property
+        def compare(
+            self,
+        ) -> (
+            Callable[
+                [Callable[[Log], AbstractContextManager[Iterator[Change]]], Staging, Log],
+                AbstractContextManager[Iterator[Change]],
+            ]
+            | None
+        ): ...
 
     class Writer(Protocol):
         """What each method's module has."""

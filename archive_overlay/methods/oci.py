@@ -18,6 +18,7 @@ from archive_overlay.layout.read import split_reference
 from archive_overlay.methods.writer_process import write_beside
 from archive_overlay.overlay import store
 from archive_overlay.overlay.base import container_base
+from archive_overlay.overlay.identity import identity
 from archive_overlay.overlay.labels import container_labels
 from archive_overlay.tar import compress
 
@@ -71,6 +72,8 @@ def destination(
         message=request.message,
     )
     base = container_base(overlay, store.stores_of(container.bundle, container.root))
+    upper = identity(overlay.upper, container, archive=request.name, lower=base.ids)
+    provenance = provenance.replace(upper=upper)
     loading = _loading(request, overlay, container, settings, log) if request.load_as else None
     pushing = _pushing(request, settings.transfer, log) if request.push_to else None
     found = judge_destination(
@@ -92,6 +95,10 @@ def destination(
         patience=patience,
         log=log,
     )
+    if found.earlier:
+        from archive_overlay.methods.earlier import compared
+
+        found.compare = lambda read, staging, log: compared(found, overlay, request.owner, read, staging, log)
     if request.base and base.known:
         # Another version may take the place of this file meanwhile.
         __import__("archive_overlay.history.including")
@@ -103,7 +110,7 @@ def destination(
     found.steps.append(Step(what="composing layers", work=lambda layout: _make_room(layout, request)))
     if loading and loading.complaint:
         found.complaints.append(loading.complaint)
-    elif loading:
+    elif loading and not loading.later:
         found.steps.append(Step(what="loading it", work=loading.load, asked=True))
     if pushing and pushing.complaint:
         found.complaints.append(pushing.complaint)

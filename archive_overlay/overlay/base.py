@@ -105,7 +105,7 @@ def _top_layer(overlay: OverlayMount, stores: Sequence[str]) -> tuple[str, tuple
         raise store.UnknownError("it has no lower directories")
     if layer:
         return _below_container(layer, lowers[0])
-    return _mounted_image(lowers, stores)
+    return _mounted_image(lowers, stores, listed=overlay.lowers_are_listed)
 
 
 def _below_container(layer: str, lower: str) -> tuple[str, tuple[Driver, ...]]:
@@ -124,8 +124,10 @@ def _below_container(layer: str, lower: str) -> tuple[str, tuple[Driver, ...]]:
     return identifier, (Driver(path=own), Driver(path=path, owners=(0, overflow_owner())))
 
 
-def _mounted_image(lowers: Sequence[str], stores: Sequence[str]) -> tuple[str, tuple[Driver, ...]]:
-    """Give the topmost layer of an image that is mounted at the only lower directory."""
+def _mounted_image(
+    lowers: Sequence[str], stores: Sequence[str], *, listed: bool
+) -> tuple[str, tuple[Driver, ...]]:
+    """Give the topmost layer of an image that is mounted at the only lower directory, or was (`listed`)."""
     lower = lowers[0]
     for path in dict.fromkeys([*stores, *map(os.path.realpath, stores)]):
         identifier, _, name = lower[len(path) + 1 :].partition("/")
@@ -134,5 +136,7 @@ def _mounted_image(lowers: Sequence[str], stores: Sequence[str]) -> tuple[str, t
         if name.startswith("merged/"):
             raise store.UnknownError(f"{lower} is a part of an image")
         if name == "merged" and len(lowers) == 1 and store.layer_at(lower):
+            return identifier, (Driver(path=path),)
+        if name == "diff" and listed:  # the image is not mounted any more
             return identifier, (Driver(path=path),)
     raise store.UnknownError(f"{lower} is a directory of the host, not an image")

@@ -64,6 +64,18 @@ def has_overlay(upper: str) -> bool:
         os.close(fd)
 
 
+def is_mounted_elsewhere(upper: str) -> bool:
+    """Say whether the kernel has an overlay mounted that writes into a directory, and this namespace has none.
+
+    Args:
+        upper: its path.
+
+    Raises:
+        OSError: see `is_mounted`.
+    """
+    return has_overlay(upper) and not _is_in_table(os.stat(upper))
+
+
 def _is_in_table(status: os.stat_result) -> bool:
     """Say whether this namespace's table has such an overlay.
 

@@ -27,7 +27,13 @@ _REAL_PATH = "name it by its real path in the container's mounts"
 
 
 def find_overlay(
-    mounts: Sequence[Mount], root: str, mount_point: str, *, mount_program: str, bundle: str = ""
+    mounts: Sequence[Mount],
+    root: str,
+    mount_point: str,
+    *,
+    mount_program: str,
+    bundle: str = "",
+    ended: bool = False,
 ) -> OverlayMount:
     """Find the overlay that a container has at a mount point.
 
@@ -37,13 +43,17 @@ def find_overlay(
         mount_point: the destination, normalised; "/" without a mount is the root file system.
         mount_program: path of the executable that serves overlays in user space.
         bundle: absolute path of the container's bundle, which podman has in its store; "" if it has none.
+        ended: whether the host may have been started again since the container ran, so that nothing is mounted any more.
 
     Raises:
         ArchiveError: there is no such mount, it is no overlay, or its upperdir is gone.
     """
     mount = mount_at(mounts, mount_point)
     believed = _Believed(
-        mount_program=mount_program, bundle=bundle, stores=tuple(store.stores_of(bundle, root))
+        mount_program=mount_program,
+        bundle=bundle,
+        stores=tuple(store.stores_of(bundle, root)),
+        ended=ended,
     )
     if mount:
         overlay = _of_mount(mount, mounts, believed)
@@ -105,17 +115,20 @@ class _Believed(Record):
         mount_program: path of the executable that serves overlays in user space.
         bundle: the container's; "" if it has none.
         stores: the engine's directories of layers.
+        ended: see `find_overlay`.
     """
 
     mount_program: str
     bundle: str
     stores: tuple[str, ...]
+    ended: bool
 
 
 def _of_mount(mount: Mount, mounts: Sequence[Mount], believed: _Believed) -> OverlayMount:
     if mount.type == "overlay":
         overlay = from_spec(mount.options, f"the mount at {mount.destination}")
-        return _without_links(_with_absolute_paths(overlay, mount.source, believed), mount, mounts)
+        overlay = _without_links(_with_absolute_paths(overlay, mount.source, believed), mount, mounts)
+        return _with_layers_of_image(overlay, believed)
     mounted = None
     if mount.source.startswith("/") and "\0" not in mount.source:
         try:
@@ -128,6 +141,8 @@ def _of_mount(mount: Mount, mounts: Sequence[Mount], believed: _Believed) -> Ove
         overlay_there = _behind(mounted, believed) if mounted else None
         if mounted and not overlay_there:
             overlay_there = _of_ended_server(mounted, believed, "")
+        if not mounted and believed.ended:
+            overlay_there = _left_in_bundle(source, believed)
         if overlay_there:
             return overlay_there
     raise _not_an_overlay(
@@ -267,7 +282,7 @@ def _of_root(root: str, *, environment_file: str, believed: _Believed) -> Overla
     if overlay is None and mounted:
         overlay = _of_ended_server(mounted, believed, layer)
     if overlay is None and layer:
-        overlay = _left_in(layer, root)
+        overlay = _left_in(layer, root, ended=believed.ended)
     if overlay is None:
         raise _not_an_overlay(
             f"the container's root file system {root} is no overlay{unknown}",
@@ -290,10 +305,44 @@ def _known_lowers(layer: str) -> list[str]:
         return []
 
 
-def _left_in(layer: str, root: str) -> OverlayMount | None:
+def _left_in_bundle(mount_point: str, believed: _Believed) -> OverlayMount | None:
+    """Find the overlay that fuse-overlayfs served at a mount point in the bundle; None: it was none of those.
+
+    Raises:
+        ArchiveError: its upperdir cannot be read.
+    """
+    from archive_overlay.overlay import ended_servers
+
+    upper = ended_servers.upper_in_bundle(mount_point, believed.bundle)
+    if not upper:
+        return None
+    try:
+        # What lay below is on the command line of a process that is gone, and nowhere else.
+        return ended_servers.overlay_on(upper)
+    except OSError as error:
+        fail(f"the upperdir {upper} cannot be read", error)
+
+
+def _with_layers_of_image(overlay: OverlayMount, believed: _Believed) -> OverlayMount:
+    """Give an overlay on an image the layers of that image, if the engine has unmounted it since."""
+    lower = overlay.lowers[0] if len(overlay.lowers) == 1 else ""
+    layer = store.layer_at(lower)
+    if not layer or os.path.dirname(layer) not in map(os.path.realpath, believed.stores):
+        return overlay
+    try:
+        # The engine may have removed the mount point, too.
+        if os.path.lexists(lower) and (os.listdir(lower) or _mounts().exactly_at(lower)):
+            return overlay
+        return overlay.with_lowers(store.image_directories(layer))
+    except (OSError, store.UnknownError) as error:
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        return overlay.with_lowers((), unknown=f"the image at {lower} is not mounted any more, and {reason}")
+
+
+def _left_in(layer: str, root: str, *, ended: bool) -> OverlayMount | None:
     """Find the overlay of a root file system that the engine has unmounted, in its layer's directory.
 
-    CRI-O unmounts before it runs poststop hooks.
+    CRI-O unmounts before it runs poststop hooks. A reboot unmounts everything.
 
     Returns:
         None: something else is where it was mounted.
@@ -306,9 +355,16 @@ def _left_in(layer: str, root: str) -> OverlayMount | None:
         used = os.path.lexists(place) and (os.path.islink(place) or os.listdir(place))
         if used or mountinfo.read().at(place):
             return None
-        if store.has_mount_program(layer):
-            raise store.UnknownError("it was served by a mount program, whose options nobody knows any more")
         lowers = store.lowers(layer)
+        if store.has_mount_program(layer):
+            if not ended:
+                raise store.UnknownError(
+                    "it was served by a mount program, whose options nobody knows any more"
+                )
+            from archive_overlay.overlay import ended_servers
+
+            served = ended_servers.overlay_on(store.upper(layer), lowers)
+            return served.replace(lowers_are_listed=True, program_owners=store.program_owners(layer))
         owners = store.lower_owners(layer)
         upper = store.upper(layer)
         trusted = user_namespace.has_all_users()

@@ -63,6 +63,7 @@ class Place(Record):
         annotations: of the container, as people and engines chose them: no fact is to be concluded from them.
         started: when its bundle's config.json was written, in nanoseconds: engines write it at each start, so together with
             the id it says which start of the container this was. 0: nobody knows.
+        running: whether it runs.
     """
 
     container: str
@@ -71,10 +72,31 @@ class Place(Record):
     environment_file: str
     annotations: Mapping[str, object]
     started: int = 0
+    running: bool = False
 
 
 class UnknownError(Exception):
     """The store does not say what is asked; the message says why, with the path."""
+
+
+def lasting_directory(bundle: str, root: str) -> str:
+    """Give the directory that an engine keeps of a container as long as it has the container, reboots included.
+
+    podman has the bundle there. CRI-O has a copy of the bundle's config.json there, and the bundle where a reboot removes it.
+
+    Args:
+        bundle: its bundle.
+        root: its root.path.
+
+    Returns:
+        The bundle, where there is no other.
+    """
+    _, container = container_in_store(bundle)
+    for layers in stores_of(bundle, root) if container else ():
+        directory = f"{os.path.dirname(layers)}/{_CONTAINERS}/{container}/userdata"
+        if os.path.lexists(f"{directory}/config.json"):
+            return directory
+    return bundle
 
 
 def layer_of_container(bundle: str, environment_file: str) -> str:
@@ -216,6 +238,22 @@ def directories(layer: str) -> list[str]:
     return [_directory(f"{layer}/diff"), *_older(layer)]
 
 
+def image_directories(layer: str) -> list[str]:
+    """Give all directories of the image whose topmost layer this is, topmost first.
+
+    Args:
+        layer: its directory.
+
+    Raises:
+        UnknownError: see `lowers`.
+    """
+    own = directories(layer)
+    if not os.path.lexists(f"{layer}/lower"):  # there is nothing below it
+        check_private(os.path.dirname(layer))
+        return own
+    return [own[0], *lowers(layer)]
+
+
 def lower_owners(layer: str) -> OwnerMap | None:
     """Give the owners that a layer's overlay shows for what lies in its lower layers; None: those on disk.
 
@@ -224,16 +262,38 @@ def lower_owners(layer: str) -> OwnerMap | None:
     """
     if not os.path.lexists(f"{layer}/mapped"):
         return None
-    store, name = os.path.split(layer)
-    containers = f"{os.path.dirname(store)}/{_CONTAINERS}"
-    for record in records(containers):
+    if owners := _container_owners(layer):
+        return owners
+    raise UnknownError(
+        f"{_containers_of(layer)} does not say who owns the lower layers of {layer} in its user namespace"
+    )
+
+
+def program_owners(layer: str) -> OwnerMap | None:
+    """Give the owners that a program in user space showed for what is in a container's layer; None: those on disk.
+
+    Where the container has a user namespace, the engine tells fuse-overlayfs to show the container's numbers on disk as those
+    of the host.
+
+    Raises:
+        UnknownError: the store does not say.
+    """
+    return _container_owners(layer)
+
+
+def _container_owners(layer: str) -> OwnerMap | None:
+    """Give the map that the store has for the user namespace of the container with this layer; None: it has none."""
+    name = os.path.basename(layer)
+    for record in records(_containers_of(layer)):
         if record.get("layer") == name:
             users, groups = _ranges(record.get("uidmap")), _ranges(record.get("gidmap"))
             if users and groups:
                 return OwnerMap(users=users, groups=groups)
-    raise UnknownError(
-        f"{containers} does not say who owns the lower layers of {layer} in its user namespace"
-    )
+    return None
+
+
+def _containers_of(layer: str) -> str:
+    return f"{os.path.dirname(os.path.dirname(layer))}/{_CONTAINERS}"
 
 
 def has_mount_program(layer: str) -> bool:

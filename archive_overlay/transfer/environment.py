@@ -14,13 +14,16 @@ _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _NO_HOME = "/"
 
 
-def engine_environment() -> dict[str, str]:
+def engine_environment(spare_home: str = _NO_HOME) -> dict[str, str]:
     """Give the variables for a program that deals with the engine's store, or with its user's passwords.
 
     In a rootless engine's user namespace, they name the user outside of it, and say that it has been entered.
+
+    Args:
+        spare_home: directory for a user who has no home, or one that is not his own: podman 5 makes `.config` there.
     """
     user = outside(os.geteuid())
-    variables = {"PATH": _PATH, "HOME": _home(user)}
+    variables = {"PATH": _PATH, "HOME": _home(user) or spare_home}
     runtime = f"/run/user/{user}"
     try:
         rootless = not has_all_users()
@@ -35,11 +38,11 @@ def engine_environment() -> dict[str, str]:
 
 
 def _home(user: int) -> str:
-    """Give the home of a user; "/" if he has none, for programs insist on one that is there."""
+    """Give the home of a user; "" if there is none that can be written to."""
     from pwd import getpwuid
 
     try:
         home = getpwuid(user).pw_dir
     except (KeyError, OSError):
-        return _NO_HOME
-    return home if home.startswith("/") and os.path.isdir(home) else _NO_HOME
+        return ""
+    return home if home.startswith("/") and os.path.isdir(home) and os.access(home, os.W_OK) else ""

@@ -57,7 +57,7 @@ class LoadAtStop:
 
     Attributes:
         complaint: why it will not be loaded; "" if nothing is in the way.
-        loaded: the name that it was loaded by, or that had it already; "" if it was not loaded.
+        later: whether the container runs: the stop loads it, because until then the engine needs the image that has the name.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class LoadAtStop:
         self._overlay = overlay
         self._settings = settings.transfer
         self._log = log
-        self.loaded = ""
         self.complaint = ""
+        self.later = container.running
         self._name: Name | None = None
         try:
             name = parse_store_name(load_as)
@@ -95,7 +95,8 @@ class LoadAtStop:
 
     def annotations(self, tag: str) -> dict[str, str]:
         """Give what a tag is annotated with that gets the revision: that it waits, if it will not be loaded."""
-        return noted_as_waiting(str(self._name)) if self.complaint and self._name and tag == self._tag else {}
+        waits = (self.complaint or self.later) and self._name and tag == self._tag
+        return noted_as_waiting(str(self._name)) if waits else {}
 
     def load(self, layout: LayoutDestination) -> None:
         """Load it.
@@ -141,7 +142,7 @@ class LoadAtStop:
             self._log.info(
                 f"{self._what}: loaded revision {image.last} of {layout.path}:{self._tag} as {name}"
             )
-        self.loaded = str(name)
+        layout.loaded = str(name)
         if waits:
             self._note(fd, layout, "")
         self._unmount(name)
@@ -206,7 +207,7 @@ class LoadAtStop:
                         *self._store.podman_options,
                         *("image", "unmount", image.identifier),
                     ],
-                    environment=engine_environment(),
+                    environment=engine_environment(self._store.run_root),
                     timeout=_UNMOUNT_TIMEOUT,
                     say=self._log.debug,
                 )
@@ -219,7 +220,7 @@ class LoadAtStop:
     def _skopeo(self) -> Skopeo:
         return Skopeo(
             self._settings.skopeo,
-            environment=engine_environment(),
+            environment=engine_environment(self._store.run_root),
             timeout=_TIMEOUT,
             say=self._log.debug,
         )

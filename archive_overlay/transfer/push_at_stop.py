@@ -33,7 +33,6 @@ class PushAtStop:
 
     Attributes:
         complaint: why it will not be pushed; "" if nothing is in the way.
-        pushed: the name that it was pushed by, or that had it already; "" if it was not pushed.
     """
 
     def __init__(
@@ -46,7 +45,6 @@ class PushAtStop:
         self._log = log
         self._remote: Name | None = None
         self.complaint = ""
-        self.pushed = ""
         try:
             remote = parse_remote(push_to)
             if not self._is_allowed(remote):
@@ -94,7 +92,7 @@ class PushAtStop:
             raise ArchiveError(str(error), hint=later) from error
         if pushed.refused and not pushed.branch:
             raise ArchiveError(pushed.refused, hint=f"{fetch} gets them")
-        self.pushed = pushed.branch_name or pushed.name
+        layout.pushed = pushed.branch_name or pushed.name
         if pushed.branch:
             self._log.warning(
                 f"{what}:{tag} stays as it is: {pushed.refused}. So it is pushed as {pushed.branch_name};"

@@ -133,7 +133,8 @@ def test_a_signal_at_any_call_shows_nothing_deleted(stacks: Places) -> None:
 
 
 def test_a_failure_leaves_no_gap_where_names_cannot_be_exchanged(stacks_without_exchange: Places) -> None:
-    fail_each(stacks_without_exchange, MERGE, since=WRITTEN)
+    # Where names can be exchanged, every single call fails that reads: see above.
+    fail_each(stacks_without_exchange, MERGE, since=WRITTEN, in_full=False)
 
 
 def test_a_signal_leaves_no_gap_where_names_cannot_be_exchanged(stacks_without_exchange: Places) -> None:

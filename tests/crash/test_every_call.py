@@ -65,10 +65,14 @@ def test_a_failure_of_any_call_loses_nothing(places: Places, case: Case) -> None
     fail_each(places, case)
 
 
-def fail_each(places: Places, case: Case, *, since: str = "") -> None:
-    """Let each call of a run fail. See `kill_at_each`."""
+def fail_each(places: Places, case: Case, *, since: str = "", in_full: bool = True) -> None:
+    """Let each call of a run fail. See `kill_at_each`.
+
+    Args:
+        in_full: also each of those that look the same and change nothing, if the case is `READ_IN_FULL`.
+    """
     calls = recorded(places, case, faults.failing_calls)
-    if case not in READ_IN_FULL:
+    if case not in READ_IN_FULL or not in_full:
         calls = without_repetitions(calls)
     settled = Settled(case)
 

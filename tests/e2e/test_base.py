@@ -245,23 +245,24 @@ def bottom(started: Started) -> bytes:
 
 
 @pytest.mark.parametrize("started", [pytest.param((False, "native"), id="rootful-readme")], indirect=True)
-def test_the_example_of_the_readme_keeps_the_base(started: Started) -> None:
+def test_the_example_of_the_readme_goes_on_where_it_left(started: Started) -> None:
     engine = started.engine
     section = (TOP / "README.md").read_text().partition("\n## A history\n")[2]
-    lines = section[section.index("    P=") :].partition("\n\n")[0].splitlines()
+    lines = section[section.index("    podman tag") :].partition("\n\n")[0].splitlines()
     data = f"{engine.home}/{started.name}"
     script = (
         "\n".join(line[4:] for line in lines).replace("\\\n", " ").replace("/srv/data", f"{data}/example")
     )
-    engine.podman("tag", "localhost/test:1", "localhost/my-data")
-    engine.podman("tag", "localhost/test:1", "localhost/alpine")
+    for name in ("my-data", "alpine"):
+        engine.podman("tag", "localhost/test:1", f"localhost/{name}")
+    tag, prefix, run = script.splitlines()
+    engine.podman(*shlex.split(tag, comments=True)[1:])
+    options = "run --rm --pull=never --cgroups=disabled"
+    words = run.replace("podman run --rm", options, 1).replace("$P", prefix[2:])
 
-    assert "base=include" in script
-    words = script.replace("podman run --rm", "run --rm --pull=never --cgroups=disabled", 1)
-    arguments = shlex.split(words.partition("\n")[2].replace("$P", script.splitlines()[0][2:]))
-    engine.podman(*arguments)
+    said = [engine.podman(*shlex.split(words)).stdout for _ in range(3)]
 
+    assert said == ["hello\n", "hello\n" * 2, "hello\n" * 3]
     image = image_layouts.read(engine.machine.outside(f"{data}/example"), "main")
     assert image.layers[0].tar == bottom(started)
-    assert "greeting" in image.layers[1].names
-    engine.podman("pull", "--quiet", f"oci:{data}/example:main")
+    assert [set(layer.names) for layer in image.layers[1:]] == [{".", "greeting"}] * 3

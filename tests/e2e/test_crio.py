@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.archives import read_directory, read_tar
 from tests.support import hooks
-from tests.support.engines import HERE, HOOK, IMAGE_ROOT, TOP, Engine, wait_until
+from tests.support.engines import HERE, HOOK, HOOKS_DIR, IMAGE_ROOT, TOP, Engine, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,6 +209,27 @@ def test_the_root_file_system_is_saved_once_crio_has_unmounted_it(pod: Pod) -> N
     assert pod.saved() == {"data", "data.success", "root", "root.success"}
     pod.expect_the_root()
     pod.expect_the_volume()
+
+
+def test_after_a_reboot_it_is_recovered_before_crio_deletes_it(pod: Pod) -> None:
+    machine, store = pod.machine, f"{pod.node}/var/lib/containers/storage"
+    lasting = f"{store}/overlay-containers/{pod.id}/userdata"
+    machine.run("mkdir", "-p", lasting)
+    machine.run("cp", f"{pod.bundle}/config.json", lasting)
+    machine.run("touch", "-d", "1 hour ago", f"{lasting}/config.json")
+    listed = [{"id": pod.id, "layer": posixpath.basename(posixpath.dirname(pod.root))}]
+    machine.outside(f"{store}/overlay-containers/containers.json").write_text(json.dumps(listed))
+    machine.run("chmod", "0700", f"{store}/overlay-containers")
+    machine.run("umount", pod.root)
+    machine.run("rm", "-rf", pod.bundle)
+    command = (HOOK, "recover", f"--root={store}", f"--hooks-dir={HOOKS_DIR}")
+
+    done = machine.run(*command)
+    again = machine.run(*command)
+
+    assert "archive root of / saved" in done.stdout
+    assert again.stdout == "Nothing is left to recover.\n"
+    pod.expect_the_root()
 
 
 def test_without_the_engine_s_list_of_layers_the_root_file_system_is_not_found(pod: Pod) -> None:

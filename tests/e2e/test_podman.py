@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -120,9 +120,21 @@ def data(request: pytest.FixtureRequest, saved: Saved) -> dict[str, Entry]:
     return saved.data[request.param]
 
 
+# Asked once for each store: podman takes a second to answer.
+_about: dict[tuple[bool, str], dict[str, Any]] = {}
+
+
+def about(engine: Engine) -> dict[str, Any]:
+    """Give what podman says of the engine's store."""
+    store = engine.rootless, engine.store
+    if store not in _about:
+        _about[store] = json.loads(engine.podman("info", "--format", "json").stdout)
+    return _about[store]
+
+
 def test_the_engine_is_what_the_test_is_named_after(saved: Saved) -> None:
     engine = saved.engine
-    info = json.loads(engine.podman("info", "--format", "json").stdout)
+    info = about(engine)
     assert info["host"]["security"]["rootless"] is engine.rootless
     assert info["store"]["graphDriverName"] == "overlay"
     served = info["store"]["graphOptions"].get("overlay.mount_program", {}).get("Executable")

@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 TOP = Path(__file__).resolve().parents[2]
 
 # What building and installing takes.
-SOURCES = ("archive_overlay", "tools", "hooks.d", "man", "completions", "build.sh", "Makefile", "LICENSE")
+SOURCES = (
+    "archive_overlay",
+    "tools",
+    "hooks.d",
+    "systemd",
+    "man",
+    "completions",
+    "build.sh",
+    "Makefile",
+    "LICENSE",
+)
 
 # What a release has besides.
 DOCUMENTS = ("README.md", "CHANGELOG.md", "docs", "packaging", "pyproject.toml", ".gitignore")

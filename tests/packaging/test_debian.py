@@ -30,8 +30,11 @@ ENGINE = ("podman", "crun", "busybox-static", "mount")
 
 PROGRAMS = {
     "usr/bin/archive_overlay",
+    "usr/lib/systemd/system/archive_overlay-recover.service",
+    "usr/lib/systemd/user/archive_overlay-recover.service",
     "usr/share/bash-completion/completions/archive_overlay",
     "usr/share/containers/oci/hooks.d/archive_overlay.json",
+    "usr/share/lintian/overrides/archive-overlay",
     "usr/share/man/man1/archive_overlay.1.gz",
     "usr/share/zsh/vendor-completions/_archive_overlay",
 }

@@ -62,10 +62,12 @@ def demonstrate(executable: Path, place: Path, path: str, *, user: int = 0) -> s
 
 def test_with_podman_a_container_makes_the_changes(executable: Path, open_directory: Path) -> None:
     tools.need_root()
-    tools.need("podman")
+    tools.need("podman", "skopeo")
     shown = demonstrate(executable, open_directory, os.environ["PATH"])
     assert "A container with an image mounted at /data" in shown, shown
     assert shown.count("./settings            hides what lies below") == 2
+    assert "The first container finds in greeting.txt:\nhello\n" in shown
+    assert "The second container finds in greeting.txt:\nhello\nhello again\n" in shown
 
 
 def test_without_podman_it_mounts_an_overlay_itself(executable: Path, open_directory: Path) -> None:

@@ -225,7 +225,9 @@ def test_nothing_is_imported_late_by_an_archive_that_fails_and_is_rescued(
     container = state(tmp_path, "tar.gz", whiteouts="oci")
     (tmp_path / "upper" / ".wh.file").touch()
 
-    status, modules = late(executable, container, "--rescue-dir", tmp_path / "rescue")
+    programs = ("--on-success=/bin/true", "--on-failure=/bin/true")
+
+    status, modules = late(executable, container, "--rescue-dir", tmp_path / "rescue", *programs)
 
     assert (status, modules) == (1, [])
     assert (tmp_path / "rescue" / "c1" / "data" / "file").read_text() == "data"

@@ -17,6 +17,8 @@ KEY = "com.launchplatform.oci-hooks.archive-overlay"
 
 INSTALLED = {
     "usr/bin/archive_overlay": 0o755,
+    "usr/lib/systemd/system/archive_overlay-recover.service": 0o644,
+    "usr/lib/systemd/user/archive_overlay-recover.service": 0o644,
     "usr/share/bash-completion/completions/archive_overlay": 0o644,
     "usr/share/containers/oci/hooks.d/archive_overlay.json": 0o644,
     "usr/share/doc/archive_overlay/debug/archive_overlay.json": 0o644,
@@ -121,17 +123,43 @@ def test_every_directory_can_be_chosen(source: Path, tmp_path: Path) -> None:
         "HOOKSDIR=/etc/containers/oci/hooks.d",
         "BASHCOMPDIR=/opt/bash",
         "ZSHCOMPDIR=/opt/zsh",
+        "SYSTEMDDIR=/etc/systemd",
     )
     assert set(files(tmp_path / "stage")) == {
         "opt/lib exec/archive_overlay",
         "opt/man/man1/archive_overlay.1",
         "opt/bash/archive_overlay",
         "opt/zsh/_archive_overlay",
+        "etc/systemd/system/archive_overlay-recover.service",
+        "etc/systemd/user/archive_overlay-recover.service",
         "etc/containers/oci/hooks.d/archive_overlay.json",
         "opt/a&b/share/doc/archive_overlay/debug/archive_overlay.json",
     }
     hook = json.loads((tmp_path / "stage/etc/containers/oci/hooks.d/archive_overlay.json").read_text())
     assert hook["hook"]["path"] == "/opt/lib exec/archive_overlay"
+
+
+def test_systemd_understands_the_units_and_runs_recover_before_all_services(
+    source: Path, tmp_path: Path
+) -> None:
+    tools.need("systemd-analyze")
+    make(source, "install", f"PREFIX={tmp_path}/a b", f"DOCDIR={tmp_path}/doc")
+    unit = "archive_overlay-recover.service"
+    for whose in ("system", "user"):
+        path = tmp_path / f"a b/lib/systemd/{whose}/{unit}"
+        done = subprocess.run(
+            ["systemd-analyze", "verify", f"--{whose}", "--man=no", "--recursive-errors=one", path],
+            env={"PATH": PATH, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, [line for line in done.stderr.splitlines() if unit in line]) == (0, [])
+        text = path.read_text()
+        assert f'ExecStart="{tmp_path}/a b/bin/archive_overlay" recover\n' in text
+        assert re.search("^DefaultDependencies=no$", text, re.MULTILINE)
+        before = {name for line in re.findall("^Before=(.*)$", text, re.MULTILINE) for name in line.split()}
+        assert before >= {"basic.target", "podman-restart.service", "podman.socket"}
 
 
 def test_the_prefix_may_hold_what_sed_would_take_for_a_command(source: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from archive_overlay import cli, methods
 from archive_overlay.keys import KEYS
+from tests.integration.hook.test_reports import FIELDS
 from tests.packaging.conftest import PATH, TOP
 from tests.support import tools
 
@@ -74,8 +75,10 @@ def test_the_page_has_the_sections_that_a_reader_looks_for(rendered: str) -> Non
             "COMMANDS",
             "ANNOTATIONS",
             "METHODS",
+            "REPORTS",
             "IMAGES AND REVISIONS",
             "APPLYING A CHANGE SET",
+            "AFTER A CRASH",
             "CHECKING A HOST",
         ),
         *("EXIT STATUS", "FILES", "SECURITY", "EXAMPLES", "SEE ALSO"),
@@ -104,6 +107,13 @@ def test_the_page_explains_every_command_and_its_options(rendered: str) -> None:
 
 def test_the_page_explains_every_annotation(rendered: str) -> None:
     assert [key for key in KEYS if f"       {key}=" not in rendered] == []
+
+
+def test_the_page_explains_every_field_of_a_report() -> None:
+    part = PAGE.read_text().split("\n.SH REPORTS\n", 1)[1].split("\n.SH ", 1)[0]
+    assert [*re.findall(r"\w+", " ".join(re.findall(r"\.TP\n\.BR? (.*)", part)).replace('", "', " "))] == [
+        *FIELDS
+    ]
 
 
 def test_the_page_explains_every_method() -> None:

@@ -20,6 +20,8 @@ REASONS = TOP / "packaging/archive_overlay.rpmlintrc"
 
 PROGRAMS = {
     "/usr/bin/archive_overlay",
+    "/usr/lib/systemd/system/archive_overlay-recover.service",
+    "/usr/lib/systemd/user/archive_overlay-recover.service",
     "/usr/share/bash-completion/completions/archive_overlay",
     "/usr/share/containers/oci/hooks.d/archive_overlay.json",
     "/usr/share/zsh/site-functions/_archive_overlay",

@@ -127,6 +127,12 @@ class Machine:
             pytest.fail(f"exit status {done.returncode} of {' '.join(command)}\n{said}")
         return done
 
+    def command_lines(self) -> Iterator[bytes]:
+        """Give the command lines of all processes, a NUL after each word."""
+        for process in self.outside("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended
+                yield (process / "cmdline").read_bytes()
+
     def syslog(self) -> list[str]:
         """Give the lines that the syslog daemon has received up to now."""
         # The daemon reads its socket in order: when it has written this, it has written all before it.
@@ -266,10 +272,12 @@ class Engine:
 
     def _wait_for_hooks(self, container: str) -> None:
         # `podman run` may end with the container's process. What remains to be done, the poststop hooks
-        # and the removal among it, is done in the background by a `podman container cleanup`, which
-        # locks the container. This one waits for the lock, and finds nothing left to do or, with --rm,
-        # no container.
-        self.podman("container", "cleanup", container, check=False)
+        # and the removal among it, is done by conmon's process, which becomes a `podman container cleanup`.
+        conmon, cleanup = f"\0-n\0{container}\0".encode(), b"\0container\0cleanup\0"
+        wait_until(
+            lambda: not any(conmon in line or cleanup in line for line in self.machine.command_lines()),
+            f"the hooks of {container} do not end",
+        )
 
 
 class _OfContainer(overlays.Namespace):

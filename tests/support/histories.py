@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
+    from archive_overlay.layout.add_layer import LayoutDestination
+
 LOG = Log("panic", [])
 
 
@@ -50,18 +52,55 @@ def append(
         parent, message: as the annotations.
         container: its id.
     """
-    paths, patience = Paths(), Patience()
-    place = judge_destination(
+    place = judge(layout, tag, had=had, parent=parent, message=message)
+    publish(place, tar)
+    if most and place.layers[0] >= most:
+        with place.stage_again() as staging:
+            make_room(
+                place.path,
+                tag,
+                staging,
+                most=most,
+                form=Form(),
+                paths=place.paths,
+                patience=place.patience,
+                log=LOG,
+            )
+
+
+def judge(
+    layout: Path,
+    tag: str,
+    *,
+    had: Collection[str] | None = None,
+    parent: str = "",
+    message: str = "",
+    upper: str = "",
+) -> LayoutDestination:
+    """Judge where a revision goes; see `append`.
+
+    Args:
+        layout, tag, had, parent, message: see `append`.
+        upper: identity of the upperdir.
+    """
+    provenance = Provenance(
+        container="c" * 64, archive="data", mount_point="/data", message=message, upper=upper
+    )
+    return judge_destination(
         f"{layout}:{tag}",
         parent=parent,
         had=had,
         all_had=lambda: had or (),
-        provenance=Provenance(container=container, archive="data", mount_point="/data", message=message),
+        provenance=provenance,
         upper="/proc/self",
-        paths=paths,
-        patience=patience,
+        paths=Paths(),
+        patience=Patience(),
         log=LOG,
     )
+
+
+def publish(place: LayoutDestination, tar: bytes) -> None:
+    """Publish a revision at the place that was judged; see `append`."""
     with place.stage(Never(), LOG) as staging:
         fd = staging.create_file(ARCHIVE)
         os.write(fd, tar)
@@ -80,11 +119,6 @@ def append(
             bytes=0,
         )
         place.publish(staging, layer)
-    if most and place.layers[0] >= most:
-        with place.stage_again() as staging:
-            make_room(
-                place.path, tag, staging, most=most, form=Form(), paths=paths, patience=patience, log=LOG
-            )
 
 
 def build(layout: Path, count: int, *, tag: str = "main", most: int = 0) -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from archive_overlay import __version__
 from archive_overlay.commands import Output
-from archive_overlay.commands.check import access, hook_files, hooks_dirs, host, podman
+from archive_overlay.commands.check import access, hook_files, hooks_dirs, host, podman, programs
 from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding, combined
 from archive_overlay.log import escape
-from archive_overlay.settings import DEFAULT_MOUNT_PROGRAM, Settings
+from archive_overlay.settings import DEFAULT_MOUNT_PROGRAM, DEFAULT_SKOPEO, Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, log: Log) -> int:
     directories = (
         [hooks_dirs.given_directories(options.hooks_dir)]
         if options.hooks_dir
-        else _directories_of_podman(here)
+        else directories_of_podman(here)
     )
     findings, hooks = check(here, directories, options.parse)
     problems = sum(finding.status == PROBLEM for finding in findings)
@@ -98,20 +98,23 @@ def check(
     if len({(each.findings, each.read) for each in directories}) > 1:
         findings.append(hooks_dirs.UNKNOWN_RELEASE)
     findings += about_hooks
-    programs = {asked.mount_program for each in hooks.values() for asked in each.asked}
+    asked = [settings for each in hooks.values() for settings in each.asked]
     served = [
         host.judge_mount_program(path, asked=path != DEFAULT_MOUNT_PROGRAM)
-        for path in sorted(programs or {DEFAULT_MOUNT_PROGRAM})
+        for path in sorted({each.mount_program for each in asked} or {DEFAULT_MOUNT_PROGRAM})
     ]
     findings += host.judge_kernel(here, fuse=any(finding.status == OK for finding in served))
     findings += host.judge_overlay_defaults(here)
     findings += served
     findings.append(host.judge_zstd())
+    transfers = [each.transfer for each in asked]
+    for path in sorted({each.skopeo for each in transfers} or {DEFAULT_SKOPEO}):
+        findings.append(programs.judge_skopeo(path, [each for each in transfers if each.skopeo == path]))
     first, *others = hooks.values()
     return findings, [hook for hook in first.ours if all(hook in other.ours for other in others)]
 
 
-def _understood(arguments: Sequence[str], parse: Parser) -> Settings:
+def understood(arguments: Sequence[str], parse: Parser) -> Settings:
     """Read the arguments of a hook as the hook itself does.
 
     Raises:
@@ -132,7 +135,8 @@ def _understood(arguments: Sequence[str], parse: Parser) -> Settings:
     return settings
 
 
-def _directories_of_podman(here: Host) -> list[Directories]:
+def directories_of_podman(here: Host) -> list[Directories]:
+    """Give the directories in which podman looks for hook configurations: of each release that there may be."""
     parse = hooks_dirs.toml_parser()
     return [
         hooks_dirs.find_directories(
@@ -153,13 +157,13 @@ def _judge_hooks(directories: Directories, here: Host, parse: Parser) -> _Hooks:
     failing = False
     asked: list[tuple[HookFile, Settings]] = []
     for hook in files.in_force:
-        if not (hook.is_meant_for_us or (here.program and _is_this(hook, here))):
+        if not (hook.is_meant_for_us or (here.program and is_this(hook, here))):
             continue
         found, settings = _judge_hook(hook, here, parse)
         findings += found
         if any(finding.status == PROBLEM for finding in found):
             failing = True
-        elif _is_this(hook, here):
+        elif is_this(hook, here):
             ours.append(hook)
         if settings:
             asked.append((hook, settings))
@@ -187,13 +191,13 @@ def _judge_hook(hook: HookFile, here: Host, parse: Parser) -> tuple[list[Finding
         found(PROBLEM, f"names {hook.program}, which is no absolute path", "name the program by one")
     elif not os.path.isfile(hook.program) or not access.may(hook.program, os.X_OK):
         found(PROBLEM, f"runs {hook.program}, which is no executable file", f"chmod 0755 {hook.program}")
-    elif not _is_this(hook, here):
+    elif not is_this(hook, here):
         advice = "install this one in its place, or correct hook.path"
         if os.path.basename(hook.program).startswith("archive_overlay"):
             advice += f"; or ask that one: {hook.program} check"
         found(WARNING, f"runs {hook.program}, which is another file than {here.program}", advice)
     try:
-        settings = _understood(hook.arguments, parse)
+        settings = understood(hook.arguments, parse)
     except ValueError as error:
         found(PROBLEM, f"has args with which the hook fails: {error}", "correct hook.args")
     if stages := hook_files.judge_stages(hook):
@@ -211,7 +215,8 @@ def _judge_hook(hook: HookFile, here: Host, parse: Parser) -> tuple[list[Finding
     return findings, settings
 
 
-def _is_this(hook: HookFile, here: Host) -> bool:
+def is_this(hook: HookFile, here: Host) -> bool:
+    """Say whether a configuration runs this very program."""
     return here.program is None or access.is_same_file(hook.program, here.program)
 
 
@@ -247,9 +252,11 @@ def _judge_policy(hook: HookFile, settings: Settings, here: Host) -> list[Findin
         )
     findings.append(_judge_images(hook, settings, here))
     findings.append(Finding(OK, "policy", _limits(settings), "", hook.path))
+    findings += programs.judge_transfer(settings.transfer, path=hook.path)
     findings += [access.judge_directory(path, "--allow-archive-to", made=False) for path in allowed]
     if settings.rescue_dir:
         findings.append(access.judge_directory(settings.rescue_dir, "--rescue-dir", made=True))
+    findings += programs.judge_reports(settings, user=here.user)
     return findings
 
 

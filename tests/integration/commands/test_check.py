@@ -24,7 +24,7 @@ NOBODY = 65_534
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
 TOPICS = {
     *("program", "python", "hooks-dir", "hook", "policy", "destination", "log", "kernel", "overlay"),
-    *("fuse-overlayfs", "zstd"),
+    *("fuse-overlayfs", "zstd", "skopeo", "reports"),
 }
 
 
@@ -191,6 +191,46 @@ def test_arguments_of_the_hook_that_need_something(installed: Installed) -> None
     assert sorted(os.listdir(installed.top)) == ["archive_overlay", "archives", "hooks.d"], (
         "it wrote something"
     )
+
+
+def test_programs_that_the_hook_runs(installed: Installed) -> None:
+    tools.need_root()
+    for name in ("told", "open", "plain"):
+        (installed.top / name).write_text("#!/bin/sh\n")
+        (installed.top / name).chmod({"told": 0o755, "open": 0o777, "plain": 0o644}[name])
+    (installed.top / "auth").write_text("{}")
+
+    for success, failure, ends in (
+        (
+            "told",
+            "open",
+            [("ok", "told is run when an archive is saved"), ("warning", "everybody may write to")],
+        ),
+        ("plain", "told", [("warning", "plain is no executable file"), ("ok", "when an archive fails")]),
+    ):
+        installed.configure(
+            f"--on-success={installed.top}/{success}",
+            f"--on-failure={installed.top}/{failure}",
+            f"--skopeo={installed.top}/skopeo",
+            "--allow-push-to=docker://localhost:5000/team",
+            "--tls-verify=false",
+            f"--authfile={installed.top}/auth",
+        )
+        found = installed.json()
+        assert found["ready"] is True
+        for report, (status, words) in zip(about(found, "reports"), ends):
+            assert report["status"] == status
+            assert words in report["found"]
+
+    (skopeo,) = about(found, "skopeo")
+    assert (skopeo["status"], skopeo["path"]) == ("warning", f"{installed.top}/skopeo")
+    policy = [each["found"] for each in about(found, "policy")]
+    assert (
+        "images may be loaded into the engine's store by any name, and pushed to localhost:5000/team"
+        in policy
+    )
+    assert [each for each in policy if "certificates of registries are not verified" in each]
+    assert [each for each in policy if "auth, with passwords of registries, can be read by others" in each]
 
 
 def test_places_that_another_user_may_have_made(installed: Installed) -> None:

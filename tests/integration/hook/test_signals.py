@@ -44,8 +44,15 @@ def ignore(number: int) -> None:
 
 
 @contextmanager
-def waiting(saver: Saver, *, ignored: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def waiting(
+    saver: Saver, *options: str | Path, ignored: int = 0
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Run the hook until it waits, with all that it wrote in its staging directory.
+
+    Args:
+        saver: what it saves.
+        options: more of its command line.
+        ignored: a signal that its caller ignores.
 
     Yields:
         The hook, and the descriptor by whose lock it is kept waiting.
@@ -56,7 +63,14 @@ def waiting(saver: Saver, *, ignored: int = 0) -> Iterator[tuple[subprocess.Pope
     mounts = [saver.overlay.spec_mount()]
     bundle = hooks.Bundle(saver.directory / "bundle", mounts=mounts, annotations=saver.asks())
     with subprocess.Popen(
-        [*hooks.command(), "--bundle", bundle.directory, "--rescue-dir", saver.directory / "rescue"],
+        [
+            *hooks.command(),
+            "--bundle",
+            bundle.directory,
+            "--rescue-dir",
+            saver.directory / "rescue",
+            *options,
+        ],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={},

@@ -414,6 +414,8 @@ def test_annotations_say_what_a_revision_is(full: Saver) -> None:
     members = image.layers[0].members
     deletions = [member for member in members if ".wh." in member.name and "opq" not in member.name]
     opaque = [member for member in members if member.name.endswith(".wh..wh..opq")]
+    upper = annotations.pop(f"{PREFIX}.upper")
+    assert re.fullmatch("[0-9a-f]{16} 1", upper)
     assert {key: value for key, value in annotations.items() if key.startswith(PREFIX)} == {
         f"{PREFIX}.container": "c1",
         f"{PREFIX}.archive": "data",

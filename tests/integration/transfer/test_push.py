@@ -74,7 +74,8 @@ def test_what_was_pushed_and_not_noted_is_not_sent_again(host: Host, shared: Reg
 
 
 def test_a_layer_that_the_registry_has_lost_is_sent_again(host: Host, shared: Registry, name: str) -> None:
-    host.first("1")
+    # No other name in the registry has it, from which it could be taken.
+    host.first(name)
     lost = shared.manifest(name)["layers"][0]["digest"]
     shutil.rmtree(shared.storage / f"docker/registry/v2/repositories/{name}/_layers/sha256" / lost[7:])
     # The registry remembers in memory what it had.
@@ -147,6 +148,7 @@ def test_no_tag_of_a_person_is_taken_for_the_branch(
     branch = f"main-{'c' * 12}"
     history.output_of("tag", f"{other.layout}:main", branch)
     kept = other.digest(branch)
+    other.note(branch, shared.reference(name, "kept"))
     one.stop("of one")
     one.push()
     other.stop("of the other")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration.conftest import Saver
+from tests.integration.hook.test_reports import Programs
 from tests.support import histories, hooks, image_layouts
 from tests.support.hosts import PUSH_TO, Host
 from tests.support.registry import Registry, Way
@@ -78,6 +79,18 @@ def test_nothing_is_pushed_that_nobody_has_allowed(stops: Stops, shared: Registr
         assert "is not allowed; the administrator allows it by --allow-push-to" in result.only_error()
         assert shared.tags(name) == []
         assert PUSH_TO not in stops.host.entry()["annotations"]
+
+
+def test_a_report_says_where_a_revision_was_pushed_and_why_not(stops: Stops, scratch: Path) -> None:
+    programs = Programs(scratch)
+
+    stops.stop(stops.allowed, *programs.options, change="pushed")
+    stops.stop(*programs.options, change="not allowed")
+
+    (pushed,), (failed,) = programs.success.told, programs.failure.told
+    assert (pushed["revision"], pushed["pushed"]) == (1, stops.host.remote)
+    assert (failed["saved"], failed["revision"], failed["pushed"]) == (True, 2, None)
+    assert "is not allowed" in failed["error"]
 
 
 @pytest.mark.parametrize(

@@ -970,12 +970,13 @@ def policy(site: Site, *arguments: str) -> list[Finding]:
 
 
 def test_without_a_policy_annotations_are_believed(site: Site) -> None:
-    believed, _, limits = policy(site)
+    believed, _, limits, carried = policy(site)
     assert (believed.status, limits.status) == ("note", "ok")
     assert "docs/security.md" in believed.advice
     assert limits.found == (
         "archives of any size, set-user-ID bits and capabilities kept, what fails is not kept"
     )
+    assert carried.found == "images may be loaded into the engine's store by any name, and pushed nowhere"
 
 
 @pytest.mark.parametrize(
@@ -991,8 +992,8 @@ def test_what_is_done_with_annotations_of_images(
 ) -> None:
     site.host = replace(site.host, passes_on=passes_on)
 
-    _, refused, _ = policy(site)
-    _, believed, _ = policy(site, "--trust-image-annotations")
+    _, refused, *_ = policy(site)
+    _, believed, *_ = policy(site, "--trust-image-annotations")
 
     assert (refused.status, refused.found) == ("ok", f"annotations of images are refused; {said}")
     assert (believed.status, said in believed.found) == (status, True)
@@ -1000,7 +1001,7 @@ def test_what_is_done_with_annotations_of_images(
 
 
 def test_the_policy_in_words(site: Site) -> None:
-    allowed, _, limits = policy(
+    allowed, _, limits, carried = policy(
         site,
         "--allow-archive-to=/srv/a",
         "--allow-archive-to=/srv/b",
@@ -1009,6 +1010,11 @@ def test_the_policy_in_words(site: Site) -> None:
         "--max-entries=5",
         "--rescue-dir=/srv/rescue",
         "--no-fsync",
+        "--allow-load-as=localhost/a",
+        "--allow-push-to=docker://registry.example/b",
+    )
+    assert carried.found == (
+        "images may be loaded into the engine's store as localhost/a, and pushed to registry.example/b"
     )
     assert allowed.found == "archives may be in /srv/a and /srv/b, and nowhere else"
     assert limits.found == (

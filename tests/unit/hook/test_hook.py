@@ -225,3 +225,30 @@ def test_a_signal_after_all_archives_are_safe_ends_the_run_and_fails_none(
         hook.run(Settings(bundle=str(tmp_path)), Log("info", [kept]))
 
     assert kept.errors == []
+
+
+def test_what_was_asked_for_besides_an_archive_and_is_interrupted_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "upper").mkdir()
+    mount = {"destination": "/data", "type": "overlay", "options": [f"upperdir={tmp_path / 'upper'}"]}
+    annotations = {f"{PREFIX}data.mount-point": "/data", f"{PREFIX}data.archive-to": str(tmp_path / "data")}
+    (tmp_path / "config.json").write_text(json.dumps({"mounts": [mount], "annotations": annotations}))
+
+    def tend(_: object) -> list[str]:
+        raise Interrupted(15)
+
+    monkeypatch.setattr(Destination, "tend", tend, raising=False)
+    monkeypatch.setattr(Destination, "outstanding", ("loading",), raising=False)
+    program = tmp_path / "on-failure"
+    program.write_text(f"#!/bin/sh\n/bin/cat >'{tmp_path}/told'\n")
+    program.chmod(0o755)
+    kept = Kept()
+
+    with pytest.raises(Interrupted):
+        hook.run(Settings(bundle=str(tmp_path), on_failure=str(program)), Log("info", [kept]))
+
+    reason = f"it is safe at {tmp_path}/data, but loading was interrupted by signal 15"
+    assert kept.errors == [f"archive data: {reason}"]
+    told = json.loads((tmp_path / "told").read_text())
+    assert (told["saved"], told["error"]) == (True, reason)

@@ -52,3 +52,12 @@ def test_a_piece_that_is_damaged_is_gone_round() -> None:
     assert [each.digest for each in pieces.cover(1, 6) or ()] == ["1-4", "5-6"]
     assert [each.digest for each in pieces.cover(1, 6, without={("5-6", -1)}) or ()] == ["1-2", "3-6"]
     assert pieces.cover(1, 6, without={("5-6", -1), ("1-2", -1)}) is None
+
+
+def test_a_piece_that_overlaps_another_one_hides_no_way_around_it() -> None:
+    pieces = Pieces()
+    pieces.add([piece(1, 1), piece(2, 3), piece(1, 5), piece(2, 7), piece(8, 8)])
+
+    assert [each.digest for each in pieces.cover(1, 8) or []] == ["1-1", "2-7", "8-8"]
+    assert [each.digest for each in pieces.cover(1, 5) or []] == ["1-5"]
+    assert pieces.cover(4, 8) is None

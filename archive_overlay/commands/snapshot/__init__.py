@@ -1,0 +1,1 @@
+"""`archive_overlay snapshot`: what a running container asks for, made now."""
