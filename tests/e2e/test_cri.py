@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -164,7 +165,7 @@ def test_a_pod_on_any_node_goes_on_with_what_the_last_one_left(
             "-ec",
             f"cd /tree; test $(ls -d turn* | wc -l) = {number}; :> turn{number}",
         )
-        wait_until(lambda before=before: registry.digest("team/app") != before, "nothing is pushed")
+        wait_until(partial(_moved, registry, before), "nothing is pushed")
         node.remove_pod(pod)
 
     machine.run(HOOK, "fetch", "--tls-verify=false", f"{ARCHIVES}/node-b:main", remote)
@@ -172,6 +173,10 @@ def test_a_pod_on_any_node_goes_on_with_what_the_last_one_left(
     assert [name for name in ("turn0", "turn1", "turn2") if name not in listed] == []
     log = json.loads(machine.run(HOOK, "log", "--json", f"{ARCHIVES}/node-b:main").stdout)
     assert sum(bool(each["container"]) for each in log) == 3
+
+
+def _moved(registry: Registry, before: str) -> bool:
+    return registry.digest("team/app") != before
 
 
 def _image_with_all_mount_points(node: cri.Runtime, native: Engine) -> str:
