@@ -383,6 +383,12 @@ class _InOrder:
 
 
 def _saved(bundle: str, root: str) -> Saved | None:
+    """Open the mark of a container that is in an engine's store.
+
+    Only such containers are recovered. Other bundles may be for everybody to read, and so to lock.
+    """
+    if not store.container_in_store(bundle)[1]:
+        return None
     try:
         return Saved(store.lasting_directory(bundle, root))
     except OSError:

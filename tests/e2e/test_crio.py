@@ -138,6 +138,10 @@ class Pod:
         self.machine.run(*self._runtime, "delete", self.id, check=False)
         assert self.machine.run(*self._runtime, "state", self.id, check=False).returncode, "it is still there"
 
+    def forget(self) -> None:
+        """Take away what a reboot takes away in /run: the bundle, and what the runtime knows."""
+        self.machine.run("rm", "-rf", self.bundle, f"/run/{self._runtime[0]}/{self.id}")
+
     def saved(self) -> set[str]:
         """Give the names of archives and markers, without the container's id."""
         found = self.machine.run("ls", "-A", self.archives).stdout.split()
@@ -221,7 +225,7 @@ def test_after_a_reboot_it_is_recovered_before_crio_deletes_it(pod: Pod) -> None
     machine.outside(f"{store}/overlay-containers/containers.json").write_text(json.dumps(listed))
     machine.run("chmod", "0700", f"{store}/overlay-containers")
     machine.run("umount", pod.root)
-    machine.run("rm", "-rf", pod.bundle)
+    pod.forget()
     command = (HOOK, "recover", f"--root={store}", f"--hooks-dir={HOOKS_DIR}")
 
     done = machine.run(*command)

@@ -350,6 +350,23 @@ def test_the_hook_waits_for_a_recovery_and_does_not_save_it_again(containers: Co
     assert containers.saved() == {"ab12-more": ["more"]}
 
 
+def test_nobody_makes_the_hook_wait_by_locking_a_bundle_that_is_in_no_store(
+    containers: Containers, tmp_path: Path
+) -> None:
+    containers.add("data")
+    elsewhere = tmp_path / "bundle"
+    elsewhere.mkdir()
+    containers.userdata().joinpath("config.json").rename(elsewhere / "config.json")
+    directory = os.open(elsewhere, os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+
+    done = hooks.run_hook(b"", f"--bundle={elsewhere}")
+
+    os.close(directory)
+    assert (done.status, list(containers.saved())) == (0, ["ab12-data"])
+    assert not any("waiting" in line.message for line in done.lines())
+
+
 def test_a_container_that_just_starts_is_looked_at_again(
     containers: Containers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
