@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from typing import Callable
 
 _PIECE = 64 * 1024
+# How often it is looked whether a program has ended that says nothing, and left its output to a child, in seconds.
+_LOOK = 0.2
 # Of what a program says on standard error: what an error keeps of it, and what is passed on in all.
 _LONGEST_SAID = 4096
 _MOST_PASSED_ON = 256 * 1024
@@ -66,7 +68,7 @@ def run_program(
     """Run a program to its end.
 
     The kernel kills it if this process is killed; at the deadline, and if a signal ends this process, it is killed with
-    the processes that it started.
+    the processes that it started. What it leaves behind when it ends by itself goes on, and is not waited for.
 
     Args:
         command: the program's absolute path, and its arguments.
@@ -136,7 +138,7 @@ def _before_it_begins(largest_file: int | None) -> Callable[[], None] | None:
 def _converse(
     process: subprocess.Popen[bytes], data: bytes, deadline: float, told: _Told, most_output: int
 ) -> bytes | None:
-    """Write and read until the program has closed its output; None: it wrote too much.
+    """Write and read until the program has closed its output, or has ended; None: it wrote too much.
 
     Raises:
         TimeoutError: it took too long.
@@ -158,7 +160,10 @@ def _converse(
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError
-            for key, _ in selector.select(left):
+            ready = selector.select(min(left, _LOOK))
+            if not ready and process.poll() is not None:
+                break
+            for key, _ in ready:
                 if key.fileobj is process.stdin:
                     try:
                         rest = rest[os.write(key.fd, rest[:_PIECE]) :]

@@ -41,6 +41,12 @@ def test_nothing_of_our_environment_is_passed_on() -> None:
     assert {line.partition(b"=")[0] for line in output.splitlines()} <= {b"PWD", b"SHLVL", b"_", b"OLDPWD"}
 
 
+def test_what_it_leaves_in_the_background_is_not_waited_for() -> None:
+    output, _ = shell("sleep 1000 & echo $!", timeout=100)
+    child = int(output)
+    os.kill(child, signal.SIGKILL)
+
+
 def test_what_it_said_last_is_in_the_error() -> None:
     with pytest.raises(ProgramError, match="sh ended with status 3: no such thing") as caught:
         shell("echo first >&2; echo no such thing >&2; exit 3")

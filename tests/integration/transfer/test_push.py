@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import signal
 import subprocess
@@ -209,6 +211,29 @@ def test_something_else_under_the_name_is_not_replaced(host: Host, shared: Regis
 
     assert host.push(f"--to={host.remote}", f"{host.layout}:main").status == 1
     assert shared.tags(name) == ["main", f"main-{'c' * 12}"]
+
+
+def test_no_stop_waits_for_the_network(two: tuple[Host, Host], shared: Registry, name: str) -> None:
+    one, other = two
+    one.stop("of one")
+    other.stop("of the other")
+    one.push()
+
+    def take_lock() -> None:
+        layout = os.open(other.layout, os.O_RDONLY)
+        try:
+            fcntl.flock(layout, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken.append(True)
+        finally:
+            os.close(layout)
+
+    taken: list[bool] = []
+    # The branch has been made in the layout by then.
+    with Way(shared, watch=once(f"PUT /v2/{name}/manifests/main-".encode(), take_lock)) as way:
+        through(other, way, name)
+        assert other.push().status == 1
+
+    assert taken == [True]
 
 
 # Both at once
