@@ -40,17 +40,36 @@ if TYPE_CHECKING:
 
 def goes_on_with(later: StoredImage, earlier: StoredImage) -> bool:
     """Say whether an image is another one with perhaps more revisions, whatever became of its layers."""
-    return not earlier.layers or last_in_common(earlier, later) == earlier.last
+    return not earlier.layers or _has(later, earlier.chains(), earlier.last)
 
 
 def last_in_common(image: StoredImage, other: StoredImage) -> int:
     """Give the number of the last revision of an image that another one has, too; 0: there is none."""
-    theirs = _ids(other)
-    beginnings = other.ancestors()
-    for identifier, number in sorted(_ids(image).items(), key=lambda each: -each[1]):
-        if number in (theirs.get(identifier), beginnings.get(identifier[:ANCESTOR_DIGITS])):
-            return number
-    return 0
+    if image.layers and goes_on_with(other, image):
+        return image.last
+    theirs, beginnings = _all_ids(other), other.ancestors()
+    numbers = [
+        number
+        for identifier, number in _all_ids(image).items()
+        if number in (theirs.get(identifier), beginnings.get(identifier[:ANCESTOR_DIGITS]))
+    ]
+    return max(numbers, default=0)
+
+
+def _has(image: StoredImage, ids: Mapping[str, int], number: int) -> bool:
+    """Say whether an image has a revision, by ids that revisions had in stores. Packs are read only if they are needed."""
+    asked = [each for each in ids if ids[each] == number]
+    chains, beginnings = image.chains(), image.ancestors()
+    if any(number in (chains.get(each), beginnings.get(each[:ANCESTOR_DIGITS])) for each in asked):
+        return True
+    every = _all_ids(image)
+    return any(every.get(each) == number for each in asked)
+
+
+def _all_ids(image: StoredImage) -> dict[str, int]:
+    """Give all ids that an image's revisions had in stores, with their numbers."""
+    found = {each: kept.number for kept in image.kept() for each in chains_in(kept.annotations)}
+    return {**found, **image.chains()}
 
 
 def named_besides(layout: int, index: Mapping[str, Any], tag: str, image: StoredImage) -> str:
@@ -109,7 +128,11 @@ def put_joined(
     diff_ids = fetched.config["rootfs"]["diff_ids"]
     common = last_in_common(here, fetched) if here else 0
     superseded: list[str] = []
-    if here and common:
+    if here and common == here.last and _has_layers(fetched, here):
+        # Nothing was composed, and so nothing is to be kept besides.
+        if value := add_history(edit, here.packs_to_keep()):
+            manifest["annotations"][HISTORY] = value
+    elif here and common:
         known = {each.number: each for each in here.kept() if each.number <= common}
         manifest["layers"] = [
             descriptor_of(piece, known[piece.last]) if _is_pruned(layer) and piece.last in known else layer
@@ -158,7 +181,7 @@ def _kept_here(
     of_layers = {piece.last for piece in here.layers} - said
     facts = [known[number] for number in sorted(known) if number in of_layers]
     # What layers say of revisions is newer, and is to be so when these layers are composed.
-    entries = [without(entry, said & _numbers_in(entry, here)) for entry in entries]
+    entries = [without(entry, said & here.numbers_in(entry)) for entry in entries]
     numbers = sorted({*said, *known})
     pieces += _change_sets(numbers, [*fetched.layers, *here.pieces(here.first, common)])
     if facts or pieces:
@@ -170,16 +193,17 @@ def _kept_here(
     return entries, digests
 
 
+def _has_layers(image: StoredImage, other: StoredImage) -> bool:
+    """Say whether an image has all layers of another one, and all of them are revisions still."""
+    theirs = {(piece.first, piece.last, piece.digest) for piece in image.layers}
+    return not any(map(_is_pruned, image.manifest["layers"])) and all(
+        (piece.first, piece.last, piece.digest) in theirs for piece in other.layers
+    )
+
+
 def _is_pruned(layer: Mapping[str, Any]) -> bool:
     """Say whether the last revision of a layer is none any more."""
     return PRUNED in (layer.get("annotations") or {})
-
-
-def _numbers_in(entry: PackEntry, image: StoredImage) -> set[int]:
-    try:
-        return {each.number for each in image.content(entry)[0]}
-    except (ArchiveError, OSError):
-        return set()  # what is damaged stays as it is
 
 
 def _change_sets(numbers: Sequence[int], pieces: Sequence[Piece]) -> list[Piece]:
@@ -226,9 +250,3 @@ def _back(begin: int, number: int, by_last: Mapping[int, Sequence[Piece]]) -> li
                 follower[piece.first - 1] = piece
                 pending.append(piece.first - 1)
     return []
-
-
-def _ids(image: StoredImage) -> dict[str, int]:
-    """Give all ids that an image's revisions had in stores, with their numbers."""
-    found = {each: kept.number for kept in image.kept() for each in chains_in(kept.annotations)}
-    return {**found, **image.chains()}

@@ -175,6 +175,10 @@ class StoredImage:
             pack = read_pack(blobs, entry)
         return pack.revisions, pack.pieces
 
+    def numbers_in(self, entry: PackEntry) -> set[int]:
+        """Give the numbers of the revisions in a pack; none if it is damaged."""
+        return {each.number for each in self._content(entry)[0]}
+
     def blobs_of(self, entry: PackEntry) -> list[str]:
         """Give the digests of all blobs of a pack but its manifest.
 

@@ -190,10 +190,10 @@ def judge(place: Place, index: Mapping[str, Any], remote: Remote, theirs: Stored
     if descriptor is None:
         return Step(here=None, theirs=theirs, brings=True)
     here = open_stored(place.layout, descriptor, whole=False)
+    if goes_on_with(theirs, here):
+        return Step(here=here, theirs=theirs, brings=theirs.last > here.last)
     if goes_on_with(here, theirs):
         return Step(here=here, theirs=theirs, brings=False)
-    if goes_on_with(theirs, here):
-        return Step(here=here, theirs=theirs, brings=True)
     besides = named_besides(place.layout, index, place.tag, here)
     if besides:
         return Step(here=here, theirs=theirs, brings=True, besides=besides)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.e2e.archives import read_directory
 from tests.support import containerd, cri, hooks, tools
-from tests.support.engines import HERE, HOOK, IMAGE, TOP, Engine, wait_until
+from tests.support.engines import HERE, HOOK, IMAGE, IMAGE_ROOT, TOP, Engine, wait_until
+from tests.support.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +39,13 @@ def node(request: pytest.FixtureRequest) -> cri.Runtime:
 
 
 @pytest.fixture(scope="module")
-def daemon(machine: Machine) -> Iterator[cri.Runtime]:
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with Registry(tmp_path_factory.mktemp("registry") / "plain") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def daemon(machine: Machine, registry: Registry) -> Iterator[cri.Runtime]:
     """Start the daemon with the documented configuration."""
     (documented,) = re.findall(
         r'^    \[plugins\."io\.containerd\.grpc\.v1\.cri"\.containerd\.runtimes\.runc\]\n(?:    .+\n)+',
@@ -55,7 +63,8 @@ disable_apparmor = true
 BinaryName = "{HOME}/runc"
 """
     spec = json.loads(machine.run("ctr", "oci", "spec").stdout)
-    spec["hooks"] = {"poststop": [{"path": HOOK, "args": ["archive_overlay", "--syslog"]}]}
+    pushing = [f"--allow-push-to={registry.host}/team", "--tls-verify=false"]
+    spec["hooks"] = {"poststop": [{"path": HOOK, "args": ["archive_overlay", "--syslog", *pushing]}]}
     machine.outside(BASE_SPEC).write_text(json.dumps(spec))
     with containerd.running(machine, HOME, namespace="k8s.io", configuration=configuration) as started:
         machine.run("mkdir", ARCHIVES, f"{HOME}/logs")
@@ -128,3 +137,57 @@ def test_a_pod_that_asks_for_nothing_gets_nothing(node: cri.Runtime) -> None:
     node.remove_pod(pod)
 
     assert not [line for line in node.machine.syslog()[before:] if " archive_overlay[" in line]
+
+
+def test_a_pod_on_any_node_goes_on_with_what_the_last_one_left(
+    node: cri.Runtime, machine: Machine, registry: Registry
+) -> None:
+    remote = registry.reference("team/app")
+    image = remote[len("docker://") :]
+    native = Engine(machine, rootless=False, store="native", runtime="runc")
+    native.podman("push", "--tls-verify=false", IMAGE, remote)
+    init = _image_with_all_mount_points(node, native)
+    for number, each in enumerate(("a", "b", "a")):
+        layout = f"{ARCHIVES}/node-{each}:main"
+        asked = {"mount-point": "/", "archive-to": layout, "method": "oci", "push-to": remote}
+        annotations = {f"{hooks.PREFIX}.root/{key}": value for key, value in asked.items()}
+        pod = node.run_pod(f"go-on{number}", annotations=annotations, cgroup=node.machine.cgroup)
+        # As an init container does, which changes nothing in its own root file system.
+        machine.run(HOOK, "fetch", "--tls-verify=false", layout, remote)
+        before = registry.digest("team/app")
+        node.run_container(pod, "init", init, "/bin/true")
+        machine.run("ctr", f"--address={node.socket}", "-n=k8s.io", "images", "pull", "--plain-http", image)
+        node.run_container(
+            pod,
+            "main",
+            image,
+            "/bin/sh",
+            "-ec",
+            f"cd /tree; test $(ls -d turn* | wc -l) = {number}; :> turn{number}",
+        )
+        wait_until(partial(_moved, registry, before), "nothing is pushed")
+        node.remove_pod(pod)
+
+    machine.run(HOOK, "fetch", "--tls-verify=false", f"{ARCHIVES}/node-b:main", remote)
+    listed = machine.run(HOOK, "show", f"{ARCHIVES}/node-b:main:tree").stdout
+    assert [name for name in ("turn0", "turn1", "turn2") if name not in listed] == []
+    log = json.loads(machine.run(HOOK, "log", "--json", f"{ARCHIVES}/node-b:main").stdout)
+    assert sum(bool(each["container"]) for each in log) == 3
+
+
+def _moved(registry: Registry, before: str) -> bool:
+    return registry.digest("team/app") != before
+
+
+def _image_with_all_mount_points(node: cri.Runtime, native: Engine) -> str:
+    """Make an image in which the runtime makes nothing for its mounts."""
+    name, root = "localhost/init:1", f"{HERE}/init"
+    machine = node.machine
+    machine.run("cp", "-a", IMAGE_ROOT, root)
+    for each in ("hosts", "hostname", "resolv.conf"):
+        machine.outside(f"{root}/etc/{each}").touch()
+    machine.run("tar", "-C", root, "--numeric-owner", "-cf", f"{root}.tar", ".")
+    native.podman("import", f"{root}.tar", name)
+    native.podman("save", "--format=oci-archive", f"--output={root}.image", name)
+    machine.run("ctr", f"--address={node.socket}", "-n=k8s.io", "images", "import", f"{root}.image")
+    return name
