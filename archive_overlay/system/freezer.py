@@ -88,11 +88,9 @@ def group_of(name: str, proc: str = "/proc") -> Group | None:
         except OSError:
             continue  # it has ended
         for unified, path in listed:
-            if name not in path or (unified, path) in own:
-                continue
-            top = _called_after(name, path)
-            if not top:
-                continue
+            top = _called_after(name, path) if name in path else ""
+            if not top or any(_below(each, top) is not None for _, each in own):
+                continue  # who pauses himself does so for good
             for is_unified, mount in hierarchies:
                 inside = _below(top, mount.root)
                 if unified == is_unified and inside is not None:
