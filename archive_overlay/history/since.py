@@ -111,12 +111,14 @@ class _Links:
     Attributes:
         seen: numbers of the first names of those in the upperdir.
         differ: those of them that are not the same as before, under one of their names at least.
+        alone: those of them that had one name before. Another name may be nowhere in the upperdir: it counts all the same.
         taken: for each file with several names that was there before, the number of the first name of what it is now.
     """
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
         self.differ: set[int] = set()
+        self.alone: set[int] = set()
         self.taken: dict[int, int] = {}
 
 
@@ -318,12 +320,18 @@ class _Since:
         facts = self._facts.get(first)
         if facts is None and change.link_to is None:
             facts = self._facts[first] = self._facts_of(change)
+        old_facts = self._old_facts.get(old.shared)
+        if not old.shared and change.link_to is None:
+            old_facts = Facts(old, names=_attributes_of)
+            self._links.alone.add(first)
+        elif first in self._links.alone:
+            self._links.differ.add(first)
         if (
             change.kind is not old.kind
             or facts is None
-            or not old.shared
-            or not self._same(change, old, facts, self._old_facts.get(old.shared))
-            or not self._takes(old, first)
+            or old_facts is None
+            or not self._same(change, old, facts, old_facts)
+            or not (first in self._links.alone or self._takes(old, first))
         ):
             self._links.differ.add(first)
         return False

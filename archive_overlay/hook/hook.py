@@ -158,8 +158,8 @@ def run(
         log: takes what happens.
         names: of the archives that are meant; None: all.
         recovering: where it is noted what is saved, locked, if the engine has not run the hook; None: it runs it now.
-        running: if the container runs, is called when all has been read that is saved of it; None: it has stopped. Others are
-            kept out by the caller, and nothing is noted: what the container changes from now on is to be saved as well.
+        running: if the container runs, is called when its archives are made; None: it has stopped. Others are kept out by the
+            caller, and nothing is noted: what the container changes from now on is to be saved as well.
 
     Returns:
         0 if all that was asked for is saved, 1 if something is not.

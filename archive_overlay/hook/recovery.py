@@ -91,9 +91,10 @@ class Container:
         return self._saved.wait(patience) if patience else self._saved.lock()
 
     def close(self) -> None:
-        """Give the lock away."""
-        if self._saved:
-            self._saved.close()
+        """Give the lock away, if it was taken."""
+        saved, self._saved = self._saved, None
+        if saved:
+            saved.close()
 
     @property
     def saved(self) -> frozenset[str]:

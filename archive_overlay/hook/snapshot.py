@@ -36,11 +36,17 @@ def save(
         names: of the archives that are made. None of them has a method that takes the upperdir away.
         settings: the hook's, for this container.
         log: takes what happens.
-        resume: is called as soon as all has been read.
+        resume: is called as soon as the archives are made. What is left to do at them then does not keep the container, nor the
+            hook at its stop.
     """
+
+    def done() -> None:
+        resume()
+        container.close()
+
     _write_back(container, names, log)
     settings = settings.replace(bundle=container.bundle, rescue_dir=None)
-    return hook.run(settings, log, names=names, running=resume)
+    return hook.run(settings, log, names=names, running=done)
 
 
 def _write_back(container: Container, names: Collection[str], log: Log) -> None:

@@ -29,12 +29,14 @@ def identity(upper: str, container: Place, *, archive: str, lower: Sequence[str]
         upper: its path.
         container: the container's.
         archive: what the container's user calls the archive, by which each has a history of its own.
-        lower: what it lies on, as far as that is known: on something else, it is not the same.
+        lower: what it lies on, as far as that is known: on something else, it is not the same. Where the engine made the
+            upperdir for one thing to lie on, that does not matter. After a reboot it may not be known any more.
 
     Returns:
         16 hexadecimal digits; "" if nobody knows.
     """
     layer = store.layer_of_upper(upper, store.stores_of(container.bundle, container.root))
+    below: Sequence[str] = ()
     if layer:
         facts: tuple[object, ...] = ("layer", os.path.basename(layer))
     else:
@@ -43,12 +45,12 @@ def identity(upper: str, container: Place, *, archive: str, lower: Sequence[str]
             if not (container.container and container.started):
                 return ""
             facts = (*facts, container.container, container.started)
-        elif not store.container_in_store(container.bundle)[1]:
-            facts = (
-                *facts,
-                container.container,
-            )  # somebody else's engine: nobody knows how long it keeps what
-    text = repr((archive, *lower[:1], *facts))
+        else:
+            below = lower[:1]
+            if not store.container_in_store(container.bundle)[1]:
+                # Somebody else's engine: nobody knows how long it keeps what.
+                facts = (*facts, container.container)
+    text = repr((archive, *below, *facts))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_DIGITS]
 
 

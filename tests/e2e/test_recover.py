@@ -218,6 +218,24 @@ def test_the_next_container_finds_what_was_recovered(machine: Machine, rootless:
     engine.podman("rm", lost.name)
 
 
+def test_what_was_deleted_since_a_snapshot_does_not_come_back(machine: Machine) -> None:
+    # Where nobody can say any more which image it was.
+    engine = Engine(machine, True, "fuse", "crun")
+    lost = Lost(engine, "snapshot", method="oci")
+    lost.long_ago()
+    snapshot = (HOOK, "snapshot", "--no-pause", f"--hooks-dir={HOOKS_DIR}", lost.name, "img")
+    engine.podman("unshare", *snapshot)
+    engine.podman("exec", lost.name, "rm", "/img/tree/made")
+    power_off(lost)
+
+    done = recover(engine)
+
+    assert done.returncode == 0, done.stderr
+    shown = machine.run(HOOK, "diff", f"{lost.out}/img:latest").stdout.split()
+    assert shown == ["D", "-", "tree/made"]
+    engine.podman("rm", lost.name)
+
+
 @pytest.mark.parametrize(("rootless", "store"), FLAVOURS[::3], ids=IDS[::3])
 def test_a_container_without_its_monitor_is_saved_when_it_has_ended(
     machine: Machine, rootless: bool, store: str

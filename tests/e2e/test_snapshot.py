@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e.test_examples import EXAMPLES, PROGRAM, values
 from tests.e2e.test_recover import FLAVOURS, IDS
 from tests.support import hooks
 from tests.support.engines import HOOK, HOOKS_DIR, IMAGE, Engine, wait_until
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.engines import Machine
+
+UNIT = EXAMPLES / "archive_overlay-snapshot@.service"
 
 # Each line is in one file before it is in the other, and neither is ever closed.
 COMMAND = """
@@ -96,6 +100,15 @@ class Running:
         return len([line for line in listed.splitlines()[1:] if line.split()[0].isdecimal()])
 
 
+def of_the_timer(running: Running, key: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the unit that the example's timer starts."""
+    (command,) = values(UNIT.read_text(), "Service", key)
+    words = [word.replace("$$", "$").replace("%i", running.name) for word in shlex.split(command)]
+    if words[0] == PROGRAM:
+        words[:2] = [HOOK, "snapshot", f"--hooks-dir={HOOKS_DIR}"]
+    return running.engine.machine.run(*words, environment=running.engine.environment, check=False)
+
+
 @pytest.mark.parametrize(("rootless", "store"), [*FLAVOURS[:2], FLAVOURS[3]], ids=[*IDS[:2], IDS[3]])
 def test_snapshots_and_the_stop_after_them_each_save_what_has_changed(
     machine: Machine, rootless: bool, store: str
@@ -157,10 +170,13 @@ def test_a_snapshot_takes_no_upperdir_away_and_pauses_nobody_for_good(machine: M
     assert running.does("test -e /vol/first && test -e /img/tree/first")
     assert running.revisions("root") == 1
     assert engine.inspect(running.name, "State.Status") == "running"
+    assert of_the_timer(running, "ExecCondition").returncode == 0
+    assert "max-layers" in of_the_timer(running, "ExecStart").stderr
     unknown = running.snapshot("nothing")
     assert "asks for no archive nothing" in unknown.stderr
     running.stop()
     stopped = running.snapshot("root")
     assert (stopped.returncode, running.revisions("root")) == (1, 1), stopped.stderr
     assert "does not run" in stopped.stderr
+    assert of_the_timer(running, "ExecCondition").returncode == 1
     engine.podman("rm", running.name)

@@ -121,7 +121,8 @@ def test_containers_on_two_hosts_in_turn_have_one_history(hosts: list[Host], tur
         base = len(host.numbers) - turns
         assert base > 0
         assert host.numbers == [*range(1, base + turns + 1)]
-        assert host.images() <= 2
+        # What the host began with, what it has now, and perhaps one that something still used at the last fetch.
+        assert host.images() <= 3
 
 
 def test_of_two_containers_at_once_one_is_a_branch_and_both_are_kept(

@@ -79,6 +79,7 @@ def test_the_page_has_the_sections_that_a_reader_looks_for(rendered: str) -> Non
             "IMAGES AND REVISIONS",
             "APPLYING A CHANGE SET",
             "AFTER A CRASH",
+            "WHILE A CONTAINER RUNS",
             "CHECKING A HOST",
         ),
         *("EXIT STATUS", "FILES", "SECURITY", "EXAMPLES", "SEE ALSO"),

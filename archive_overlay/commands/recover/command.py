@@ -59,7 +59,7 @@ def recover(store: Store, configurations: Sequence[Configuration], log: Log, *, 
 
     Args:
         store: the engine's.
-        configurations: of the hook. The first that is for a container counts.
+        configurations: of the hook.
         log: is told what cannot be done.
         dry_run: whether only to list what would be saved.
     """
@@ -179,10 +179,11 @@ class _Recovery:
 
     def _settings(self, container: Container) -> Settings | None:
         """Give the hook's settings for a container; None: no configuration is for it."""
-        for each in self._configurations:
-            if each.is_for(container.annotations):
-                return each.settings
-        return None
+        try:
+            return configuration.settings_for(self._configurations, container.annotations)
+        except ArchiveError as error:
+            self._complain(f"container {container.id[:_SHORT_ID]}: {error}")
+            return None
 
     def _log_of(self, settings: Settings) -> Log:
         key = (settings.log_level, settings.log_file, settings.syslog)

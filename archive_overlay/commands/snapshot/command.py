@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, log: Log) -> int:
     who = f"container {listed.names[0] if listed.names else listed.id[:_SHORT_ID]}"
     container = _opened(listed, who)
     configurations = configuration.installed(options.hooks_dir, options.parse, log)
-    settings = next((each.settings for each in configurations if each.is_for(container.annotations)), None)
+    settings = configuration.settings_for(configurations, container.annotations)
     if settings is None:
         raise ArchiveError(f"no hook configuration is for {who}, so nobody says how its archives are made")
     names, refused = _chosen(container, options.archives, who)

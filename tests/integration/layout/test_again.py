@@ -108,6 +108,13 @@ def test_a_file_with_one_more_name_is_one_file_under_all_of_them(small: Saver) -
     assert names(small) == ["./one", "./three", "./two"]
 
 
+def test_a_name_outside_of_the_upperdir_changes_nothing(small: Saver) -> None:
+    os.link(small.overlay.upper / "made", small.directory / "elsewhere")
+    again(small)
+
+    assert "because nothing was changed" in again(small).stderr
+
+
 def _link(root: Path) -> None:
     (root / "one").write_text("of both")
     os.link(root / "one", root / "two")
