@@ -118,6 +118,7 @@ def test_it_has_all_documents_and_nothing_unexpected(contents: dict[str, bytes])
     assert documents == {
         *("README.md", "changelog", "changelog.Debian", "copyright", "debug/archive_overlay.json"),
         *(path.name for path in (TOP / "docs").glob("*.md")),
+        *(f"examples/{path.name}" for path in (TOP / "docs/examples").iterdir()),
     }
     assert {name for name in contents if not name.startswith(documentation)} == PROGRAMS
 

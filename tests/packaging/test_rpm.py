@@ -92,6 +92,7 @@ def test_it_has_all_documents_and_nothing_unexpected(package: Path) -> None:
     assert documents == {
         *("README.md", "CHANGELOG.md", "debug/archive_overlay.json"),
         *(path.name for path in (TOP / "docs").glob("*.md")),
+        *(f"examples/{path.name}" for path in (TOP / "docs/examples").iterdir()),
     }
     others = {name for name in files if not name.startswith((DOCUMENTATION, "/usr/share/licenses/"))}
     # Compressed where the distribution's rpm does so.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from archive_overlay.commands.writing import Layout
 
 HOSTS = 3
-STEPS = 60
+STEPS = 45
 NAME = parse_remote("docker://registry.example/data:main")
 State = dict[str, bytes]
 
@@ -178,7 +178,7 @@ class Hosts:
                     yield f"host {host}: revision {number} has {found}, and not {self.states[host][number]}"
 
 
-@pytest.mark.parametrize("number", range(40 if SOAKING else 4))
+@pytest.mark.parametrize("number", range(40 if SOAKING else 3))
 def test_a_fetched_history_is_the_registrys_with_what_is_here_of_it(number: int, scratch: Path) -> None:
     seed = f"{SEED} {number}"
     chance = random.Random(seed)
