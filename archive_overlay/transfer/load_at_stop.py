@@ -16,6 +16,7 @@ from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.layout.edit import Edit, until_published
 from archive_overlay.layout.lineage import find_revision
 from archive_overlay.layout.lock import lock
+from archive_overlay.layout.provenance import ABSENT, BASE, UNKNOWN
 from archive_overlay.layout.pulling import quoted
 from archive_overlay.layout.read import read_index, split_reference, tagged
 from archive_overlay.layout.remotes import load_failed_of, noted_as_waiting
@@ -32,6 +33,7 @@ from archive_overlay.transfer.turns import turn
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from archive_overlay.layout.add_layer import LayoutDestination
+    from archive_overlay.layout.stored import StoredImage
     from archive_overlay.log import Log
     from archive_overlay.overlay.mount import OverlayMount
     from archive_overlay.overlay.store import Place
@@ -138,6 +140,12 @@ class LoadAtStop:
                     " on it: so it stays",
                     hint=f"to have the revision in its place: podman untag {name}, and then {self._by_hand(layout.path)}",
                 )
+            if _lacks_base(image):
+                raise ArchiveError(
+                    f"{layout.path}:{self._tag} lacks what the container had below its changes, so the next one would not"
+                    " find that",
+                    hint="mount an image of the engine's store: only that can be copied",
+                )
             self._copy(fd, layout, name)
             self._log.info(
                 f"{self._what}: loaded revision {image.last} of {layout.path}:{self._tag} as {name}"
@@ -224,3 +232,11 @@ class LoadAtStop:
             timeout=_TIMEOUT,
             say=self._log.debug,
         )
+
+
+def _lacks_base(image: StoredImage) -> bool:
+    """Say whether a history began with changes alone, and what they lay on has not been copied into it."""
+    if image.base or not image.layers:
+        return False
+    first = next(iter(image.kept()), None)
+    return bool(first and str(first.annotations.get(BASE) or "").startswith((ABSENT, UNKNOWN)))

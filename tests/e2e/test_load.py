@@ -182,3 +182,22 @@ def test_an_administrator_limits_the_names(data: Data) -> None:
     assert data.revisions() == [2]
     assert data.identifier() == before
     assert f"load-as {data.image} is not allowed" in log.read_text()
+
+
+@rootful
+def test_changes_of_a_directory_are_not_loaded_without_it(data: Data) -> None:
+    podman, log = data.with_options()
+    directory = data.engine.new_directory(data.layout.split("/")[-2] + "-directory")
+    data.engine.machine.outside(f"{directory}/below").write_text("")
+    fresh = "localhost/fresh-from-a-directory:main"
+    asked = {"mount_point": "/d", "archive_to": f"{data.layout}:main", "method": "oci", "load_as": fresh}
+    data.engine.run(
+        "of-a-directory",
+        *("--rm", f"--volume={directory}:/d:O"),
+        command="touch /d/x",
+        annotations=hooks.annotations("data", **asked),
+        podman_options=podman,
+    )
+    assert data.revisions() == [1]
+    assert data.engine.podman("image", "exists", fresh, check=False).returncode == 1
+    assert "lacks what the container had below its changes" in log.read_text()

@@ -78,7 +78,8 @@ def test_a_registry_without_room_has_nothing_of_it(host: Host, small: Registry) 
     before = small.digest(NAME)
     append(host.layout, "", size=3 << 20)
 
-    expect_waiting(host, host.push(), f"cannot copy {host.layout} to", "500 Internal Server Error")
+    # Which of its errors skopeo shows differs from time to time.
+    expect_waiting(host, host.push(), f"cannot copy {host.layout} to")
 
     assert small.digest(NAME) == before
 
