@@ -29,7 +29,14 @@ PROGRAMS = {
 DOCUMENTATION = "/usr/share/doc/archive_overlay/"
 
 # What every system has before the first package that is not the system's own.
-ON_EVERY_SYSTEM = ("usr/bin", "usr/share/doc", "usr/share/licenses", "usr/share/man/man1", "var/lib/rpm")
+ON_EVERY_SYSTEM = (
+    "usr/bin",
+    "usr/lib",
+    "usr/share/doc",
+    "usr/share/licenses",
+    "usr/share/man/man1",
+    "var/lib/rpm",
+)
 
 
 @pytest.fixture(scope="module")
