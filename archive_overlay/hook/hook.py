@@ -468,6 +468,10 @@ def _archive_all(
                 _load("archive_overlay.overlay.lifetime")
             if request.base:
                 _load("archive_overlay.overlay.image_layers")
+            if request.load_as:
+                _load("archive_overlay.transfer.load_at_stop")
+            if request.push_to:
+                _load("archive_overlay.transfer.push_at_stop")
     if run.spec.user_namespace or any(mount.is_id_mapped for mount in run.spec.mounts):
         __import__("archive_overlay.overlay.mappings")
     if len(ready) > 1:
@@ -518,6 +522,10 @@ def _tend(name: str, destination: methods.Destination, run: Run) -> None:
             f"archive {name}: it is safe at {destination.path}, but what was to be done there afterwards has failed:"
             f" {reason}; the next stop tries again"
         )
+        # What was asked for besides has not been done, so this must not look like a success.
+        outstanding: Sequence[str] = getattr(destination, "outstanding", ())
+        if outstanding:
+            run.ledger.complain_of(name, f"it is safe, but {' and '.join(outstanding)} was not done")
     finally:
         run.ledger.note(name, _facts(destination))
 

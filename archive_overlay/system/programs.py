@@ -160,8 +160,10 @@ def _converse(
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError
+            # Asked before: what it wrote last is read then, whenever it ends.
+            ended = process.poll() is not None
             ready = selector.select(min(left, _LOOK))
-            if not ready and process.poll() is not None:
+            if not ready and ended:
                 break
             for key, _ in ready:
                 if key.fileobj is process.stdin:

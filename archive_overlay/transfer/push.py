@@ -117,7 +117,9 @@ def push(source: Source, tag: str, skopeo: Skopeo, *, to: Name | None = None, if
     Raises:
         ArchiveError: it could not be pushed, or nobody knows whether it was. It waits.
     """
-    with opened_layout(source.path, source.paths) as layout, turn(layout, source.path, seconds=source.turn):
+    # Of many tags that wait, not each waits anew for another program.
+    seconds = min(source.turn, skopeo.left)
+    with opened_layout(source.path, source.paths) as layout, turn(layout, source.path, seconds=seconds):
         return _push_from(layout, source, tag, skopeo, to, branches=if_moved == BRANCH)
 
 

@@ -95,6 +95,11 @@ class Skopeo:
         self._authfile = [f"--authfile={authfile}"] if authfile else []
         self._tls_verify = tls_verify
 
+    @property
+    def left(self) -> float:
+        """How many seconds are left for all calls together."""
+        return max(self._deadline - time.monotonic(), 0.0)
+
     def require(self) -> None:
         """Make sure that it is there.
 
