@@ -5,6 +5,7 @@ Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "cgroup.freeze"; c
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -184,15 +185,24 @@ class Pause:
 def _watched(switch: int, thaw: bytes) -> Callable[[], None]:
     """Start the process that lets a group go on when this one has ended, and give what has it done at once."""
     reader, writer = os.pipe()
+    ready, watching = os.pipe()
     # It gets none of them, not even between its start and its first call.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         child = os.fork()
         if not child:
-            _watch(reader, writer, switch, thaw)
+            _watch(reader, watching, (writer, ready), switch, thaw)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     os.close(reader)
+    os.close(watching)
+    # Until it has left this process's group, SIGKILL to all of that would end it, too.
+    watches = os.read(ready, 1)
+    os.close(ready)
+    if not watches:
+        os.close(writer)
+        os.waitpid(child, 0)
+        raise OSError(errno.ECHILD, "the process that lets them go on again has not come up")
     switch = os.dup(switch)
 
     def resume() -> None:
@@ -207,10 +217,12 @@ def _watched(switch: int, thaw: bytes) -> Callable[[], None]:
     return resume
 
 
-def _watch(reader: int, writer: int, switch: int, thaw: bytes) -> NoReturn:
+def _watch(reader: int, watching: int, others: tuple[int, int], switch: int, thaw: bytes) -> NoReturn:
     try:
         os.setsid()  # what ends all processes of a terminal is not meant for it
-        os.close(writer)
+        for each in others:
+            os.close(each)
+        os.write(watching, b"w")
         for name in os.listdir("/proc/self/fd"):
             if int(name) > 2 and int(name) not in (reader, switch):
                 try:

@@ -55,6 +55,10 @@ def group(request: pytest.FixtureRequest) -> Iterator[str]:
         yield directory
     finally:
         process.kill()
+        for switch, thaw in (("cgroup.freeze", "0"), ("freezer.state", "THAWED")):
+            if os.path.exists(f"{directory}/{switch}"):  # a test that fails must not leave it paused
+                with open(f"{directory}/{switch}", "w") as file:
+                    file.write(thaw)
         process.wait()
         for path in (f"{directory}/inner", directory):
             wait_until(partial(_removed, path), "the control group stays")
