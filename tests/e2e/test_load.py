@@ -75,10 +75,10 @@ class Data:
         )
         return [each["revision"] for each in found if each["container"]]
 
-    def images(self) -> list[dict[str, object]]:
-        """Give all images of the store that have, or had, the name."""
+    def images(self) -> set[str]:
+        """Give the ids of all images of the store that have, or had, the name."""
         found = json.loads(self.engine.podman("images", "--all", "--format=json").stdout)
-        return [each for each in found if any(self.image == name for name in each.get("History") or [])]
+        return {each["Id"] for each in found if any(self.image == name for name in each.get("History") or [])}
 
     def mounted(self) -> str:
         """Give the images that are mounted."""
