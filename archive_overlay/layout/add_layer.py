@@ -74,7 +74,7 @@ class LayoutDestination:
     Args:
         wish: which tag, and what is known of the container's image.
         provenance: where the layer comes from, without the numbers that are known when it is written.
-        annotate: gives what the tag that gets the revision is annotated with in the index.
+        annotate: gives what the tag that gets the revision is annotated with in the index; is told whether that is a new one.
         paths: how to get there.
         patience: how long publishing may wait for another program.
         log: is told if it does.
@@ -97,7 +97,7 @@ class LayoutDestination:
         wish: Wish,
         *,
         provenance: Provenance,
-        annotate: Callable[[str], Mapping[str, str]],
+        annotate: Callable[[str, bool], Mapping[str, str]],
         paths: Paths,
         patience: Patience,
         log: Log,
@@ -216,7 +216,7 @@ class LayoutDestination:
         """Add the revision at its place, and say what was done."""
         old = tagged(edit.index, place.tag)
         image = place.image
-        said = self._annotate(place.tag)
+        said = self._annotate(place.tag, not layer.empty)
         if layer.empty and place.earlier and place.tag != self.wish.tag and not old:
             return f"no layer, because nothing was changed since {place.earlier.name},"
         if layer.empty and (old or image is None):
@@ -288,7 +288,7 @@ def judge_destination(
     all_had: Callable[[], Collection[str]] = tuple,
     count_base: Callable[[], int | None] | None = None,
     provenance: Provenance,
-    annotate: Callable[[str], Mapping[str, str]] = lambda tag: {},
+    annotate: Callable[[str, bool], Mapping[str, str]] = lambda tag, added: {},
     upper: str,
     paths: Paths,
     patience: Patience,

@@ -84,11 +84,11 @@ def destination(
         all_had=lambda: base.with_all_ids().ids,
         count_base=(lambda: _count(base, request, log)) if request.base else None,
         provenance=provenance,
-        annotate=lambda tag: {
+        annotate=lambda tag, added: {
             key: value
             for transfer in (loading, pushing)
             if transfer
-            for key, value in transfer.annotations(tag).items()
+            for key, value in transfer.annotations(tag, added=added).items()
         },
         upper=overlay.upper,
         paths=paths,

@@ -95,9 +95,12 @@ class LoadAtStop:
         except ArchiveError as error:
             self.complaint = f"its revision will not be loaded: {error}"
 
-    def annotations(self, tag: str) -> dict[str, str]:
-        """Give what a tag is annotated with that gets the revision: that it waits, if it will not be loaded."""
-        waits = (self.complaint or self.later) and self._name and tag == self._tag
+    def annotations(self, tag: str, *, added: bool) -> dict[str, str]:
+        """Give what a tag is annotated with that gets the revision: that it waits, until it is loaded.
+
+        A new revision waits from its publication on: whatever ends this process before it is loaded, the next stop loads it.
+        """
+        waits = (self.complaint or self.later or added) and self._name and tag == self._tag
         return noted_as_waiting(str(self._name)) if waits else {}
 
     def load(self, layout: LayoutDestination) -> None:
@@ -135,6 +138,8 @@ class LoadAtStop:
             self._log.debug(f"{self._what}: {name} is revision {image.last} of {self._tag} already")
         else:
             if there and there.layer and not find_revision(image, ids):
+                if waits:
+                    self._note(fd, layout, "")  # no later stop can do it without a person
                 raise ArchiveError(
                     f"{name} is another image in the engine's store, and revision {image.last} of {self._tag} does not lie"
                     " on it: so it stays",

@@ -57,7 +57,7 @@ class PushAtStop:
         except ArchiveError as error:
             self.complaint = f"it is not pushed: {error}"
 
-    def annotations(self, tag: str) -> dict[str, str]:
+    def annotations(self, tag: str, *, added: bool) -> dict[str, str]:
         """Give what a tag is annotated with that gets the revision: so it waits from then on, whatever happens."""
         try:
             return noted(self._name(tag).reference) if self._remote else {}
