@@ -197,6 +197,11 @@ def _add_places(command: argparse.ArgumentParser, parse: Parse) -> None:
         help="the engine's store (default: the graphroot of storage.conf)",
     )
     command.add_argument(
+        "--runroot",
+        metavar="DIR",
+        help="what the store has in DIR until a reboot, as podman's own --runroot names it (default: as storage.conf says)",
+    )
+    command.add_argument(
         "--hooks-dir",
         metavar="DIR",
         action="append",

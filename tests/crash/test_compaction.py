@@ -55,8 +55,12 @@ class Place:
         return faults.Hook(self._executable, bundle, home or self.directory, scratch, ("--jobs", "1"))
 
     def set(self, hook: faults.Hook, text: str) -> None:
-        """Say what a hook saves the next time."""
-        (hook.scratch / "upper" / "number").write_text(text)
+        """Say what a hook saves the next time, in a new upperdir, as each start of a container gets one."""
+        upper = hook.scratch / "upper"
+        shutil.rmtree(upper)
+        upper.mkdir()
+        (upper / f"file of {hook.scratch.name}").write_text(hook.scratch.name)
+        (upper / "number").write_text(text)
 
     def make_template(self) -> None:
         """Append until the next run composes layers that are composed already, and others."""

@@ -101,8 +101,7 @@ class Place:
         return sorted(set(os.listdir(self.layout)) - {"blobs", "index.json", "oci-layout"})
 
     def run_again(self) -> Iterator[str]:
-        """Say what is wrong after one more run with nothing in its way."""
-        before = self.layers()
+        """Say what is wrong after one more run with nothing in its way: it adds what the first one has not added."""
         result = faults.run(self.hook)
         # Of a run that was killed before it could mark its staging directory, that is left: empty, and the log has it.
         left = [
@@ -110,8 +109,8 @@ class Place:
         ]
         if result.status != 0:
             yield f"the next run fails: {result.stderr}"
-        elif self.layers() != before + 1 or left:
-            yield f"after the next run there are {self.layers()} layers, not {before + 1}; {left}"
+        elif self.layers() != self.old + 1 or left:
+            yield f"after the next run there are {self.layers()} layers, not {self.old + 1}; {left}"
 
 
 def steps(place: Place, *arguments: str) -> list[str]:

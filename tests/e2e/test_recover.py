@@ -30,6 +30,13 @@ COMMAND = """
 """
 
 
+@pytest.fixture(autouse=True)
+def alone(machine: Machine) -> None:
+    """Leave nothing in the stores: what other tests have left would be recovered, too."""
+    for rootless, store in FLAVOURS:
+        Engine(machine, rootless, store, "crun").podman("rm", "--all", "--force", "--time=0")
+
+
 class Lost:
     """A container with changes in an image, a volume and its root file system, which runs.
 
@@ -160,7 +167,7 @@ def power_off(*lost: Lost) -> None:
 
 
 def recover(engine: Engine, *options: str, unshare: bool = False) -> subprocess.CompletedProcess[str]:
-    command = (HOOK, "recover", f"--hooks-dir={HOOKS_DIR}", *options)
+    command = (HOOK, "recover", f"--hooks-dir={HOOKS_DIR}", *engine.places, *options)
     if unshare:
         return engine.podman("unshare", *command, check=False)
     return engine.machine.run(
@@ -223,7 +230,7 @@ def test_what_was_deleted_since_a_snapshot_does_not_come_back(machine: Machine) 
     engine = Engine(machine, True, "fuse", "crun")
     lost = Lost(engine, "snapshot", method="oci")
     lost.long_ago()
-    snapshot = (HOOK, "snapshot", "--no-pause", f"--hooks-dir={HOOKS_DIR}", lost.name, "img")
+    snapshot = (HOOK, "snapshot", "--no-pause", f"--hooks-dir={HOOKS_DIR}", *engine.places, lost.name, "img")
     engine.podman("unshare", *snapshot)
     engine.podman("exec", lost.name, "rm", "/img/tree/made")
     power_off(lost)

@@ -83,7 +83,14 @@ class Running:
         return self.engine.podman("exec", self.name, "sh", "-ec", command, check=False).returncode == 0
 
     def snapshot(self, *arguments: str, container: str = "") -> subprocess.CompletedProcess[str]:
-        command = (HOOK, "snapshot", f"--hooks-dir={HOOKS_DIR}", container or self.name, *arguments)
+        command = (
+            HOOK,
+            "snapshot",
+            f"--hooks-dir={HOOKS_DIR}",
+            *self.engine.places,
+            container or self.name,
+            *arguments,
+        )
         if self.engine.rootless:
             return self.engine.podman("unshare", *command, check=False)
         return self.engine.machine.run(*command, environment=self.engine.environment, check=False)
@@ -108,7 +115,7 @@ def of_the_timer(running: Running, key: str) -> subprocess.CompletedProcess[str]
     (command,) = values(UNIT.read_text(), "Service", key)
     words = [word.replace("$$", "$").replace("%i", running.name) for word in shlex.split(command)]
     if words[0] == PROGRAM:
-        words[:2] = [HOOK, "snapshot", f"--hooks-dir={HOOKS_DIR}"]
+        words[:2] = [HOOK, "snapshot", f"--hooks-dir={HOOKS_DIR}", *running.engine.places]
     return running.engine.machine.run(*words, environment=running.engine.environment, check=False)
 
 

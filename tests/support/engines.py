@@ -169,6 +169,12 @@ class Engine:
         return f"{HERE}/{'rootless' if self.rootless else 'rootful'}-{self.store}"
 
     @property
+    def places(self) -> tuple[str, str]:
+        """Options of our commands that name its store."""
+        run = "containers" if self.rootless else "storage"
+        return f"--root={self.home}/storage", f"--runroot={self.home}/run/{run}"
+
+    @property
     def opaque_attribute(self) -> str:
         """The attribute by which an archive of this engine's overlays marks opaque directories."""
         return f"{'trusted' if (self.rootless, self.store) == (False, 'native') else 'user'}.overlay.opaque"

@@ -143,7 +143,15 @@ class Registry:
 
     def digest(self, name: str, tag: str = "main") -> str:
         """Give the digest of the manifest that a tag names; "" if there is none."""
-        found = self.ask("HEAD", f"{name}/manifests/{tag}")
+        for attempt in range(5):
+            try:
+                found = self.ask("HEAD", f"{name}/manifests/{tag}")
+                break
+            except urllib.error.HTTPError as error:
+                # While it moves the tag, the registry may read the file of it before that is written.
+                if error.code != 500 or attempt == 4:
+                    raise
+                time.sleep(0.1)
         return str(found[1].get("docker-content-digest", "")) if found else ""
 
     def manifest(self, name: str, tag: str = "main") -> dict[str, Any]:

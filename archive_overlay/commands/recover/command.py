@@ -43,7 +43,7 @@ def run(options: argparse.Namespace, log: Log) -> int:
     Raises:
         ArchiveError: nothing can be recovered at all.
     """
-    store = stores.find_store(os.environ, options.root)
+    store = stores.find_store(options.root, options.runroot)
     if not os.path.isdir(store.root):
         if options.root:
             raise ArchiveError(f"there is no store {store.root}")

@@ -109,48 +109,43 @@ class Store(Record):
                 )
 
 
-def find_store(environment: Mapping[str, str], root: str | None) -> Store:
+def find_store(root: str | None, run: str | None = None, *, home: str | None = None) -> Store:
     """Find the store of this user's engine.
 
     Args:
-        environment: this process's; engines read it, too.
-        root: what a person says; None: nothing.
+        root, run: what a person says of its directories; None: nothing. Variables of the environment, by which engines can be told of another store,
+            say nothing here.
+        home: of the user; None: as the system says.
 
     Raises:
         ArchiveError: a configuration cannot be read.
     """
     user = outside(os.geteuid())
-    says = _configured(environment, user)
+    home = home or _entry(user, "pw_dir") or "/"
+    says = _configured(user, home)
+    run = os.path.abspath(run) if run is not None else None
     if root is not None:
-        return Store(root=os.path.abspath(root), run=says.get("runroot", "") if not user else "")
+        return Store(root=os.path.abspath(root), run=run or (says.get("runroot", "") if not user else ""))
     if not user:
-        return Store(root=says.get("graphroot") or _ROOTFUL, run=says.get("runroot") or _ROOTFUL_RUN)
-    home = _home(environment, user)
-    data = environment.get("XDG_DATA_HOME") or f"{home}/.local/share"
+        return Store(root=says.get("graphroot") or _ROOTFUL, run=run or says.get("runroot") or _ROOTFUL_RUN)
     known = {"HOME": home, "USER": _name(user), "UID": str(user), "EUID": str(user)}
     named = re.sub(
         r"\$(\w+)", lambda match: known.get(match[1], match[0]), says.get("rootless_storage_path", "")
     )
-    run = environment.get("XDG_RUNTIME_DIR")
     return Store(
-        root=named or says.get("own graphroot") or f"{data}/containers/storage",
-        run=f"{run}/containers" if run else "",
+        root=named or says.get("own graphroot") or f"{home}/.local/share/containers/storage",
+        run=run or (f"/run/user/{user}/containers" if os.path.isdir(f"/run/user/{user}") else ""),
     )
 
 
-def _configured(environment: Mapping[str, str], user: int) -> Mapping[str, str]:
+def _configured(user: int, home: str) -> Mapping[str, str]:
     """Give what storage.conf says; a user's own one says `graphroot`, too, by the name `own graphroot`."""
-    if named := environment.get("CONTAINERS_STORAGE_CONF"):
-        return {
-            f"own {key}" if user and key == "graphroot" else key: value for key, value in _read(named).items()
-        }
     says: dict[str, str] = {}
     for path in SYSTEM:
         if os.path.exists(path):
             says = _read(path)
     if user:
-        home = environment.get("XDG_CONFIG_HOME") or f"{_home(environment, user)}/.config"
-        own = f"{home}/containers/storage.conf"
+        own = f"{home}/.config/containers/storage.conf"
         if os.path.exists(own):
             for key, value in _read(own).items():
                 says[f"own {key}" if key == "graphroot" else key] = value
@@ -177,10 +172,6 @@ def _read(path: str) -> dict[str, str]:
         elif table == "storage" and (pair := _STRING.fullmatch(line)):
             found[pair[1]] = pair[2] if pair[2] is not None else pair[3]
     return found
-
-
-def _home(environment: Mapping[str, str], user: int) -> str:
-    return environment.get("HOME") or _entry(user, "pw_dir") or "/"
 
 
 def _name(user: int) -> str:

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, log: Log) -> int:
             "what containers of this user have mounted is seen by the processes of their engine only",
             hint=f"run this in there: podman unshare archive_overlay snapshot {options.container}",
         )
-    store = stores.find_store(os.environ, options.root)
+    store = stores.find_store(options.root, options.runroot)
     listed = find_container(store, options.container)
     who = f"container {listed.names[0] if listed.names else listed.id[:_SHORT_ID]}"
     container = _opened(listed, who)

@@ -36,8 +36,14 @@ def blocks() -> list[str]:
 
 
 def block(beginning: str) -> str:
-    """Give the one block that begins so."""
-    (found,) = (text for text in blocks() if text.startswith(beginning))
+    """Give the first block that begins so."""
+    return blocks_with(beginning)[0]
+
+
+def blocks_with(beginning: str) -> list[str]:
+    """Give all blocks that begin so."""
+    found = [text for text in blocks() if text.startswith(beginning)]
+    assert found, beginning
     return found
 
 
@@ -88,8 +94,11 @@ def test_the_pod_asks_for_archives_by_keys_that_kubernetes_accepts() -> None:
 
     annotations = pod["metadata"]["annotations"]
     assert all(isinstance(value, str) for value in annotations.values())
-    assert all(is_accepted(annotation) for annotation in annotations)
     assert [container["name"] for container in pod["spec"]["containers"]] == ["main"]
+    for text in blocks_with("apiVersion: v1\nkind: Pod"):
+        asked = re.findall(rf"^ +({re.escape(PREFIX)}\S+): ", text, re.MULTILINE)
+        assert len(asked) >= 2
+        assert all(is_accepted(annotation) for annotation in asked)
 
 
 def test_the_pod_s_annotations_save_a_root_file_system(any_saver: Saver) -> None:
@@ -130,11 +139,12 @@ def test_the_collecting_pods_mount_a_volume_that_there_is() -> None:
 
 @pytest.mark.parametrize("beginning", ['"args": ', '"hooks": '])
 def test_what_goes_into_a_hook_s_configuration_is_json_and_has_options_that_there_are(beginning: str) -> None:
-    found = json.loads("{" + block(beginning).rstrip(",") + "}")
+    for text in blocks_with(beginning):
+        found = json.loads("{" + text.rstrip(",") + "}")
 
-    args = found["args"] if "args" in found else found["hooks"]["poststop"][0]["args"]
-    assert args[0] == "archive_overlay"
-    build_parser().parse_args(args[1:])
+        args = found["args"] if "args" in found else found["hooks"]["poststop"][0]["args"]
+        assert args[0] == "archive_overlay"
+        build_parser().parse_args(args[1:])
 
 
 def test_the_cleaning_script_deletes_old_archives_with_their_markers_and_nothing_else(tmp_path: Path) -> None:

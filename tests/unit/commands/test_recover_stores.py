@@ -47,40 +47,33 @@ def test_root_has_the_store_of_the_system_s_configuration(
 ) -> None:
     become(0, monkeypatch)
 
-    assert find_store({}, None) == Store(root="/srv/store", run="/srv/run")
+    assert find_store(None) == Store(root="/srv/store", run="/srv/run")
     configuration.unlink()
-    assert find_store({}, None) == Store(root="/var/lib/containers/storage", run="/run/containers/storage")
+    assert find_store(None) == Store(root="/var/lib/containers/storage", run="/run/containers/storage")
 
 
 def test_a_user_has_a_store_at_home_or_where_configurations_say(
     configuration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     become(4_000_000, monkeypatch)  # nobody has this number
-    environment = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": "/run/user/7"}
+    home = str(tmp_path)
 
-    assert find_store(environment, None).root == "/srv/-4000000/store"
+    assert find_store(None, home=home).root == "/srv/-4000000/store"
 
     configuration.write_text(TEXT.replace("rootless_storage_path", "other"))
-    assert find_store(environment, None) == Store(
-        root=f"{tmp_path}/.local/share/containers/storage", run="/run/user/7/containers"
-    )
-    assert find_store({**environment, "XDG_DATA_HOME": "/data"}, None).root == "/data/containers/storage"
+    assert find_store(None, home=home) == Store(root=f"{tmp_path}/.local/share/containers/storage")
 
     own = tmp_path / ".config/containers/storage.conf"
     own.parent.mkdir(parents=True)
     own.write_text('[storage]\ngraphroot = "/home/own"\n')
-    assert find_store(environment, None).root == "/home/own"
-    assert find_store(environment, "relative").root == f"{os.getcwd()}/relative"
+    assert find_store(None, home=home).root == "/home/own"
+    assert find_store("relative", home=home).root == f"{os.getcwd()}/relative"
 
 
-def test_the_variable_of_the_engines_counts_for_people(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_person_says_counts(configuration: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     become(0, monkeypatch)
-    path = tmp_path / "named"
-    path.write_text(TEXT)
 
-    assert find_store({"CONTAINERS_STORAGE_CONF": str(path)}, None).root == "/srv/store"
+    assert find_store("/srv/other", "/run/other") == Store(root="/srv/other", run="/run/other")
 
 
 def test_the_directory_that_a_reboot_took_away_is_made_for_its_user_alone(tmp_path: Path) -> None:
