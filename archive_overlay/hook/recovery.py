@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from archive_overlay.settings import Settings
     from archive_overlay.system.patience import Patience
 
+# In seconds. The boot waits for each container, and may come before the network; the next stop pushes what waits.
+_PUSH_TIMEOUT = 10
+
 
 class DamagedError(Exception):
     """Nobody can say what a container asks for; the message says why, with the path."""
@@ -124,7 +127,10 @@ class Container:
         The container is claimed.
         """
         assert self._saved
-        return hook.run(settings.replace(bundle=self.bundle), log, names=names, recovering=self._saved)
+        transfer = settings.transfer
+        transfer = transfer.replace(push_timeout=min(transfer.push_timeout, _PUSH_TIMEOUT))
+        settings = settings.replace(bundle=self.bundle, transfer=transfer)
+        return hook.run(settings, log, names=names, recovering=self._saved)
 
     def _left(self, name: str, keys: Mapping[str, object], settings: Settings) -> Left:
         mount_point, archive_to = keys["mount-point"], keys["archive-to"]

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 # In seconds. What is loaded for the first time may have a large image below it.
 _TIMEOUT = 600
 _UNMOUNT_TIMEOUT = 60
+# How long another load or push of the layout is waited for: the engine waits meanwhile, and the next stop loads as well.
+_TURN = 60
 
 
 class LoadAtStop:
@@ -114,7 +116,7 @@ class LoadAtStop:
         try:
             fd = layout.paths.open(layout.path)
             try:
-                with turn(fd, layout.path, seconds=_TIMEOUT):
+                with turn(fd, layout.path, seconds=_TURN):
                     self._load(fd, layout, name)
             finally:
                 os.close(fd)

@@ -17,6 +17,7 @@ from archive_overlay.hook import hook, runtime
 from archive_overlay.hook.annotations import Context, parse_request
 from archive_overlay.hook.ledger import Ledger
 from archive_overlay.hook.rescue_dir import RescueDirectory
+from archive_overlay.hook.run import Run
 from archive_overlay.hook.runtime import read_spec
 from archive_overlay.keys import PREFIX
 from archive_overlay.log import Log
@@ -384,7 +385,7 @@ def test_nothing_of_the_upperdir_is_open_any_more_when_a_failure_is_cleaned_up(c
     spec = read_spec(str(container.directory))
     context = Context(id="c1", timestamp="")
     keys = {"mount-point": "/data", "archive-to": Failing.path, "method": "copy"}
-    run = hook.Run(
+    run = Run(
         settings=settings,
         spec=spec,
         bundle=str(container.directory),
