@@ -25,7 +25,8 @@ def main() -> None:
     """Measure what was asked for, and print the table."""
     options = _parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # clean up, as after Ctrl-C
-    place = Path(tempfile.mkdtemp(prefix="archive_overlay-bench-", dir=options.place))
+    # podman takes the path for a name: no underscore may stand beside a dash, or at the end.
+    place = Path(tempfile.mkdtemp(prefix="archive_overlay-bench", suffix="x", dir=options.place))
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
         "LC_ALL": "C.UTF-8",

@@ -44,7 +44,7 @@ def place() -> Iterator[Path]:
     """Give a directory in memory, where the data lie."""
     if not os.access("/dev/shm", os.W_OK):
         tools.cannot_run("no /dev/shm")
-    with tempfile.TemporaryDirectory(prefix="archive_overlay-test-", dir="/dev/shm") as name:
+    with tempfile.TemporaryDirectory(prefix="archive_overlay-test", suffix="x", dir="/dev/shm") as name:
         yield Path(name)
 
 

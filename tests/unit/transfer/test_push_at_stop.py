@@ -32,7 +32,7 @@ def test_a_branch_goes_beside_what_was_asked_for(tag: str, remote: str) -> None:
     )
 
     assert pushing.complaint == ""
-    assert pushing.annotations(tag) == {PUSH_TO: f"docker://registry.example/team/data:{remote}"}
+    assert pushing.annotations(tag, added=True) == {PUSH_TO: f"docker://registry.example/team/data:{remote}"}
 
 
 def test_a_tag_that_registries_do_not_take_stops_no_archive() -> None:
@@ -45,4 +45,4 @@ def test_a_tag_that_registries_do_not_take_stops_no_archive() -> None:
         log=Log("panic", []),
     )
 
-    assert pushing.annotations("main-0123456789ab") == {}
+    assert pushing.annotations("main-0123456789ab", added=True) == {}
