@@ -134,7 +134,7 @@ def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
 
 
 def _load_prefixes(options: argparse.Namespace) -> tuple[str, ...] | None:
-    """Say what images may be loaded as: where paths are limited, names that nobody allowed are none."""
+    """Say which names images may be loaded as: if paths are limited, only those that are allowed."""
     if options.allow_load_as or options.allow_archive_to:
         return tuple(options.allow_load_as)
     return None
@@ -249,8 +249,8 @@ def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
         action="append",
         default=[],
         help=(
-            "revisions may be loaded into the engine's store by names that begin with this, as localhost/data; may be repeated"
-            " (default: by any name, or by none if there is --allow-archive-to)"
+            "load-as may use names that begin with this, for example localhost/data; may be repeated (default: any name, or"
+            " none with --allow-archive-to)"
         ),
     )
     parser.add_argument(
@@ -260,47 +260,47 @@ def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
         action="append",
         default=[],
         help=(
-            "revisions may be pushed to names in registries that begin with this, as docker://registry.example/team; may be"
-            " repeated (default: nothing is pushed)"
+            "push-to may use names that begin with this, for example docker://registry.example/team; may be repeated"
+            " (default: nothing is pushed)"
         ),
     )
     parser.add_argument(
         "--authfile",
         metavar="PATH",
         type=_absolute_path,
-        help="the passwords of registries, as skopeo login writes them (default: those of the user)",
+        help="passwords of registries, as written by skopeo login (default: those of the engine's user)",
     )
     parser.add_argument(
         "--push-timeout",
         metavar="SECONDS",
         type=_seconds,
         default=DEFAULT_PUSH_TIMEOUT,
-        help=f"give up pushing an archive after this time (default: {DEFAULT_PUSH_TIMEOUT})",
+        help=f"give up a push after this time (default: {DEFAULT_PUSH_TIMEOUT})",
     )
     parser.add_argument(
         "--tls-verify",
         choices=("true", "false"),
         default="true",
-        help="whether registries must have a valid certificate: false is for tests and the loopback interface",
+        help="require a valid certificate of the registry; false only for loopback and tests (default: true)",
     )
     parser.add_argument(
         "--skopeo",
         metavar="PATH",
         type=_absolute_path,
         default=DEFAULT_SKOPEO,
-        help=f"the program that loads and pushes images (default: {DEFAULT_SKOPEO})",
+        help=f"absolute path of skopeo, for load-as and push-to (default: {DEFAULT_SKOPEO})",
     )
     parser.add_argument(
         "--on-success",
         metavar="PROGRAM",
         type=_absolute_path,
-        help="run this program for each archive with which all went well, with what is known of it as JSON on standard input",
+        help="run this program once for each archive that succeeds, with the facts as JSON on standard input",
     )
     parser.add_argument(
         "--on-failure",
         metavar="PROGRAM",
         type=_absolute_path,
-        help="run this program for each archive that could not be made, loaded or pushed, in the same way",
+        help="the same for each archive that could not be made, loaded or pushed",
     )
     parser.add_argument(
         "--trust-image-annotations",

@@ -38,39 +38,42 @@ def _add_push(add: Add) -> None:
     command = add(
         "push",
         "push images of a layout to a registry",
-        "Push what waits: images that an archive's push-to sends to a registry, and that are not there yet. A tag in a registry\n"
-        "only moves forward. If another host has pushed what the image lacks, the image is pushed by the name of a branch, and\n"
-        "still waits. The exit status is 1 if something does.",
+        "Push images that wait: those that an archive's push-to sends to a registry, and\n"
+        "that are not there yet. A tag in a registry only moves forward. If another host\n"
+        "has pushed revisions that the image lacks, the image is pushed as a branch, and\n"
+        "still waits. The exit status is 1 if an image still waits.",
         "  archive_overlay push /srv/data\n"
         "  archive_overlay push /srv/data:main\n"
-        "  archive_overlay push --to docker://registry.example/team/data:main /srv/data:main\n"
+        "  archive_overlay push --to docker://registry.example/data:main /srv/data:main\n"
         "  archive_overlay push --watch /srv/data",
     )
     command.add_argument(
         "layout",
         metavar="LAYOUT[:TAG]",
-        help="an image, whether it waits or not; or all that wait in a layout",
+        help="one image, whether it waits or not; or all that wait in a layout",
     )
     command.add_argument(
         "--to",
         metavar="docker://HOST/NAME:TAG",
-        help="where the image is to go from now on (default: where it went before, or the archive's push-to)",
+        help="push the image here from now on (default: where it went before, or the archive's push-to)",
     )
     command.add_argument(
-        "--all", action="store_true", help="look at all images that go somewhere, whether they wait or not"
+        "--all",
+        action="store_true",
+        help="check all images that have a place in a registry, not only those that wait",
     )
     command.add_argument(
         "--watch",
         action="store_true",
-        help="go on until a signal comes: push what comes to wait, try again what failed",
+        help="keep running: push images as soon as they wait, and retry what failed",
     )
     command.add_argument(
         "--if-moved",
         choices=(BRANCH, FAIL),
         default=BRANCH,
         help=(
-            "what to do if the registry has what the image lacks: push it by the name of a branch, which becomes a tag of the"
-            f" layout, too, or leave it (default: {BRANCH})"
+            "what to do if the registry has revisions that the image lacks: push it as a branch, which also becomes a tag of"
+            f" the layout, or do not push it (default: {BRANCH})"
         ),
     )
     _add_registry(command)
@@ -78,27 +81,28 @@ def _add_push(add: Add) -> None:
         "--no-fsync",
         dest="fsync",
         action="store_false",
-        help="do not wait until the notes in the layout are on disk",
+        help="do not wait until changes to the layout are on disk",
     )
 
 
 def _add_fetch(add: Add) -> None:
     command = add(
         "fetch",
-        "bring what is newer in a registry into a layout",
-        "Bring the revisions of an image that other hosts have pushed into a layout, which is made if there is none. Only what\n"
-        "is not there is downloaded. If the registry has nothing newer, or nothing yet, the layout stays as it is. Revisions\n"
-        "that the image in the registry does not go on with are never lost: unless another tag has them, too, nothing is\n"
+        "fetch what is newer in a registry into a layout",
+        "Fetch the revisions of an image that other hosts have pushed into a layout,\n"
+        "which is created if it does not exist. Only missing data are downloaded. If the\n"
+        "registry has nothing newer, the layout stays as it is. No revision is lost: if\n"
+        "the tag has revisions that neither the registry nor another tag has, nothing is\n"
         "fetched, and the exit status is 1.",
-        "  archive_overlay fetch /srv/data:main docker://registry.example/team/data:main\n"
-        "  archive_overlay fetch --load-as localhost/data:main /srv/data:main docker://registry.example/team/data:main",
+        "  archive_overlay fetch /srv/data:main docker://registry.example/data:main\n"
+        "  archive_overlay fetch --load-as localhost/data:main \\\n      /srv/data:main docker://registry.example/data:main",
     )
     command.add_argument("layout", metavar="LAYOUT[:TAG]", help="an image (default tag: latest)")
     command.add_argument("remote", metavar="docker://HOST/NAME:TAG", help="the image in the registry")
     command.add_argument(
         "--load-as",
         metavar="NAME",
-        help="load it into the store of the user who runs this, too, by this name, as localhost/data:main",
+        help="also load it into your podman's store under this name, for example localhost/data:main",
     )
     _add_registry(command)
     command.add_argument(
@@ -107,30 +111,30 @@ def _add_fetch(add: Add) -> None:
 
 
 def _add_registry(command: argparse.ArgumentParser) -> None:
-    """Add what all commands take that deal with a registry."""
+    """Add the options of all commands that use a registry."""
     command.add_argument(
         "--authfile",
         metavar="PATH",
-        help="the passwords of registries, as skopeo login writes them (default: your own)",
+        help="passwords of registries, as written by skopeo login (default: your own)",
     )
     command.add_argument(
         "--tls-verify",
         choices=("true", "false"),
         default="true",
-        help="whether registries must have a valid certificate: false is for tests and the loopback interface",
+        help="require a valid certificate of the registry; false only for loopback and tests (default: true)",
     )
     command.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=_seconds,
         default=_TIMEOUT,
-        help=f"give an image up after this time (default: {_TIMEOUT})",
+        help=f"give up on an image after this time (default: {_TIMEOUT})",
     )
     command.add_argument(
         "--skopeo",
         metavar="PATH",
         default=DEFAULT_SKOPEO,
-        help=f"the program that carries images (default: {DEFAULT_SKOPEO})",
+        help=f"absolute path of skopeo (default: {DEFAULT_SKOPEO})",
     )
 
 
@@ -143,18 +147,19 @@ def _seconds(value: str) -> int:
 def _add_recover(add: Add, parse: Parse) -> None:
     command = add(
         "recover",
-        "save what containers had changed when the host or their monitor went down",
-        "Save what containers changed whose hook the engine never ran, because the host lost power or conmon was killed: all\n"
-        "containers of the store that have annotations, no process, and an upperdir whose archive was not made since their\n"
-        "last start. Archives are made by the installed hook configuration. Run it before the engine starts or removes these\n"
-        "containers; archive_overlay-recover.service does so when the host starts. Root's store is looked at, or that of the\n"
-        "user who runs it.",
+        "save what containers had changed when the host or conmon died",
+        "Save what containers had changed if the engine never ran their hook, because the\n"
+        "host lost power or conmon was killed. These are the containers in your store\n"
+        "that have annotations, no process, and an upperdir that was not archived since\n"
+        "their last start. The archives are made as the installed hook configuration\n"
+        "says. Run this before the engine starts or removes the containers;\n"
+        "archive_overlay-recover.service does so at boot.",
         "  archive_overlay recover --dry-run\n"
         "  archive_overlay recover\n"
         "  archive_overlay recover --root /srv/containers/storage\n"
         "  podman unshare archive_overlay recover",
     )
-    command.add_argument("--dry-run", action="store_true", help="only list the archives that would be made")
+    command.add_argument("--dry-run", action="store_true", help="list the archives, but do not make them")
     _add_places(command, parse)
 
 
@@ -162,29 +167,29 @@ def _add_snapshot(add: Add, parse: Parse) -> None:
     command = add(
         "snapshot",
         "save what a container has changed while it runs",
-        "Make the archives that a running container's annotations ask for, now, by the installed hook configuration. Its\n"
-        "processes are paused while its files are read. The hook runs at its stop all the same: with method oci, each revision\n"
-        "has only what has changed since the one before it. Archives with method move are refused: a running container needs\n"
-        "its upperdir.",
+        "Make the archives that a running container's annotations ask for now, as the\n"
+        "installed hook configuration says. The container is paused while its files are\n"
+        "read. The hook still runs when it stops. With method oci, each revision holds\n"
+        "only what changed since the one before it. Method move is refused: a running\n"
+        "container needs its upperdir.",
         "  archive_overlay snapshot web\n"
         "  archive_overlay snapshot web data\n"
         "  archive_overlay snapshot --no-pause 3f9a\n"
         "  podman unshare archive_overlay snapshot web",
     )
-    command.add_argument(
-        "container", metavar="CONTAINER", help="its name, its id, or the beginning of its id"
-    )
+    command.add_argument("container", metavar="CONTAINER", help="its name or id, or the beginning of its id")
     command.add_argument(
         "archives",
         metavar="ARCHIVE-NAME",
         nargs="*",
-        help="the archives to make, by the names that its annotations give them (default: all)",
+        default=[],
+        help="names of the archives to make, from its annotations (default: all)",
     )
     command.add_argument(
         "--no-pause",
         dest="pause",
         action="store_false",
-        help="do not pause the container: what it writes meanwhile may be saved in part, or make an archive fail",
+        help="do not pause the container: what it writes meanwhile may be saved partly, or make an archive fail",
     )
     _add_places(command, parse)
 
@@ -194,7 +199,7 @@ def _add_places(command: argparse.ArgumentParser, parse: Parse) -> None:
     command.add_argument(
         "--root",
         metavar="DIR",
-        help="the engine's store (default: the graphroot of storage.conf)",
+        help="the engine's store (default: graphroot in storage.conf)",
     )
     command.add_argument(
         "--runroot",
@@ -206,6 +211,6 @@ def _add_places(command: argparse.ArgumentParser, parse: Parse) -> None:
         metavar="DIR",
         action="append",
         default=[],
-        help="the directory of the hook configurations; may be repeated (default: where podman looks for them)",
+        help="directory of hook configurations; may be repeated (default: where podman looks for them)",
     )
     command.set_defaults(parse=parse)

@@ -199,7 +199,7 @@ class _Pusher:
         noted_name = remote_of(image.descriptor)
         if not to and not noted_name:
             raise ArchiveError(
-                f"nobody has said where {self._source.path}:{tag} is to go",
+                f"{self._source.path}:{tag} has no place in a registry yet",
                 hint="archive_overlay push --to docker://HOST/NAME:TAG says it",
             )
         name = to or parse_remote(noted_name)

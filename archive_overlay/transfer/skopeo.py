@@ -106,7 +106,9 @@ class Skopeo:
         Raises:
             ArchiveError: it is not.
         """
-        require_program(self._program, purpose="carry images", hint="install skopeo, or name it by --skopeo")
+        require_program(
+            self._program, purpose="run skopeo", hint="install skopeo, or give its absolute path by --skopeo"
+        )
 
     def copy(self, source: str, destination: str, *options: str, largest_file: int | None = None) -> None:
         """Copy an image.

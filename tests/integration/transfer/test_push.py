@@ -396,7 +396,7 @@ def test_a_command_line_that_means_nothing_is_refused(host: Host) -> None:
     host.stop("1")
     layout = f"{host.layout}:main"
     for arguments, complaint in (
-        ((layout,), f"nobody has said where {layout} is to go"),
+        ((layout,), f"{layout} has no place in a registry yet"),
         (("--to=docker://a.example/b", host.layout), "no image is named"),
         (("--watch", layout), "for all images of the layout"),
         (("--to=oci:/etc:main", layout), "is not an image in a registry"),
