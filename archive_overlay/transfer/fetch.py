@@ -32,7 +32,7 @@ from archive_overlay.layout.remotes import noted, remote_of
 from archive_overlay.layout.stored import StoredImage, open_stored
 from archive_overlay.system.open_flags import READ, READ_DIRECTORY
 from archive_overlay.system.record import Record
-from archive_overlay.transfer.names import SCHEME
+from archive_overlay.transfer.remote_image import by_digest
 from archive_overlay.transfer.skopeo import TransferError
 
 TYPE_CHECKING = False
@@ -71,7 +71,7 @@ class Remote(Record):
     @property
     def reference(self) -> str:
         """Names this very image, whatever becomes of its tag."""
-        return f"{SCHEME}{self.name.host}/{self.name.path}@{self.digest}"
+        return by_digest(self.name, self.digest)
 
     @property
     def is_plain(self) -> bool:

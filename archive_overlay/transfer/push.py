@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from archive_overlay.errors import ArchiveError
 from archive_overlay.history.revisions import opened_layout
 from archive_overlay.layout.edit import Edit, until_published
+from archive_overlay.layout.images import put_same
 from archive_overlay.layout.lineage import BRANCH, branch_tag, find_revision
 from archive_overlay.layout.lock import lock
 from archive_overlay.layout.provenance import read_provenance
@@ -338,9 +339,9 @@ class _Pusher:
                 )
                 other = name.with_suffix(branch[len(tag) :])
                 _expect_allowed(self._source, other)
-                edit.set_tag(branch, _image_of(descriptor), {**noted(other.reference), BRANCH_OF: tag})
+                put_same(edit, branch, image, {**noted(other.reference), BRANCH_OF: tag})
             elif (old := tagged(edit.index, branch)) and old["digest"] != descriptor["digest"]:
-                edit.set_tag(branch, _image_of(descriptor))
+                put_same(edit, branch, image)
             else:
                 return branch
             edit.annotate_tag(tag, noted(name.reference))
@@ -400,11 +401,6 @@ def _expect_allowed(source: Source, name: Name) -> None:
             f"{name.reference} is not allowed",
             hint="the administrator allows it by --allow-push-to in the hook's configuration",
         )
-
-
-def _image_of(descriptor: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what an entry of an index says of the image, and not of its tag."""
-    return {key: value for key, value in descriptor.items() if key != "annotations"}
 
 
 def _ids(image: StoredImage) -> frozenset[str]:
