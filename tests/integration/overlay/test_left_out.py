@@ -80,9 +80,7 @@ def test_immutable_entries_are_moved_as_others_are(saver: Saver) -> None:
 @pytest.mark.parametrize("method", ["tar", "oci"])
 def test_many_sockets_take_few_lines(any_saver: Saver, jobs: int) -> None:
     def change(root: Path) -> None:
-        with socket.socket(socket.AF_UNIX) as one:
-            one.bind(str(root / "socket 0"))
-        for number in range(1, MANY):
+        for number in range(MANY):
             os.mknod(root / f"socket {number}", 0o140600)
 
     any_saver.overlay.change(change)
