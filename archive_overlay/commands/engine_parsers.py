@@ -45,7 +45,7 @@ def _add_push(add: Add) -> None:
         "still waits. The exit status is 1 if an image still waits.",
         "  archive_overlay push /srv/data\n"
         "  archive_overlay push /srv/data:main\n"
-        "  archive_overlay push --to docker://registry.example/data:main /srv/data:main\n"
+        "  archive_overlay push --to docker://registry.example/data:main \\\n      /srv/data:main\n"
         "  archive_overlay push --watch /srv/data",
     )
     command.add_argument(
