@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import hooks
-from tests.support.engines import HOOKS_DIR, IMAGE, INSTALLED, Engine
+from tests.support.engines import IMAGE, INSTALLED, Engine
 
 if TYPE_CHECKING:
     from pathlib import Path

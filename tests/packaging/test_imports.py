@@ -237,9 +237,8 @@ def test_the_command_line_s_parser_is_imported_for_other_options_than_the_instal
     executable: Path, tmp_path: Path
 ) -> None:
     (python, *_) = pythons.SUPPORTED
-    as_installed = [
-        imported(python, executable, state(tmp_path, "copy"), *arguments) for arguments in ((), ("--syslog",))
-    ]
+    stopped = state(tmp_path, "copy")
+    as_installed = [imported(python, executable, stopped, *arguments) for arguments in ((), ("--syslog",))]
     help_text = subprocess.run(
         [python.path, OPTIONS, "-X", "importtime", executable, "--help"], capture_output=True, check=True
     ).stderr.decode()
