@@ -53,7 +53,8 @@ class HookFile:
     Attributes:
         path: of the configuration.
         program: what it runs.
-        arguments: of the program, its name left out.
+        name: the first of its args, where the program's name belongs; "" without args.
+        arguments: the others.
         stages: when it runs.
         when: for which containers; see oci-hooks(5).
         timeout: after how many seconds the engine kills it; None: never.
@@ -61,6 +62,7 @@ class HookFile:
 
     path: str
     program: str
+    name: str = ""
     arguments: tuple[str, ...] = ()
     stages: tuple[str, ...] = (_STAGE,)
     when: Mapping[str, Any] = field(default_factory=dict)
@@ -307,6 +309,7 @@ def _read(path: str) -> HookFile | None:
     return HookFile(
         path=path,
         program=program,
+        name="".join(arguments[:1]),
         arguments=tuple(arguments[1:]),
         stages=tuple(stages),
         when=when,

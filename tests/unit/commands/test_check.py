@@ -328,6 +328,26 @@ def test_arguments_that_the_program_understands(site: Site, arguments: list[str]
     assert statuses(site.about("hook")) == ["ok"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "swallowed"),
+    [
+        (["--allow-archive-to=/srv", "--syslog"], "--allow-archive-to=/srv"),
+        (["--allow-archive-to", "/srv"], "--allow-archive-to"),
+        (["archive_overlay --no-setid --max-bytes=5"], "--no-setid --max-bytes=5"),
+    ],
+)
+def test_options_where_the_program_s_name_belongs(site: Site, arguments: list[str], swallowed: str) -> None:
+    site.hook(args=arguments)
+
+    finding = only(site.about("hook"))
+
+    assert finding.status == "problem"
+    assert f"has {swallowed} in the first of its args" in finding.found
+    assert 'put "archive_overlay" first' in finding.advice
+    # What is in force is what the hook gets.
+    assert not any("archives may be in /srv" in each.found for each in site.check())
+
+
 def test_a_configuration_that_is_a_pipe(site: Site) -> None:
     os.mkfifo(site.hooks / "pipe.json")
     assert "pipe.json is refused" in stops(site.about("hook"))[0]
