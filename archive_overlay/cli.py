@@ -96,7 +96,9 @@ def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
         program with a usage message and status 2.
     """
     if not arguments:
-        return Settings()  # argparse costs 6 ms, and most hooks have no arguments
+        return Settings()  # argparse costs 6 ms, and most hooks have these arguments or none
+    if [*arguments] == ["--syslog"]:
+        return Settings(syslog=True)
     if not arguments[0].startswith("-"):
         return _parse_command(arguments)
     # Only people ask for help: what hooks have in their configuration is read without the parsers of the commands.

@@ -31,8 +31,15 @@ _STAGES = {
     "precreate",
 }
 _NAME = "archive_overlay"
-_ANY_VALUE = ("", ".*", "^.*$")
+_ANY_VALUE = ("", ".*", "^.*$", ".+", "(.+)", "(.*)")  # no key of ours means anything without a value
 _SAMPLE = "data"  # an archive's name
+# What patterns for annotations may miss: containers with these, and what each such container could have.
+_MISSED = {
+    "annotations of the form NAME/KEY": (("/mount-point", "/archive-to"),),
+    "annotations of the form NAME.KEY": ((".mount-point", ".archive-to"),),
+    "only half a pair": ((".mount-point",), (".archive-to",)),
+    "only unknown keys": ((".mountpoint", ".archive_to"),),
+}
 
 
 class UnreadableError(Exception):
@@ -46,7 +53,8 @@ class HookFile:
     Attributes:
         path: of the configuration.
         program: what it runs.
-        arguments: of the program, its name left out.
+        name: the first of its args, where the program's name belongs; "" without args.
+        arguments: the others.
         stages: when it runs.
         when: for which containers; see oci-hooks(5).
         timeout: after how many seconds the engine kills it; None: never.
@@ -54,6 +62,7 @@ class HookFile:
 
     path: str
     program: str
+    name: str = ""
     arguments: tuple[str, ...] = ()
     stages: tuple[str, ...] = (_STAGE,)
     when: Mapping[str, Any] = field(default_factory=dict)
@@ -176,24 +185,15 @@ def judge_when(hook: HookFile) -> tuple[str, list[Finding]]:
         )
 
     keys: list[str] = []
-    for pattern, value in (when.get("annotations") or {}).items():
+    patterns: Mapping[str, str] = when.get("annotations") or {}
+    for pattern, value in patterns.items():
         compiled = _compiled(pattern)
-        dotted, slashed = (
-            [key for key in KEYS if compiled is None or compiled.search(f"{PREFIX}{_SAMPLE}{separator}{key}")]
-            for separator in "./"
-        )
-        matching = [key for key in KEYS if key in dotted or key in slashed]
-        for form, only in ((".", set(dotted) - set(slashed)), ("/", set(slashed) - set(dotted))):
-            if only:
-                findings.append(
-                    Finding(
-                        NOTE,
-                        "hook",
-                        f'{hook.path} has "{pattern}", which annotations match only if they are of the form NAME{form}KEY',
-                        "to have both, take over the conditions of the packaged configuration",
-                        hook.path,
-                    )
-                )
+        matching = [
+            key
+            for key in KEYS
+            if compiled is None
+            or any(compiled.search(f"{PREFIX}{_SAMPLE}{separator}{key}") for separator in "./")
+        ]
         if not matching:
             findings.append(
                 Finding(
@@ -209,11 +209,24 @@ def judge_when(hook: HookFile) -> tuple[str, list[Finding]]:
             conditions.append(f'an annotation that matches "{pattern}"')
         elif len(matching) == 1:
             keys.append(matching[0])
+        elif len(matching) == len(KEYS):
+            conditions.append(f"an annotation that begins with {PREFIX}")
         if value not in _ANY_VALUE:
             conditions.append(f'a value that matches "{value}"')
     if keys:
         conditions.insert(
             0, f"the annotations {' and '.join(keys)}" if len(keys) > 1 else f"the annotation {keys[0]}"
+        )
+    if not findings and (missed := _missed(patterns)):
+        findings.append(
+            Finding(
+                NOTE,
+                "hook",
+                f"{hook.path} does not run for containers with {', '.join(missed[:-1])}{' or ' * bool(missed[1:])}"
+                f"{missed[-1]}: nothing is saved there, and nobody is told",
+                "take over the conditions of the packaged configuration, one pattern for all annotations",
+                hook.path,
+            )
         )
     if commands := when.get("commands"):
         conditions.append("a command that matches " + " or ".join(f'"{command}"' for command in commands))
@@ -227,6 +240,16 @@ def judge_when(hook: HookFile) -> tuple[str, list[Finding]]:
         never("its when has no condition")
     whom = f"containers with {', '.join(conditions)}" if conditions else "every container"
     return whom, findings
+
+
+def _missed(patterns: Iterable[str]) -> list[str]:
+    """Say for containers with which annotations a hook does not run, though it would save something or complain."""
+    compiled = [found for pattern in patterns if (found := _compiled(pattern))]
+
+    def runs(ends: Iterable[str]) -> bool:
+        return all(any(each.search(f"{PREFIX}{_SAMPLE}{end}") for end in ends) for each in compiled)
+
+    return [words for words, containers in _MISSED.items() if not all(map(runs, containers))]
 
 
 def _read_or_none(path: str) -> HookFile | None:
@@ -286,6 +309,7 @@ def _read(path: str) -> HookFile | None:
     return HookFile(
         path=path,
         program=program,
+        name="".join(arguments[:1]),
         arguments=tuple(arguments[1:]),
         stages=tuple(stages),
         when=when,

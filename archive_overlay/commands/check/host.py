@@ -314,7 +314,8 @@ def _compiled_for_this_python(program: str) -> bool:
 
 
 def _own_file() -> str | None:
-    archive = getattr(sys.modules["archive_overlay"].__loader__, "archive", None)
+    spec = sys.modules["archive_overlay"].__spec__  # from Python 3.16 on, modules have no __loader__
+    archive = getattr(spec.loader, "archive", None) if spec else None
     if isinstance(archive, str):
         return os.path.abspath(archive)
     script = os.path.abspath(sys.argv[0])

@@ -13,7 +13,7 @@ from archive_overlay.commands import Output
 from archive_overlay.commands.check import access, hook_files, hooks_dirs, host, podman, programs
 from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding, combined
 from archive_overlay.log import escape
-from archive_overlay.settings import DEFAULT_MOUNT_PROGRAM, DEFAULT_SKOPEO, Settings
+from archive_overlay.settings import DEFAULT_MOUNT_PROGRAM, DEFAULT_SKOPEO, Settings, swallowed_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -196,10 +196,18 @@ def _judge_hook(hook: HookFile, here: Host, parse: Parser) -> tuple[list[Finding
         if os.path.basename(hook.program).startswith("archive_overlay"):
             advice += f"; or ask that one: {hook.program} check"
         found(WARNING, f"runs {hook.program}, which is another file than {here.program}", advice)
+    swallowed = swallowed_options(hook.name) if hook.name != hook.program else []
+    if swallowed:
+        found(
+            PROBLEM,
+            f"has {' '.join(swallowed)} in the first of its args, where the program's name belongs: it has no effect",
+            'put "archive_overlay" first in hook.args, and each option as an item of its own',
+        )
     try:
         settings = understood(hook.arguments, parse)
     except ValueError as error:
-        found(PROBLEM, f"has args with which the hook fails: {error}", "correct hook.args")
+        if not swallowed:
+            found(PROBLEM, f"has args with which the hook fails: {error}", "correct hook.args")
     if stages := hook_files.judge_stages(hook):
         findings.append(stages)
     if hook.timeout is not None:

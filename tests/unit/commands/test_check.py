@@ -22,6 +22,12 @@ from tests.support import tools
 TOP = Path(__file__).resolve().parents[3]
 PREFIX = r"^com\.launchplatform\.oci-hooks\.archive-overlay\.[^.]+[./]"
 ANNOTATIONS = {f"{PREFIX}mount-point$": ".*", f"{PREFIX}archive-to$": ".*"}
+ONE = {r"^com\.launchplatform\.oci-hooks\.archive-overlay\.": ".*"}
+# The configuration that 2.0.4 had in its documentation, which had no args.
+OF_2_0_4 = {
+    rf"com\.launchplatform\.oci-hooks\.archive-overlay\.([^.]+)\.{key}": "(.+)"
+    for key in ("mount-point", "archive-to")
+}
 UNREAD = "no containers.conf"
 
 
@@ -115,7 +121,8 @@ def test_what_is_packaged_runs_this_program(site: Site, packaged: str) -> None:
 
     assert finding.status == "ok"
     assert finding.found.endswith(
-        f"runs {site.program} for containers with the annotations mount-point and archive-to"
+        f"runs {site.program} for containers with an annotation that begins with"
+        " com.launchplatform.oci-hooks.archive-overlay."
     )
     assert site.found_hooks == [str(path)]
     assert stops(site.check()) == []
@@ -205,12 +212,8 @@ def test_a_hook_that_runs_for_no_container(site: Site, when: object, reason: str
     ("when", "whom"),
     [
         ({"always": True}, "every container"),
-        ({"annotations": ANNOTATIONS, "commands": ["^/bin/sh$"]}, 'a command that matches "^/bin/sh$"'),
-        ({"annotations": ANNOTATIONS, "hasBindMounts": True}, "a volume"),
-        (
-            {"annotations": {f"{PREFIX}archive-to$": "^/srv/"}},
-            "the annotation archive-to, a value that matches",
-        ),
+        ({"annotations": ONE, "commands": ["^/bin/sh$"]}, 'a command that matches "^/bin/sh$"'),
+        ({"annotations": ONE, "hasBindMounts": True}, "a volume"),
         ({"annotations": {r"archive-overlay\.\w+\.\pL+": ""}}, r'matches "archive-overlay\.\w+\.\pL+"'),
     ],
 )
@@ -223,17 +226,43 @@ def test_the_containers_that_a_hook_runs_for(site: Site, when: object, whom: str
     assert whom in finding.found
 
 
-@pytest.mark.parametrize("separator", [".", "/"])
-def test_conditions_that_only_one_form_of_an_annotation_meets(site: Site, separator: str) -> None:
-    # What 2.0.4 installed knows no slash.
-    pattern = PREFIX.replace("[./]", f"[{separator}]") + "archive-to$"
-    site.hook(when={"annotations": {**ANNOTATIONS, pattern: ".*"}})
+@pytest.mark.parametrize(
+    ("annotations", "whom", "missed"),
+    [
+        (
+            ANNOTATIONS,
+            "the annotations mount-point and archive-to",
+            "only half a pair or only unknown keys",
+        ),
+        (
+            OF_2_0_4,
+            "the annotations mount-point and archive-to",
+            "annotations of the form NAME/KEY, only half a pair or only unknown keys",
+        ),
+        (
+            {f"{PREFIX}archive-to$": "^/srv/"},
+            'the annotation archive-to, a value that matches "^/srv/"',
+            "only half a pair or only unknown keys",
+        ),
+        (
+            {PREFIX.replace("[./]", "/"): ""},
+            "an annotation that begins with com.",
+            "annotations of the form NAME.KEY, only half a pair or only unknown keys",
+        ),
+    ],
+    ids=["3.0.0", "2.0.4", "one key", "slashes"],
+)
+def test_conditions_that_miss_what_the_hook_could_complain_of(
+    site: Site, annotations: dict[str, str], whom: str, missed: str
+) -> None:
+    site.hook(args=None, when={"annotations": annotations})
 
     note, runs = site.about("hook")
 
     assert (note.status, runs.status) == ("note", "ok")
-    assert f"NAME{separator}KEY" in note.found
-    assert pattern in note.found
+    assert f"for containers with {whom}" in runs.found
+    assert f"does not run for containers with {missed}: nothing is saved there" in note.found
+    assert stops(site.check()) == []
 
 
 def test_an_annotation_that_this_program_does_not_have(site: Site) -> None:
@@ -297,6 +326,26 @@ def test_arguments_with_which_every_hook_fails(site: Site, arguments: list[str],
 def test_arguments_that_the_program_understands(site: Site, arguments: list[str] | None) -> None:
     site.hook(args=arguments)
     assert statuses(site.about("hook")) == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "swallowed"),
+    [
+        (["--allow-archive-to=/srv", "--syslog"], "--allow-archive-to=/srv"),
+        (["--allow-archive-to", "/srv"], "--allow-archive-to"),
+        (["archive_overlay --no-setid --max-bytes=5"], "--no-setid --max-bytes=5"),
+    ],
+)
+def test_options_where_the_program_s_name_belongs(site: Site, arguments: list[str], swallowed: str) -> None:
+    site.hook(args=arguments)
+
+    finding = only(site.about("hook"))
+
+    assert finding.status == "problem"
+    assert f"has {swallowed} in the first of its args" in finding.found
+    assert 'put "archive_overlay" first' in finding.advice
+    # What is in force is what the hook gets.
+    assert not any("archives may be in /srv" in each.found for each in site.check())
 
 
 def test_a_configuration_that_is_a_pipe(site: Site) -> None:
@@ -923,6 +972,7 @@ def test_a_system_log_that_nobody_reads(
 
 
 def test_logs_that_nobody_keeps(site: Site) -> None:
+    site.hook(args=["archive_overlay"])
     assert any("--log-level=debug" in finding.found for finding in site.about("log"))
     site.hook(args=["archive_overlay", "--syslog"])
     assert not any("--log-level=debug" in finding.found for finding in site.about("log"))
