@@ -16,6 +16,7 @@ import marshal
 import os
 import sys
 from collections import deque
+from time import monotonic
 
 from archive_overlay.errors import ArchiveError, fail, internal_error
 from archive_overlay.overlay.attributes import NO_ATTRIBUTES
@@ -39,6 +40,9 @@ _MOST_BYTES = 32 * 1024
 _SMALL = 32 * 1024
 # How many messages may be under way: this bounds the memory that they take.
 _MOST_UNDER_WAY = 4
+# The file, and the time in seconds, that show that it takes long. A second thread makes each system call a little slower.
+_LARGE = 64 * 1024 * 1024
+_LONG = 5.0
 _LENGTH = 8  # bytes of a message's length, which comes before it
 _END = bytes(_LENGTH)
 _INT = 4
@@ -68,21 +72,22 @@ def write_beside(changes: Iterator[Change], write: Write, *, jobs: int) -> Any:
         if batch.full:
             break
     if batch.full and (jobs or processors()) == 1:
-        NOW.takes_long()
-        return write(_all(batch, changes))
+        return write(_watched(_all(batch, changes)))
     if not batch.full:
         return write(_all(batch, changes))
     writer = _Writer()
     try:
-        started = writer.start(write)
-        NOW.takes_long()
-        if not started:
-            return write(_all(batch, changes))
+        if not writer.start(write):
+            return write(_watched(_all(batch, changes)))
+        begun = monotonic()
         writer.send(batch)
         for change in changes:
             batch.add(change)
             if batch.full:
+                if batch.size >= _LARGE or monotonic() - begun > _LONG:
+                    NOW.takes_long()
                 writer.send(batch)
+        NOW.takes_long()
         writer.send(batch)
         return writer.result()
     finally:
@@ -92,6 +97,15 @@ def write_beside(changes: Iterator[Change], write: Write, *, jobs: int) -> Any:
 def _all(batch: _Batch, changes: Iterator[Change]) -> Iterator[Change]:
     yield from batch.changes
     yield from changes
+
+
+def _watched(changes: Iterator[Change]) -> Iterator[Change]:
+    """Give changes, and say when it takes long to write them."""
+    begun = monotonic()
+    for number, change in enumerate(changes):
+        if change.size >= _LARGE or (number % _MOST_CHANGES == 0 and monotonic() - begun > _LONG):
+            NOW.takes_long()
+        yield change
 
 
 class _Batch:
