@@ -284,6 +284,7 @@ def _object(row: Listed) -> dict[str, Any]:
         "entries": origin.entries,
         "deletions": origin.deletions,
         "bytes": origin.bytes,
+        "excluded": origin.excluded,
         "size": row.size,
         "created_by": revision.created_by or None,
         "comment": revision.comment or None,

@@ -112,6 +112,7 @@ def _facts(image: Image, revision: Revision) -> dict[str, Any]:
         "entries",
         "deletions",
         "bytes",
+        "excluded",
         "parent",
         "base",
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.log import Log
     from archive_overlay.methods import Method
+    from archive_overlay.overlay.patterns import Selection
 
 # What means something to some methods only.
 _METHOD_KEYS = (
@@ -34,6 +35,9 @@ _METHOD_KEYS = (
     "load-as",
     "push-to",
 )
+
+# What leaves something out.
+_SELECTION_KEYS = ("exclude", "include", "exclude-caches")
 
 # The largest id that chown(2) takes: one more means "leave it as it is".
 _LARGEST_ID = 2**32 - 2
@@ -74,6 +78,7 @@ class ArchiveRequest(Record):
             no question.
         owners: by whose numbers owners are stored, where the container has others: one of `methods.OWNERS`.
         owner: user and group id of everything in a tar, or None for the true owners.
+        selection: what of the change set is archived; None: everything.
         compression: of a tar, a name in `methods.COMPRESSIONS`; "" where there is no tar.
         level: of the compression; 0 where there is none.
         whiteouts: how a tar says that something was deleted: one of `methods.WHITEOUTS`.
@@ -97,6 +102,7 @@ class ArchiveRequest(Record):
     if_exists: str
     owners: str = "container"
     owner: tuple[int, int] | None
+    selection: Selection | None = None
     compression: str
     level: int
     whiteouts: str
@@ -217,6 +223,7 @@ def parse_request(name: str, keys: Mapping[str, object], context: Context, log: 
         if_exists=_if_exists(texts.get("if-exists", ""), method),
         owners=_one_of(methods.OWNERS, texts.get("owners", "container"), "owners"),
         owner=_owner(texts["tar-content-owner"], name, log) if "tar-content-owner" in texts else None,
+        selection=_selection(texts, method),
         compression=compression,
         level=_level(texts.get("compression-level", ""), compression),
         whiteouts=_one_of(methods.WHITEOUTS, texts.get("whiteouts", "overlay"), "whiteouts"),
@@ -290,6 +297,25 @@ def _one_of(known: tuple[str, ...], value: str, key: str) -> str:
             f"unknown {key} {brief(value)!r}", hint=f"known are {', '.join(filter(None, known))}"
         )
     return value
+
+
+def _selection(texts: Mapping[str, str], method: Method) -> Selection | None:
+    caches = _one_of(("true", "false"), texts.get("exclude-caches", "false"), "exclude-caches") != "true"
+    asked = [key for key in _SELECTION_KEYS if key in texts and not (key == "exclude-caches" and caches)]
+    if not asked:
+        return None
+    if method.renames:
+        raise ArchiveError(
+            f"{asked[0]} is not possible with method {method.name}, which keeps the upperdir as it is",
+            hint="use method copy",
+        )
+    from archive_overlay.overlay.patterns import Selection, parse_patterns
+
+    patterns = {key: parse_patterns(texts[key], key) for key in ("include", "exclude") if key in texts}
+    for key, found in patterns.items():
+        if not found:
+            raise ArchiveError(f"{key} {brief(texts[key])!r} has no pattern", hint="leave it out")
+    return Selection(include=patterns.get("include", ()), exclude=patterns.get("exclude", ()), caches=caches)
 
 
 def _default_base(texts: Mapping[str, str]) -> str:

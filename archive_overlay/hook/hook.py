@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.overlay.patterns import LeftOut
     from archive_overlay.settings import Settings
 
 
@@ -234,7 +235,7 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         compare = getattr(destination, "compare", None)
         if compare:
             activity.NOW.takes_long()  # nothing may have to be written in the end
-            with compare(lambda log: _InOrder(overlay, request, run, log), staging, log) as changes:
+            with compare(lambda log: _InOrder(overlay, request, run, log, tally), staging, log) as changes:
                 result = writer.write(tally.counted(changes), target, log)
         else:
             stream = read_changes(
@@ -242,6 +243,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
                 log,
                 deletions_first=request.method.deletions_first,
                 max_entries=run.settings.max_entries,
+                selection=request.selection,
+                left_out=tally.left_out(request, log),
             )
             try:
                 counted = tally.counted(stream)
@@ -251,6 +254,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
                 stream.close()
         if run.recovering:
             _expect_no_new_start(run, upper)
+        if tally.excluded and hasattr(destination, "excluded"):
+            destination.excluded = tally.excluded
         done = destination.publish(staging, result)
         ledger.publish(request.name, path)
         if staging.took_upper:
@@ -275,8 +280,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
     seconds = time.monotonic() - started
     ledger.note(request.name, {"seconds": round(seconds, 3)})
     log.info(
-        f"archive {request.name}: saved {tally} of {request.mount_point} to {path} by {request.method.name}"
-        f"{f', as {done}' if done else ''} in {seconds:.2f} s"
+        f"archive {request.name}: saved {tally} of {request.mount_point}{tally.exclusion} to {path}"
+        f" by {request.method.name}{f', as {done}' if done else ''} in {seconds:.2f} s"
     )
     return destination
 
@@ -284,8 +289,16 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
 class _InOrder:
     """All changes as they may be archived, in the order of names. Use it as a context manager."""
 
-    def __init__(self, overlay: OverlayMount, request: ArchiveRequest, run: Run, log: Log) -> None:
-        self._stream = read_changes(overlay, log, max_entries=run.settings.max_entries)
+    def __init__(
+        self, overlay: OverlayMount, request: ArchiveRequest, run: Run, log: Log, tally: _Tally
+    ) -> None:
+        self._stream = read_changes(
+            overlay,
+            log,
+            max_entries=run.settings.max_entries,
+            selection=request.selection,
+            left_out=tally.left_out(request, log),
+        )
         allowed = run.policy.applied(self._stream) if run.policy else self._stream
         self._changes = _with_owners(allowed, overlay, request, log)
 
@@ -524,6 +537,29 @@ class _Tally:
         self.entries = self.deletions = self.bytes = 0
         self._counted = False
         self._current: Change | None = None
+        self._left_out: LeftOut | None = None
+
+    def left_out(self, request: ArchiveRequest, log: Log) -> LeftOut | None:
+        """Give what counts entries that are not selected; None: all are. The upperdir may be read twice; the first time counts."""
+        if request.selection is None:
+            return None
+        from archive_overlay.overlay.patterns import LeftOut
+
+        made = LeftOut(log)
+        self._left_out = self._left_out or made
+        return made
+
+    @property
+    def excluded(self) -> int | None:
+        """How many entries are not selected; None: no selection is asked for."""
+        return self._left_out.count if self._left_out else None
+
+    @property
+    def exclusion(self) -> str:
+        """The same, for the summary."""
+        if self.excluded is None:
+            return ""
+        return f" ({'1 entry' if self.excluded == 1 else f'{self.excluded} entries'} excluded)"
 
     def counted(self, stream: Iterator[Change]) -> Iterator[Change]:
         self._counted = True
@@ -546,7 +582,12 @@ class _Tally:
         """The numbers, as reports have them; without a count there are none."""
         if not self._counted:
             return {}
-        return {"entries": self.entries, "deletions": self.deletions, "bytes": self.bytes}
+        facts: dict[str, object] = {
+            "entries": self.entries,
+            "deletions": self.deletions,
+            "bytes": self.bytes,
+        }
+        return facts if self.excluded is None else {**facts, "excluded": self.excluded}
 
     def so_far(self) -> activity.SoFar:
         """Say how much has been written, as far as that is known."""

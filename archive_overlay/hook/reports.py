@@ -32,8 +32,8 @@ _MOST = 100
 
 _UNKNOWN: Mapping[str, object] = {
     "saved": False,
-    **dict.fromkeys(("path", "tag", "revision", "success", "entries", "deletions", "bytes", "seconds")),
-    **dict.fromkeys(("loaded", "pushed", "error", "changes", "changes_kept")),
+    **dict.fromkeys(("path", "tag", "revision", "success", "entries", "deletions", "bytes", "excluded")),
+    **dict.fromkeys(("seconds", "loaded", "pushed", "error", "changes", "changes_kept")),
 }
 
 

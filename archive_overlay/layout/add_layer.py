@@ -91,6 +91,7 @@ class LayoutDestination:
         steps: what is still to be done once the revision is safe.
         complaints: what cannot be done of what is asked for, as is known before the revision is made.
         compare: see `methods.Compared`.
+        excluded: see `methods.Noting`.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class LayoutDestination:
         self.steps: list[Step] = []
         self.complaints: list[str] = []
         self.compare: Compare | None = None
+        self.excluded: int | None = None
         self._annotate = annotate
         self._stage: Callable[[], Staging] | None = None
         self.path = wish.path
@@ -248,6 +250,7 @@ class LayoutDestination:
                 entries=layer.entries,
                 deletions=layer.deletions,
                 bytes=layer.bytes,
+                excluded=self.excluded,
                 parent=place.parent,
                 base=place.base,
                 upper=f"{self._provenance.upper} {place.earlier.first if place.earlier else number}"

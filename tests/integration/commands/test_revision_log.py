@@ -83,6 +83,7 @@ def test_json_has_all_that_is_known(two_revisions: Saver) -> None:
         "entries": 1,
         "deletions": 1,
         "bytes": 1,
+        "excluded": None,
         "size": last["size"],
         "created_by": "archive_overlay",
         "comment": image.config["history"][3]["comment"],
