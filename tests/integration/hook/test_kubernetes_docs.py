@@ -165,6 +165,6 @@ def test_the_cleaning_script_deletes_old_archives_with_their_markers_and_nothing
 
 
 def test_the_methods_that_the_page_names_exist() -> None:
-    named = re.search(r"So use\s((?:`[\w.]+`[,\sor]*)+)", TEXT)
+    named = re.search(r"So use\s+((?:`[\w.]+`[,\sor]*)+)", TEXT)
     assert named
     assert set(re.findall(r"`([\w.]+)`", named[1])) == methods.METHODS.keys() - {"copy", "move"}
