@@ -16,14 +16,10 @@ from dataclasses import dataclass
 from archive_overlay import __version__
 from archive_overlay.commands.check.access import judge_writers, may
 from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding
-from archive_overlay.commands.check.podman import RELEASES, installed_releases, passes_on_annotations
+from archive_overlay.commands.check.podman import NOT_LOOKED_FOR, Installed, installed, passes_on_annotations
 from archive_overlay.errors import ArchiveError
 from archive_overlay.system import user_namespace
 from archive_overlay.tar import compress
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from archive_overlay.commands.check.podman import Release
 
 _ON_PARAMETERS = {
     "metacopy": (
@@ -53,7 +49,7 @@ class Host:
         program: the file that this program runs from; None: it was not installed.
         interpreter: the Python that runs it.
         user: the one outside all user namespaces whose containers it is about.
-        podman: the releases of podman that may run here.
+        podman: which podman may run here.
         passes_on: whether podman copies annotations of images into containers; None: nobody knows.
         home: the directory with the user's own containers.conf; None: nobody knows.
         release: the kernel's.
@@ -63,7 +59,7 @@ class Host:
     program: str | None
     interpreter: str
     user: int
-    podman: tuple[Release, ...] = RELEASES
+    podman: Installed = NOT_LOOKED_FOR
     passes_on: bool | None = None
     home: str | None = None
     release: str = ""
@@ -85,7 +81,7 @@ def this_host() -> Host:
         program=_own_file(),
         interpreter=sys.executable,
         user=user,
-        podman=installed_releases(),
+        podman=installed(),
         passes_on=passes_on_annotations(),
         home=_configuration_directory(user),
         release=os.uname().release,

@@ -91,7 +91,8 @@ def check(
         What was found, and the configurations that make the engine run this program whichever it is.
     """
     hooks = {each.read: _judge_hooks(each, here, parse) for each in directories}
-    about_hooks = combined(
+    about_hooks = [hooks_dirs.judge_release(here.podman)] if directories[0].release else []
+    about_hooks += combined(
         (each.release, [*each.findings, *hooks[each.read].findings]) for each in directories
     )
     findings = [*host.judge_program(here), *host.judge_python(here)]
@@ -145,7 +146,7 @@ def directories_of_podman(here: Host) -> list[Directories]:
             rootless=here.rootless,
             parse=parse,
         )
-        for release in here.podman
+        for release in here.podman.releases
     ]
 
 

@@ -362,7 +362,7 @@ def test_the_directories_that_a_user_s_podman_reads(installed: Installed) -> Non
     )
 
     assert (found["rootless"], found["hooks_dirs"]) == (True, [str(installed.hooks)])
-    assert about(found, "hooks-dir")[0]["path"] == f"{home}/.config/containers/containers.conf"
+    assert about(found, "hooks-dir")[1]["path"] == f"{home}/.config/containers/containers.conf"
 
 
 def with_podman(installed: Installed, *names: bytes) -> dict[str, Any]:
@@ -409,7 +409,7 @@ def test_a_policy_that_nobody_knows_whether_podman_reads(installed: Installed) -
     assert any("the release of podman is not known" in each["found"] for each in found["findings"])
     policies = [each["found"] for each in about(found, "policy")]
     assert (
-        "with podman 5.0 to 5.6, 5.7 and 5.8, from 6.0 on: archives may be in /srv, and nowhere else"
+        "with podman 5.0 to 5.6, 5.7 and 5.8, 6.0 and later: archives may be in /srv, and nowhere else"
         in policies
     )
     assert "archives may be in /srv, and nowhere else" not in policies
