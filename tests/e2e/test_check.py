@@ -240,7 +240,7 @@ def test_a_policy_in_etc_is_one_once_containers_conf_names_the_directory(
     strict = configuration(args=["archive_overlay", "--allow-archive-to=/srv"])
     lay_out(bare, {**PACKAGED, f"{ETC}/{NAME}": strict})
     own = bare.outside(f"{engine.home}/containers.conf")
-    (path,) = set(re.findall(r"/etc/containers/containers\.conf\.d/\w+\.conf", (TOP / page).read_text()))
+    (path,) = set(re.findall(r"/etc/containers/containers\.conf\.d/[\w-]+\.conf", (TOP / page).read_text()))
     common = bare.outside(path)
     common.parent.mkdir(exist_ok=True)
     before = own.read_text()

@@ -14,7 +14,7 @@ import zipfile
 from dataclasses import dataclass
 
 from archive_overlay import __version__
-from archive_overlay.commands.check.access import judge_writers, may
+from archive_overlay.commands.check.access import judge_writers, may, why_not_run
 from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding
 from archive_overlay.commands.check.podman import NOT_LOOKED_FOR, Installed, installed, passes_on_annotations
 from archive_overlay.errors import ArchiveError
@@ -106,8 +106,8 @@ def judge_program(host: Host) -> list[Finding]:
         reason = f"cannot look at {path}: {error.strerror}"
         return [Finding(PROBLEM, "program", reason, "install it anew", path)]
     findings = [found] if (found := judge_writers("program", path, user=host.user)) else []
-    if not may(path, os.X_OK):
-        findings.append(Finding(PROBLEM, "program", f"{path} is not executable", f"chmod 0755 {path}", path))
+    if fault := why_not_run(path):
+        findings.append(Finding(PROBLEM, "program", f"{path} {fault[0]}", fault[1], path))
     return findings or [
         Finding(OK, "program", f"{path} is version {__version__}, mode {mode:04o}", "", path),
     ]
@@ -121,16 +121,13 @@ def judge_python(host: Host) -> list[Finding]:
         return [
             Finding(OK, "python", f"{host.interpreter} is version {version}", "", host.interpreter or None)
         ]
-    if not may(named, os.X_OK):
-        return [
-            Finding(
-                PROBLEM,
-                "python",
-                f"{host.program} is run by {named}, which is not there or not executable",
-                f"install Python as {named}, or build with make PYTHON=...",
-                named,
-            )
-        ]
+    if fault := why_not_run(named):
+        # A person has run it as an argument of another Python.
+        advice = f"install Python there, or build the program for the one that is here: make install PYTHON={host.interpreter}"
+        found = f"the first line of {host.program} names {named}, which {fault[0]}: no engine can run it"
+        return [Finding(PROBLEM, "python", found, advice, named)]
+    if writers := judge_writers("python", named, user=host.user):
+        return [writers]
     if os.path.realpath(named) != os.path.realpath(host.interpreter):
         return [
             Finding(
@@ -219,15 +216,14 @@ def judge_mount_program(path: str, *, asked: bool) -> Finding:
         path: of it.
         asked: whether the hook's configuration names it.
     """
-    if may(path, os.X_OK):
+    if not (fault := why_not_run(path)):
         return Finding(
             OK, "fuse-overlayfs", f"{path} is there, for stores that have it as mount_program", "", path
         )
     return Finding(
         WARNING if asked else NOTE,
         "fuse-overlayfs",
-        f"there is no {path}{', which --mount-program names' if asked else ''}; only stores with a mount_program"
-        " need it",
+        f"{path}{', which --mount-program names,' if asked else ''} {fault[0]}; only stores with a mount_program need it",
         "",
         path,
     )

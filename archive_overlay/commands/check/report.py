@@ -189,9 +189,9 @@ def _judge_hook(hook: HookFile, here: Host, parse: Parser) -> tuple[list[Finding
         findings.append(Finding(status, "hook", f"{hook.path} {what}", advice, hook.path))
 
     if not os.path.isabs(hook.program):
-        found(PROBLEM, f"names {hook.program}, which is no absolute path", "name the program by one")
-    elif not os.path.isfile(hook.program) or not access.may(hook.program, os.X_OK):
-        found(PROBLEM, f"runs {hook.program}, which is no executable file", f"chmod 0755 {hook.program}")
+        found(PROBLEM, f"names {hook.program}, which is not an absolute path", "name the program by one")
+    elif fault := access.why_not_run(hook.program):
+        found(PROBLEM, f"runs {hook.program}, which {fault[0]}", fault[1])
     elif not is_this(hook, here):
         advice = "install this one in its place, or correct hook.path"
         if os.path.basename(hook.program).startswith("archive_overlay"):

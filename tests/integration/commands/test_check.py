@@ -206,7 +206,7 @@ def test_programs_that_the_hook_runs(installed: Installed) -> None:
             "open",
             [("ok", "told is run when an archive is saved"), ("warning", "everybody may write to")],
         ),
-        ("plain", "told", [("warning", "plain is no executable file"), ("ok", "when an archive fails")]),
+        ("plain", "told", [("warning", "plain is not executable"), ("ok", "when an archive fails")]),
     ):
         installed.configure(
             f"--on-success={installed.top}/{success}",
@@ -335,6 +335,28 @@ def test_a_directory_on_a_read_only_file_system(installed: Installed) -> None:
 
     (problem,) = problems(found)
     assert problem.endswith(f"{archives} is on a file system that is mounted read-only")
+
+
+def test_programs_on_a_file_system_without_execution(installed: Installed) -> None:
+    (installed.top / "noexec").mkdir()
+    shutil.copy(installed.program, installed.top / "noexec/archive_overlay")
+    shutil.copy("/bin/true", installed.top / "noexec/told")
+    installed.configure(f"--on-success={installed.top}/noexec/told")
+    configuration = json.loads(installed.configuration.read_text())
+    configuration["hook"]["path"] = f"{installed.top}/noexec/archive_overlay"
+    installed.configuration.write_text(json.dumps(configuration))
+
+    found = installed.in_namespace(
+        'mount --bind "$0/noexec" "$0/noexec"; mount -o remount,bind,noexec "$0/noexec"'
+    )
+
+    (problem,) = problems(found)
+    assert problem.endswith("noexec/archive_overlay, which is on a file system that is mounted noexec")
+    (told,) = about(found, "reports")
+    assert (told["status"], "told is on a file system that is mounted noexec" in told["found"]) == (
+        "warning",
+        True,
+    )
 
 
 def test_the_directories_that_this_host_s_podman_reads(installed: Installed) -> None:

@@ -370,7 +370,7 @@ def test_a_program_that_is_not_executable(site: Site) -> None:
 
     (found, *_) = stops(site.about("hook"))
 
-    assert f"{copy}, which is no executable file" in found
+    assert f"{copy}, which is not executable" in found
 
 
 def test_a_copy_is_this_program(site: Site) -> None:
@@ -973,7 +973,17 @@ def test_a_first_line_with_a_python_that_is_not_there(site: Site) -> None:
     site.program.write_text("#!/no/such/python3 -IBS\n")
     finding = only(site.about("python"))
     assert finding.status == "problem"
-    assert "/no/such/python3" in finding.found
+    assert "names /no/such/python3, which is not there: no engine can run it" in finding.found
+    assert finding.advice.endswith(f"make install PYTHON={sys.executable}")
+
+
+def test_a_first_line_with_a_python_that_everybody_may_change(site: Site) -> None:
+    python = site.directory / "python3"
+    python.write_text("")
+    python.chmod(0o757)
+    site.program.write_text(f"#!{python}\n")
+    finding = only(site.about("python"))
+    assert (finding.status, finding.path) == ("warning", str(python))
 
 
 def test_a_first_line_with_another_python(site: Site) -> None:
@@ -1208,6 +1218,7 @@ def test_the_policy_in_words(site: Site) -> None:
     assert carried.found == (
         "images may be loaded into the engine's store as localhost/a, and pushed to registry.example/b"
     )
+    assert carried.advice.endswith("the port is part of the host")
     assert allowed.found == "archives may be in /srv/a and /srv/b, and nowhere else"
     assert limits.found == (
         "at most 10 bytes and at most 5 entries an archive, set-user-ID bits and capabilities left out,"
