@@ -256,7 +256,10 @@ def judge_syslog(host: Host, *, wanted: bool) -> Finding:
         elif error.errno != errno.EPROTOTYPE:  # somebody listens for connections
             reason = f"{path}: {error.strerror}"
     if not reason:
-        return Finding(OK, "log", f"the system log takes messages on {path}", "", path)
+        advice = (
+            "read what hooks say by journalctl -t archive_overlay, or in the log's file" if wanted else ""
+        )
+        return Finding(OK, "log", f"the system log takes messages on {path}", advice, path)
     if wanted:
         found = f"--syslog says nothing to anybody: {reason}"
         return Finding(WARNING, "log", found, "start a system log, or use --log-file", path)

@@ -311,8 +311,9 @@ def _judge_logs(asked: list[Settings], here: Host) -> list[Finding]:
             Finding(
                 NOTE,
                 "log",
-                "what the hook says is seen nowhere but at podman's --log-level=debug",
-                "to keep it, add --log-file=PATH or --syslog to hook.args",
+                "nobody sees what the hook says: podman logs and podman events do not show it, and podman itself does"
+                " only at --log-level=debug",
+                "to keep it, add --syslog or --log-file=PATH to hook.args",
             )
         )
     return findings
