@@ -158,7 +158,7 @@ def _why_not_in(directory: str) -> str:
     except OSError as error:
         return f"{directory}: {error.strerror}"
     if not stat.S_ISDIR(status.st_mode):
-        return f"{directory} is no directory"
+        return f"{directory} is not a directory"
     return "" if may(directory, os.W_OK | os.X_OK) else _why_not_written(directory)
 
 

@@ -175,19 +175,21 @@ def _hooks_dir(
     try:
         engine = parse(text).get("engine")
     except ValueError as error:
-        raise UnreadableError(f"it is no TOML, and podman does not start with it: {error}") from error
+        raise UnreadableError(f"it is not valid TOML, and podman does not start with it: {error}") from error
     value = engine.get("hooks_dir") if isinstance(engine, dict) else None
     if value is None:
         return None
     if not isinstance(value, list):
-        raise UnreadableError("its hooks_dir is no list, and podman does not start with it") from ValueError()
+        raise UnreadableError(
+            "its hooks_dir is not a list, and podman does not start with it"
+        ) from ValueError()
     for item in value:
         if isinstance(item, str):
             continue
         if not (
             isinstance(item, dict) and all(key == "append" and isinstance(item[key], bool) for key in item)
         ):
-            reason = "its hooks_dir is no list of directories, and podman does not start with it"
+            reason = "its hooks_dir is not a list of directories, and podman does not start with it"
             raise UnreadableError(reason) from ValueError()
         if release.since < (4, 8):
             reason = "its hooks_dir has an attribute, and podman before 4.8 does not start with it"

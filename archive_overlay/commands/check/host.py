@@ -245,7 +245,7 @@ def judge_syslog(host: Host, *, wanted: bool) -> Finding:
     reason = ""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
-            reason = f"{path} is no socket"
+            reason = f"{path} is not a socket"
         else:
             # Connecting a datagram socket sends nothing, and fails if nobody has the other end.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:

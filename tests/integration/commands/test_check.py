@@ -144,7 +144,7 @@ def test_a_host_with_a_broken_configuration(installed: Installed) -> None:
 
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "2 problems stop archives."
-    assert f"{installed.configuration} is refused: it is no JSON" in done.stdout
+    assert f"{installed.configuration} is refused: it is not valid JSON" in done.stdout
 
 
 def test_json_has_the_fields_that_the_manual_page_names(installed: Installed) -> None:

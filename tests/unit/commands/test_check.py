@@ -142,25 +142,25 @@ def test_without_any_configuration_nothing_is_archived(site: Site) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no JSON"),
-        (b"{", "no JSON"),
-        (b"\xff", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b"[]", "no object"),
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[]", "not an object"),
         ({"version": "2.0.0"}, "version is '2.0.0'"),
         ({"hook": None}, "has no hook"),
         ({"path": ""}, "no hook.path"),
         ({"path": 7}, "no hook.path"),
-        ({"args": "archive_overlay"}, "hook.args are no list"),
-        ({"args": ["archive_overlay", 1]}, "hook.args are no list"),
-        ({"timeout": "10"}, "hook.timeout is no number"),
-        ({"stages": None}, "stages are no list"),
-        ({"stages": "poststop"}, "stages are no list"),
-        ({"stages": ["stopped"]}, "no stage stopped"),
-        ({"when": ["always"]}, "when is no object"),
+        ({"args": "archive_overlay"}, "hook.args are not a list"),
+        ({"args": ["archive_overlay", 1]}, "hook.args are not a list"),
+        ({"timeout": "10"}, "hook.timeout is not a number"),
+        ({"stages": None}, "stages are not a list"),
+        ({"stages": "poststop"}, "stages are not a list"),
+        ({"stages": ["stopped"]}, "stopped is not a stage"),
+        ({"when": ["always"]}, "when is not an object"),
         ({"when": {"always": "yes"}}, "when.always is neither"),
-        ({"when": {"annotations": ["a"]}}, "when.annotations are no patterns"),
-        ({"when": {"annotations": {"a": 1}}}, "when.annotations are no patterns"),
+        ({"when": {"annotations": ["a"]}}, "when.annotations are not an object"),
+        ({"when": {"annotations": {"a": 1}}}, "when.annotations are not an object"),
         ({"when": {"annotations": {"(": ""}}}, '"(" is not a regular expression'),
         ({"when": {"commands": ["["]}}, '"[" is not a regular expression'),
     ],
@@ -359,7 +359,7 @@ def test_a_program_that_is_not_there_is_passed_over(site: Site) -> None:
     passed_over, none = site.about("hook")
 
     assert passed_over.status == "warning"
-    assert "is passed over: there is no" in passed_over.found
+    assert passed_over.found.endswith("missing does not exist")
     assert (none.status, none.advice) == ("problem", "see above")
 
 
@@ -1250,7 +1250,7 @@ def test_a_directory_that_everybody_can_write(site: Site, option: str, mode: int
 @pytest.mark.parametrize("option", ["--allow-archive-to", "--rescue-dir"])
 def test_a_file_in_place_of_a_directory(site: Site, option: str) -> None:
     finding = destination(site, option, site.program)
-    assert (finding.status, "is no directory" in finding.found) == ("problem", True)
+    assert (finding.status, "is not a directory" in finding.found) == ("problem", True)
 
 
 def test_archives_are_in_directories_that_are_there(site: Site) -> None:
