@@ -262,8 +262,8 @@ def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
         action="append",
         default=[],
         help=(
-            "push-to may use names that begin with this, for example docker://registry.example/team; may be repeated"
-            " (default: nothing is pushed)"
+            "push-to may use names that begin with this, for example docker://registry.example/team; a port is part of the"
+            " host; may be repeated (default: nothing is pushed)"
         ),
     )
     parser.add_argument(

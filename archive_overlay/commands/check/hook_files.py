@@ -127,7 +127,7 @@ def read_hook_files(directories: Iterable[str]) -> HookFiles:
                 continue
             if not os.path.exists(hook.program):
                 if hook.is_meant_for_us:
-                    found = f"{path} is passed over: there is no {hook.program}"
+                    found = f"{path} is passed over: {hook.program} does not exist"
                     advice = "install the program there, or correct hook.path"
                     findings.append(Finding(WARNING, "hook", found, advice, path))
                 continue  # so it takes no other file's place either
@@ -235,7 +235,7 @@ def judge_when(hook: HookFile) -> tuple[str, list[Finding]]:
     if when.get("always") is False:
         never("its when has always: false")
     elif when.get("hasBindMounts") is False:
-        never("its when has hasBindMounts: false, which podman takes for a condition that is never met")
+        never("its when has hasBindMounts: false, a condition that podman never takes for met")
     elif not (when.get("always") or when.get("annotations") or commands or when.get("hasBindMounts")):
         never("its when has no condition")
     whom = f"containers with {', '.join(conditions)}" if conditions else "every container"
@@ -278,8 +278,8 @@ def _read(path: str) -> HookFile | None:
     except OSError as error:
         raise UnreadableError(error.strerror) from error
     except (ValueError, RecursionError) as error:
-        raise UnreadableError(f"it is no JSON ({error})") from error
-    _expect(isinstance(content, dict), "it is no object")
+        raise UnreadableError(f"it is not valid JSON ({error})") from error
+    _expect(isinstance(content, dict), "it is not an object")
     version = content.get("version", "")
     if version in _OLD_VERSIONS:
         return None
@@ -288,18 +288,18 @@ def _read(path: str) -> HookFile | None:
     _expect(isinstance(hook, dict), "it has no hook")
     program, arguments, timeout = hook.get("path"), hook.get("args") or [], hook.get("timeout")
     _expect(isinstance(program, str) and program != "", "it has no hook.path")
-    _expect(_are_strings(arguments), "its hook.args are no list of strings")
-    _expect(timeout is None or isinstance(timeout, int), "its hook.timeout is no number")
-    _expect(_are_strings(stages), "its stages are no list of strings")
+    _expect(_are_strings(arguments), "its hook.args are not a list of strings")
+    _expect(timeout is None or isinstance(timeout, int), "its hook.timeout is not a number")
+    _expect(_are_strings(stages), "its stages are not a list of strings")
     unknown = [stage for stage in stages if stage not in _STAGES]
-    _expect(not unknown, f"there is no stage {listed(unknown)}")
-    _expect(isinstance(when, dict), "its when is no object")
+    _expect(not unknown, f"{listed(unknown)} is not a stage")
+    _expect(isinstance(when, dict), "its when is not an object")
     annotations, commands = when.get("annotations") or {}, when.get("commands") or []
     _expect(
         isinstance(annotations, dict) and _are_strings(list(annotations.values())),
-        "its when.annotations are no patterns by patterns",
+        "its when.annotations are not an object of patterns",
     )
-    _expect(_are_strings(commands), "its when.commands are no list of strings")
+    _expect(_are_strings(commands), "its when.commands are not a list of strings")
     for key in ("always", "hasBindMounts"):
         _expect(
             when.get(key) is None or isinstance(when[key], bool), f"its when.{key} is neither true nor false"

@@ -91,7 +91,8 @@ def check(
         What was found, and the configurations that make the engine run this program whichever it is.
     """
     hooks = {each.read: _judge_hooks(each, here, parse) for each in directories}
-    about_hooks = combined(
+    about_hooks = [hooks_dirs.judge_release(here.podman)] if directories[0].release else []
+    about_hooks += combined(
         (each.release, [*each.findings, *hooks[each.read].findings]) for each in directories
     )
     findings = [*host.judge_program(here), *host.judge_python(here)]
@@ -145,7 +146,7 @@ def directories_of_podman(here: Host) -> list[Directories]:
             rootless=here.rootless,
             parse=parse,
         )
-        for release in here.podman
+        for release in here.podman.releases
     ]
 
 
@@ -188,9 +189,9 @@ def _judge_hook(hook: HookFile, here: Host, parse: Parser) -> tuple[list[Finding
         findings.append(Finding(status, "hook", f"{hook.path} {what}", advice, hook.path))
 
     if not os.path.isabs(hook.program):
-        found(PROBLEM, f"names {hook.program}, which is no absolute path", "name the program by one")
-    elif not os.path.isfile(hook.program) or not access.may(hook.program, os.X_OK):
-        found(PROBLEM, f"runs {hook.program}, which is no executable file", f"chmod 0755 {hook.program}")
+        found(PROBLEM, f"names {hook.program}, which is not an absolute path", "name the program by one")
+    elif fault := access.why_not_run(hook.program):
+        found(PROBLEM, f"runs {hook.program}, which {fault[0]}", fault[1])
     elif not is_this(hook, here):
         advice = "install this one in its place, or correct hook.path"
         if os.path.basename(hook.program).startswith("archive_overlay"):
@@ -310,8 +311,9 @@ def _judge_logs(asked: list[Settings], here: Host) -> list[Finding]:
             Finding(
                 NOTE,
                 "log",
-                "what the hook says is seen nowhere but at podman's --log-level=debug",
-                "to keep it, add --log-file=PATH or --syslog to hook.args",
+                "nobody sees what the hook says: podman logs and podman events do not show it, and podman itself does"
+                " only at --log-level=debug",
+                "to keep it, add --syslog or --log-file=PATH to hook.args",
             )
         )
     return findings
