@@ -99,7 +99,7 @@ def with_podman(program: Path, place: Path) -> None:
         "stages": ["poststop"],
     }
     (place / "hooks/archive_overlay.json").write_text(json.dumps(hook))
-    write_layout(place / "data")
+    write_layout(place / "history")
     copy_programs(place / "shell")
     (place / "containers.conf").write_text(f"[containers]\ndefault_ulimits = {json.dumps(modest_limits())}\n")
 
@@ -135,8 +135,8 @@ def with_podman(program: Path, place: Path) -> None:
             raise UnableError(f"podman cannot run a container here ({complaint[-1]})")
         return done.stdout
 
-    def pull_as_data(layout: Path) -> None:
-        run("tag", run("pull", "--quiet", f"oci:{layout}:main").strip(), "localhost/data")
+    def pull_data() -> None:
+        run("tag", run("pull", "--quiet", f"oci:{place}/history:main").strip(), "localhost/data")
 
     def run_container(name: str, script: str) -> None:
         options = ["--mount", "type=image,source=localhost/data,destination=/data,rw=true"]
@@ -163,13 +163,13 @@ def with_podman(program: Path, place: Path) -> None:
         with tarfile.open(place / "shell.tar", "w") as tar:
             tar.add(place / "shell", arcname=".", filter=_owned_by_root)
         run("import", "--quiet", str(place / "shell.tar"), "localhost/shell")
-        pull_as_data(place / "data")
+        pull_data()
         run_container("first", FIRST)
         if not (place / "changes").exists():
             raise UnableError("podman did not run the hook")
         show_changes(program, place)
         # The next container begins with what this one left.
-        pull_as_data(place / "history")
+        pull_data()
         run_container("second", SECOND)
         show_history(program, place)
     finally:
@@ -365,7 +365,6 @@ def requested(place: Path) -> dict[str, str]:
         f"{ANNOTATION}.history.mount-point": "/data",
         f"{ANNOTATION}.history.archive-to": f"{place}/history:main",
         f"{ANNOTATION}.history.method": "oci",
-        f"{ANNOTATION}.history.base": "include",
     }
 
 
@@ -430,6 +429,10 @@ def write_layout(layout: Path) -> None:
 
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
+        for directory in ("./", *sorted({f"./{Path(name).parent}/" for name in DATA} - {"././"})):
+            member = tarfile.TarInfo(directory)
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(member)
         for name, text in DATA.items():
             member = tarfile.TarInfo(name)
             member.size = len(text)
