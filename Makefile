@@ -98,7 +98,7 @@ bench: $(PROGRAM)  ## measure the program beside cp, tar and others (BENCH="copy
 	$(PYTHON) -B -m bench $(PROGRAM) $(BENCH)
 
 demo: $(PROGRAM)  ## show what the program does with a container's changes
-	$(PYTHON) tools/demo.py $(PROGRAM)
+	@$(PYTHON) tools/demo.py $(PROGRAM)
 
 deb rpm: export MAINTAINER := $(MAINTAINER)
 deb rpm: export HOMEPAGE := $(HOMEPAGE)

@@ -88,7 +88,7 @@ find_shiv() {
         rm -rf "$venv"
         "$builder" -I -m venv "$venv" >&2 &&
             printf '%s\n' "$wanted" >"$venv/wanted" &&
-            "$venv/bin/python" -I -m pip install --quiet --retries 1 --require-hashes -r "$venv/wanted" >&2 &&
+            "$venv/bin/python" -I -m pip install -qq --retries 1 --require-hashes -r "$venv/wanted" >&2 &&
             mv "$venv/wanted" "$venv/stamp"
     ) 9>"$top/.cache/shiv.lock" || return
     printf '%s\n' "$venv/bin/shiv"
@@ -112,7 +112,8 @@ if [ $use_shiv = yes ]; then
         clean_python -m zipfile -e "$work/shiv.pyz" "$work/unpacked"
         stage=$work/unpacked/site-packages
     else
-        say "no shiv to be had: making the same file with the standard library alone"
+        say "no shiv here, and pip cannot install it (is there a network?):" \
+            "making the same file with the standard library alone"
     fi
 fi
 

@@ -88,8 +88,10 @@ class Machine:
 
     @property
     def cgroup(self) -> str:
-        """The parent of all control groups that containers get, unlike any on the real machine."""
-        return f"/archive_overlay-e2e-{self.keeper}"
+        """The parent of all control groups that containers get, unlike any that this system has."""
+        # Ids of processes repeat in other namespaces, where tools/matrix.sh may run at the same time.
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+        return f"/archive_overlay-e2e-{namespace}-{self.keeper}"
 
     def run(
         self,
