@@ -26,3 +26,5 @@ KEYS = (
     "load-as",
     "push-to",
 )
+# What Kubernetes' engines say a container is called.
+CONTAINER_NAMES = ("io.kubernetes.container.name", "io.kubernetes.cri.container-name")

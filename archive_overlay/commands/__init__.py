@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 
-from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.errors import OUT_OF_MEMORY, ArchiveError, fail
 from archive_overlay.log import Log, escape
 from archive_overlay.tar.compress import write_all
 
@@ -68,6 +68,9 @@ def run(options: argparse.Namespace) -> int:
         return command.run(options, log) or 0
     except ArchiveError as error:
         log.error(str(error))
+        return 1
+    except MemoryError:
+        log.error(OUT_OF_MEMORY)
         return 1
     except BrokenPipeError:
         return 128 + signal.SIGPIPE

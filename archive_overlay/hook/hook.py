@@ -9,6 +9,7 @@ from archive_overlay import methods
 from archive_overlay.destination.marker import Marker
 from archive_overlay.destination.paths import Paths
 from archive_overlay.errors import (
+    OUT_OF_MEMORY,
     ArchiveError,
     HookError,
     Interrupted,
@@ -74,10 +75,33 @@ def run(
     """
     try:
         state = runtime.state_of_bundle(settings.bundle) if settings.bundle else runtime.read_state(0)
+        log = log.named(state.short_id)
         spec = runtime.read_spec(state.bundle)
+        log.about = runtime.called(log.about, spec.container_name)
     except HookError as error:
         log.error(str(error))
         return 1
+    except MemoryError:
+        log.error(OUT_OF_MEMORY)
+        return 1
+    try:
+        return _run(settings, state, spec, log, names=names, recovering=recovering, running=running)
+    except MemoryError:
+        log.error(OUT_OF_MEMORY)
+        return 1
+
+
+def _run(
+    settings: Settings,
+    state: runtime.State,
+    spec: runtime.Spec,
+    log: Log,
+    *,
+    names: Collection[str] | None,
+    recovering: Saved | None,
+    running: Callable[[], None] | None,
+) -> int:
+    """Save what a container asks for. See `run`."""
     asked = {
         name: keys for name, keys in group_by_name(spec.annotations, log) if names is None or name in names
     }
@@ -139,6 +163,7 @@ def _save_and_tend(
     settings, ledger = run.settings, run.ledger
     keeper = _rescue_directory(settings, run.context.id, run.log)
     hurry = False
+    made: Mapping[str, methods.Destination] = {}
     ask_image = not settings.trust_image_annotations and store.is_of_store(run.bundle, run.spec.root)
     # Until it is known what the image asks for, all may be the image's.
     unkept = {*asked} if ask_image else set()
@@ -155,6 +180,8 @@ def _save_and_tend(
         ledger.give_up(str(interruption), unkept=unkept)
         hurry = True
         raise
+    except MemoryError:  # between two archives
+        ledger.give_up(OUT_OF_MEMORY, unkept=unkept)
     finally:
         rescue.settle(ledger, run.find, run.lifetime, keeper, hurry=hurry)
         if run.saved:
@@ -454,8 +481,16 @@ def _what_images_ask_for(asked: Mapping[str, Mapping[str, object]], run: Run) ->
         except ArchiveError:
             return ()
 
+    def told(name: str) -> None:
+        if not spec.container_name:
+            run.log.about = runtime.called(run.log.about, name)
+
     container = images.Container(
-        bundle=run.bundle, root=spec.root, environment_file=environment_file(spec.mounts), lowers=lowers
+        bundle=run.bundle,
+        root=spec.root,
+        environment_file=environment_file(spec.mounts),
+        lowers=lowers,
+        told=told,
     )
     try:
         return image_annotations.refusals(asked, spec.annotations, container)

@@ -144,7 +144,7 @@ def container_in_store(directory: str) -> tuple[str, str]:
     """
     above, name = os.path.split(os.path.normpath(directory))
     containers, container = os.path.split(above)
-    if name == "userdata" and containers.endswith("-containers") and _is_container(container):
+    if name == "userdata" and containers.endswith("-containers") and is_drawn(container):
         return containers, container
     return "", ""
 
@@ -418,7 +418,7 @@ def is_identifier(name: str) -> bool:
     return name.isascii() and name.isalnum()
 
 
-def _is_container(name: str) -> bool:
+def is_drawn(name: str) -> bool:
     """Say whether a name is an id that an engine draws for a container: nobody can write it into a mount beforehand."""
     return len(name) == _ID_DIGITS and not name.strip("0123456789abcdef")
 
