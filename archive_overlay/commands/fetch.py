@@ -8,6 +8,7 @@ from archive_overlay.commands import Output, shown
 from archive_overlay.commands.writing import open_layout
 from archive_overlay.destination.paths import Paths
 from archive_overlay.errors import ArchiveError
+from archive_overlay.history.misnamed import without_transport
 from archive_overlay.history.revisions import opened_layout
 from archive_overlay.layout.add_layer import expect_no_revision
 from archive_overlay.layout.read import INDEX_FILE, images, read_index, split_reference, tag_of, tagged
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
         ArchiveError: the registry does not answer, its image does not go on with what is here, or the layout cannot be
             written.
     """
-    path, tag = split_reference(options.layout)
+    path, tag = split_reference(without_transport(options.layout))
     expect_no_revision(tag)
     if ":" in path:
         raise ArchiveError(f"{shown(path)} has a colon in it, which no program takes in the path of a layout")
