@@ -26,5 +26,3 @@ KEYS = (
     "load-as",
     "push-to",
 )
-# What Kubernetes' engines say a container is called.
-CONTAINER_NAMES = ("io.kubernetes.container.name", "io.kubernetes.cri.container-name")

@@ -9,9 +9,8 @@ import os
 import posixpath
 
 from archive_overlay.errors import HookError, brief
-from archive_overlay.keys import CONTAINER_NAMES
 from archive_overlay.overlay.mount import Mount
-from archive_overlay.overlay.store import JSON_SPACE, AsLoads, container_in_store, is_drawn
+from archive_overlay.overlay.store import CONTAINER_NAMES, JSON_SPACE, AsLoads, container_in_store, is_drawn
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False

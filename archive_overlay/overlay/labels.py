@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 
-from archive_overlay.keys import CONTAINER_NAMES
 from archive_overlay.overlay import store
 from archive_overlay.system.record import Record
 
@@ -45,7 +44,7 @@ def container_labels(container: Place) -> Labels:
     Args:
         container: where it is in a store.
     """
-    name, image = _first(container.annotations, CONTAINER_NAMES), _first(container.annotations, _IMAGES)
+    name, image = _first(container.annotations, store.CONTAINER_NAMES), _first(container.annotations, _IMAGES)
     if not (name and image):
         record = _record(container)
         names, metadata = record.get("names"), _metadata(record)

@@ -41,6 +41,8 @@ _RECORDS = ("containers.json", "volatile-containers.json")
 
 # The digits of an id that podman and CRI-O draw at random for a container.
 _ID_DIGITS = 64
+# Annotations by which Kubernetes' engines say what a container is called.
+CONTAINER_NAMES = ("io.kubernetes.container.name", "io.kubernetes.cri.container-name")
 
 # The longest list of lower layers that is read. The driver allows 500 of 29 characters each.
 _LONGEST_LIST = 1 << 16
