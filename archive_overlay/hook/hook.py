@@ -7,6 +7,7 @@ import time
 
 from archive_overlay import methods
 from archive_overlay.destination.marker import Marker
+from archive_overlay.destination.names import split_off_tag
 from archive_overlay.destination.paths import Paths
 from archive_overlay.errors import (
     OUT_OF_MEMORY,
@@ -228,6 +229,12 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
     for complaint in getattr(destination, "complaints", ()):
         ledger.complain_of(request.name, complaint)
     path = destination.path
+    layout, tag = ("", "") if request.method.makes == "layout" else split_off_tag(path)
+    if layout and not os.path.lexists(path):
+        log.warning(
+            f"archive {request.name}: method {request.method.name} makes a {request.method.makes} called"
+            f" {os.path.basename(path)}; for the tag {tag} of an image layout {layout}, add method=oci"
+        )
     ledger.expect_free(request, path)
     marker = None
     if request.success:
