@@ -56,7 +56,7 @@ def run(
     *,
     names: Collection[str] | None = None,
     recovering: Saved | None = None,
-    running: Callable[[], None] | None = None,
+    running: Callable[[Collection[str]], None] | None = None,
 ) -> int:
     """Save what a container asks for in its annotations.
 
@@ -65,8 +65,9 @@ def run(
         log: takes what happens.
         names: of the archives that are meant; None: all.
         recovering: where it is noted what is saved, locked, if the engine has not run the hook; None: it runs it now.
-        running: if the container runs, is called when its archives are made; None: it has stopped. Others are kept out by the
-            caller, and nothing is noted: what the container changes from now on is to be saved as well.
+        running: if the container runs, is called when its archives are made, with the names of those that have nothing new;
+            None: it has stopped. Others are kept out by the caller, and nothing is noted: what the container changes from now
+            on is to be saved as well.
 
     Returns:
         0 if all that was asked for is saved, 1 if something is not.
@@ -100,7 +101,7 @@ def _run(
     *,
     names: Collection[str] | None,
     recovering: Saved | None,
-    running: Callable[[], None] | None,
+    running: Callable[[Collection[str]], None] | None,
 ) -> int:
     """Save what a container asks for. See `run`."""
     asked = {
@@ -148,7 +149,7 @@ def _save_and_tend(
     asked: Mapping[str, Mapping[str, object]],
     run: Run,
     held_off: signals.HeldOff,
-    running: Callable[[], None] | None,
+    running: Callable[[Collection[str]], None] | None,
 ) -> None:
     """Do all requests, settle what failed, and do what is left to do where archives are safe.
 
@@ -176,7 +177,7 @@ def _save_and_tend(
             ledger.complain(fault)
         made = _archive_all(asked, refused, run)
         if running:
-            running()
+            running(ledger.unchanged)
     except Interrupted as interruption:
         ledger.give_up(str(interruption), unkept=unkept)
         hurry = True
@@ -278,6 +279,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
             _expect_no_new_start(run, upper)
         done = destination.publish(staging, result)
         ledger.publish(request.name, path)
+        if not getattr(destination, "added", True):
+            ledger.unchanged.append(request.name)
         if staging.took_upper:
             ledger.moved[upper] = path
         if marker:
@@ -439,7 +442,9 @@ def _tend_all(saved: Mapping[str, methods.Destination], run: Run) -> None:
         for name, destination in waiting.items():
             outstanding: Sequence[str] = getattr(destination, "outstanding", ())
             if outstanding:
-                reason = f"it is safe at {destination.path}, but {' and '.join(outstanding)} was {end}"
+                reason = (
+                    f"the archive is safe at {destination.path}, but {' and '.join(outstanding)} was {end}"
+                )
                 run.ledger.complain_of(name, reason)
         raise
 
@@ -458,13 +463,13 @@ def _tend(name: str, destination: methods.Destination, run: Run) -> None:
         expected = isinstance(error, (ArchiveError, OSError, ImportError))
         reason = str(error) if expected else internal_error(error)
         run.log.warning(
-            f"archive {name}: it is safe at {destination.path}, but what was to be done there afterwards has failed:"
+            f"archive {name}: the archive is safe at {destination.path}, but the work to be done after it failed:"
             f" {reason}; the next stop tries again"
         )
         # What was asked for besides has not been done, so this must not look like a success.
         outstanding: Sequence[str] = getattr(destination, "outstanding", ())
         if outstanding:
-            run.ledger.complain_of(name, f"it is safe, but {' and '.join(outstanding)} was not done")
+            run.ledger.complain_of(name, f"the archive is safe, but {' and '.join(outstanding)} was not done")
     finally:
         run.ledger.note(name, _facts(destination))
 

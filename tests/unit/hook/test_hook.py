@@ -251,7 +251,7 @@ def test_what_fails_after_all_archives_are_safe_is_a_warning(
 
     assert tended == [(str(tmp_path / "first"), True), (str(tmp_path / "second"), True)]
     first, second = kept.errors
-    assert first.startswith(f"warning: archive first: it is safe at {tmp_path / 'first'}, ")
+    assert first.startswith(f"warning: archive first: the archive is safe at {tmp_path / 'first'}, ")
     assert said in first
     assert said in second
 
@@ -300,7 +300,7 @@ def test_what_was_asked_for_besides_an_archive_and_is_interrupted_is_an_error(
     with pytest.raises(Interrupted):
         hook.run(Settings(bundle=str(tmp_path), on_failure=str(program)), Log("info", [kept]))
 
-    reason = f"it is safe at {tmp_path}/data, but loading was interrupted by signal 15"
+    reason = f"the archive is safe at {tmp_path}/data, but loading was interrupted by signal 15"
     assert kept.errors == [f"archive data: {reason}"]
     told = json.loads((tmp_path / "told").read_text())
     assert (told["saved"], told["error"]) == (True, reason)
