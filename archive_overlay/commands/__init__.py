@@ -9,7 +9,7 @@ import os
 import signal
 from contextlib import nullcontext
 
-from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.errors import OUT_OF_MEMORY, ArchiveError, fail
 from archive_overlay.log import Log, escape
 from archive_overlay.tar.compress import write_all
 
@@ -72,6 +72,9 @@ def run(options: argparse.Namespace) -> int:
         return command.run(options, log) or 0
     except ArchiveError as error:
         log.error(str(error))
+        return 1
+    except MemoryError:
+        log.error(OUT_OF_MEMORY)
         return 1
     except BrokenPipeError:
         return 128 + signal.SIGPIPE

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.history.composing import compose_layers
 from archive_overlay.history.layer_source import LayerSource
+from archive_overlay.history.misnamed import without_transport
 from archive_overlay.history.references import layout_within, looks_like_layout
 from archive_overlay.history.revisions import open_revision
 from archive_overlay.history.spool import unnamed_file
@@ -242,6 +243,8 @@ def kind_of(what: str, marks: str | None) -> str:
     Raises:
         ArchiveError: it may be one thing or another, or is neither.
     """
+    if without_transport(what) != what:
+        return LAYOUT
     layout = layout_within(what)
     try:
         status = os.stat(what)

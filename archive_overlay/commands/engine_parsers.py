@@ -105,6 +105,11 @@ def _add_fetch(add: Add) -> None:
         metavar="NAME",
         help="also load it into your podman's store under this name, for example localhost/data:main",
     )
+    command.add_argument(
+        "--missing-ok",
+        action="store_true",
+        help="succeed if the registry has no such image yet, as before the first push",
+    )
     _add_registry(command)
     command.add_argument(
         "--no-fsync", dest="fsync", action="store_false", help="do not wait until the image is on disk"

@@ -14,7 +14,7 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from archive_overlay.log import Log
     from archive_overlay.methods import Method
@@ -212,6 +212,12 @@ def parse_request(name: str, keys: Mapping[str, object], context: Context, log: 
         if key in texts and key not in method.keys:
             log.warning(f"archive {name}: {key} is ignored, because it means nothing to method {method.name}")
             del texts[key]
+    for key in ("archive-to", "success"):
+        for placeholder in _unknown_placeholders(texts.get(key, ""), values):
+            log.warning(
+                f"archive {name}: {key} has {placeholder}, which stands for nothing and stays as it is; the placeholders are"
+                f" {', '.join(values)}"
+            )
     compression = _compression(texts.get("compression", method.compression))
     return ArchiveRequest(
         container=context.id,
@@ -367,10 +373,27 @@ def _path(text: str, key: str, values: Mapping[str, str]) -> str:
     if not usable:
         raise ArchiveError(f"{key} {value!r} cannot be a path")
     if not value.startswith("/"):
-        raise ArchiveError(
-            f"{key} {value!r} is a relative path", hint="give an absolute path in the runtime namespace"
-        )
+        raise ArchiveError(f"{key} {value!r} is a relative path", hint=_absolute_instead(value))
     return os.path.normpath("/" + value.lstrip("/"))
+
+
+def _absolute_instead(path: str) -> str:
+    """Say what to write in place of a path that is not absolute: perhaps it is an image's name, as other programs have it."""
+    transport, _, rest = path.partition(":")
+    if transport == "oci" and rest.startswith("/"):
+        return f"write {rest!r}, and method=oci"
+    if transport in ("docker", "containers-storage"):
+        other = "push-to" if transport == "docker" else "load-as"
+        return f"give the absolute path of an image layout, as /srv/data:main, and this name in the annotation {other}"
+    return "give an absolute path in the runtime namespace"
+
+
+def _unknown_placeholders(text: str, known: Collection[str]) -> Iterator[str]:
+    """Give what looks like a placeholder in a path and is not one."""
+    for part in text.split("{")[1:]:
+        word, brace, _ = part.partition("}")
+        if brace and word.replace("-", "").replace("_", "").isalpha() and f"{{{word}}}" not in known:
+            yield f"{{{word}}}"
 
 
 def _filled_in(text: str, values: Mapping[str, str]) -> tuple[str, list[str]]:

@@ -7,8 +7,10 @@ import time
 
 from archive_overlay import methods
 from archive_overlay.destination.marker import Marker
+from archive_overlay.destination.names import split_off_tag
 from archive_overlay.destination.paths import Paths
 from archive_overlay.errors import (
+    OUT_OF_MEMORY,
     ArchiveError,
     HookError,
     Interrupted,
@@ -57,7 +59,7 @@ def run(
     *,
     names: Collection[str] | None = None,
     recovering: Saved | None = None,
-    running: Callable[[], None] | None = None,
+    running: Callable[[Collection[str]], None] | None = None,
 ) -> int:
     """Save what a container asks for in its annotations.
 
@@ -66,8 +68,9 @@ def run(
         log: takes what happens.
         names: of the archives that are meant; None: all.
         recovering: where it is noted what is saved, locked, if the engine has not run the hook; None: it runs it now.
-        running: if the container runs, is called when its archives are made; None: it has stopped. Others are kept out by the
-            caller, and nothing is noted: what the container changes from now on is to be saved as well.
+        running: if the container runs, is called when its archives are made, with the names of those that have nothing new;
+            None: it has stopped. Others are kept out by the caller, and nothing is noted: what the container changes from now
+            on is to be saved as well.
 
     Returns:
         0 if all that was asked for is saved, 1 if something is not.
@@ -77,10 +80,33 @@ def run(
     """
     try:
         state = runtime.state_of_bundle(settings.bundle) if settings.bundle else runtime.read_state(0)
+        log = log.named(state.short_id)
         spec = runtime.read_spec(state.bundle)
+        log.about = runtime.called(log.about, spec.container_name)
     except HookError as error:
         log.error(str(error))
         return 1
+    except MemoryError:
+        log.error(OUT_OF_MEMORY)
+        return 1
+    try:
+        return _run(settings, state, spec, log, names=names, recovering=recovering, running=running)
+    except MemoryError:
+        log.error(OUT_OF_MEMORY)
+        return 1
+
+
+def _run(
+    settings: Settings,
+    state: runtime.State,
+    spec: runtime.Spec,
+    log: Log,
+    *,
+    names: Collection[str] | None,
+    recovering: Saved | None,
+    running: Callable[[Collection[str]], None] | None,
+) -> int:
+    """Save what a container asks for. See `run`."""
     asked = {
         name: keys for name, keys in group_by_name(spec.annotations, log) if names is None or name in names
     }
@@ -131,7 +157,7 @@ def _save_and_tend(
     asked: Mapping[str, Mapping[str, object]],
     run: Run,
     held_off: signals.HeldOff,
-    running: Callable[[], None] | None,
+    running: Callable[[Collection[str]], None] | None,
 ) -> None:
     """Do all requests, settle what failed, and do what is left to do where archives are safe.
 
@@ -147,6 +173,7 @@ def _save_and_tend(
     settings, ledger = run.settings, run.ledger
     keeper = _rescue_directory(settings, run.context.id, run.log)
     hurry = False
+    made: Mapping[str, methods.Destination] = {}
     ask_image = not settings.trust_image_annotations and store.is_of_store(run.bundle, run.spec.root)
     # Until it is known what the image asks for, all may be the image's.
     unkept = {*asked} if ask_image else set()
@@ -158,11 +185,13 @@ def _save_and_tend(
             ledger.complain(fault)
         made = _archive_all(asked, refused, run)
         if running:
-            running()
+            running(ledger.unchanged)
     except Interrupted as interruption:
         ledger.give_up(str(interruption), unkept=unkept)
         hurry = True
         raise
+    except MemoryError:  # between two archives
+        ledger.give_up(OUT_OF_MEMORY, unkept=unkept)
     finally:
         rescue.settle(ledger, run.find, run.lifetime, keeper, hurry=hurry)
         if run.saved:
@@ -209,6 +238,12 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
     for complaint in getattr(destination, "complaints", ()):
         ledger.complain_of(request.name, complaint)
     path = destination.path
+    layout, tag = ("", "") if request.method.makes == "layout" else split_off_tag(path)
+    if layout and not os.path.lexists(path):
+        log.warning(
+            f"archive {request.name}: method {request.method.name} makes a {request.method.makes} called"
+            f" {os.path.basename(path)}; for the tag {tag} of an image layout {layout}, add method=oci"
+        )
     ledger.expect_free(request, path)
     marker = None
     if request.success:
@@ -258,6 +293,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
             destination.excluded = tally.excluded
         done = destination.publish(staging, result)
         ledger.publish(request.name, path)
+        if not getattr(destination, "added", True):
+            ledger.unchanged.append(request.name)
         if staging.took_upper:
             ledger.moved[upper] = path
         if marker:
@@ -430,7 +467,9 @@ def _tend_all(saved: Mapping[str, methods.Destination], run: Run) -> None:
         for name, destination in waiting.items():
             outstanding: Sequence[str] = getattr(destination, "outstanding", ())
             if outstanding:
-                reason = f"it is safe at {destination.path}, but {' and '.join(outstanding)} was {end}"
+                reason = (
+                    f"the archive is safe at {destination.path}, but {' and '.join(outstanding)} was {end}"
+                )
                 run.ledger.complain_of(name, reason)
         raise
 
@@ -451,13 +490,13 @@ def _tend(name: str, destination: methods.Destination, run: Run) -> None:
         expected = isinstance(error, (ArchiveError, OSError, ImportError))
         reason = str(error) if expected else internal_error(error)
         run.log.warning(
-            f"archive {name}: it is safe at {destination.path}, but what was to be done there afterwards has failed:"
+            f"archive {name}: the archive is safe at {destination.path}, but the work to be done after it failed:"
             f" {reason}; the next stop tries again"
         )
         # What was asked for besides has not been done, so this must not look like a success.
         outstanding: Sequence[str] = getattr(destination, "outstanding", ())
         if outstanding:
-            run.ledger.complain_of(name, f"it is safe, but {' and '.join(outstanding)} was not done")
+            run.ledger.complain_of(name, f"the archive is safe, but {' and '.join(outstanding)} was not done")
     finally:
         run.ledger.note(name, _facts(destination))
 
@@ -481,8 +520,16 @@ def _what_images_ask_for(asked: Mapping[str, Mapping[str, object]], run: Run) ->
         except ArchiveError:
             return ()
 
+    def told(name: str) -> None:
+        if not spec.container_name:
+            run.log.about = runtime.called(run.log.about, name)
+
     container = images.Container(
-        bundle=run.bundle, root=spec.root, environment_file=environment_file(spec.mounts), lowers=lowers
+        bundle=run.bundle,
+        root=spec.root,
+        environment_file=environment_file(spec.mounts),
+        lowers=lowers,
+        told=told,
     )
     try:
         return image_annotations.refusals(asked, spec.annotations, container)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import posixpath
 
-from archive_overlay.errors import HookError
+from archive_overlay.errors import HookError, brief
 from archive_overlay.overlay.mount import Mount
-from archive_overlay.overlay.store import JSON_SPACE, AsLoads, container_in_store
+from archive_overlay.overlay.store import CONTAINER_NAMES, JSON_SPACE, AsLoads, container_in_store, is_drawn
 from archive_overlay.settings import swallowed_options
 from archive_overlay.system.record import Record
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeGuard
 
+_SHORT_ID = 12
+_LONGEST_NAME = 64
 _BY_HAND = "to try it by hand: archive_overlay --bundle DIR, with DIR holding a config.json"
 
 
@@ -33,6 +35,11 @@ class State(Record):
 
     id: str
     bundle: str
+
+    @property
+    def short_id(self) -> str:
+        """What log lines call the container: the beginning of an id that an engine has drawn, as engines show it."""
+        return self.id[:_SHORT_ID] if is_drawn(self.id) else brief(self.id)
 
 
 class Spec(Record):
@@ -57,6 +64,23 @@ class Spec(Record):
     user_namespace: Mapping[str, object] = {}
     started: int = 0
     swallowed: Sequence[str] = ()
+
+    @property
+    def container_name(self) -> str:
+        """What Kubernetes' engines say the container is called; "" if they do not say it."""
+        names = (self.annotations.get(annotation) for annotation in CONTAINER_NAMES)
+        return next((name for name in names if isinstance(name, str)), "")
+
+
+def called(container: str, name: str) -> str:
+    """Give what log lines call a container.
+
+    Args:
+        container: its short id.
+        name: what people call it, as far as that is known; whoever started it chose it.
+    """
+    name = name[:_LONGEST_NAME]
+    return f"{container} ({name})" if name and name != container else container
 
 
 def read_state(fd: int) -> State:

@@ -168,9 +168,7 @@ class LayoutDestination:
                 with doing(step.what, slow=step.asked):
                     step.work(self)
             except (ArchiveError, OSError, ImportError) as error:
-                failed = (
-                    f"its revision is safe in {self.path}:{self.published}, but {step.what} failed: {error}"
-                )
+                failed = f"revision {self.number} of {self.path}:{self.published} is safe, but {step.what} failed: {error}"
                 if step.asked:
                     failures.append(failed)
                 else:

@@ -220,7 +220,15 @@ class _ZstdProgram:
         )
         self._failure: OSError | None = None
         self._passing_on = threading.Thread(target=self._pass_on, args=(pieces,), daemon=True)
-        self._passing_on.start()
+        try:
+            self._passing_on.start()
+        except RuntimeError:
+            self._process.kill()
+            self._process.wait()
+            raise ArchiveError(
+                f"cannot start a thread to read what {compress.ZSTD_PROGRAM} makes",
+                hint=compress.MORE_THREADS,
+            ) from None
 
     def pieces(self) -> Iterator[bytes]:
         """Give what it makes."""
@@ -233,6 +241,8 @@ class _ZstdProgram:
         if self._failure:
             raise self._failure
         if self._process.wait():
+            if compress.lacks_threads(said):
+                raise ArchiveError(f"{compress.ZSTD_PROGRAM} failed: {said}", hint=compress.MORE_THREADS)
             raise ArchiveError(f"it is not valid zstd: {said}")
 
     def close(self) -> None:

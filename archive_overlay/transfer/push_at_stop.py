@@ -59,7 +59,7 @@ class PushAtStop:
             self._remote = remote
             self._skopeo().require()
         except ArchiveError as error:
-            self.complaint = f"it is not pushed: {error}"
+            self.complaint = f"the revision will not be pushed: {error}"
 
     def annotations(self, tag: str, *, added: bool) -> dict[str, str]:
         """Give what a tag is annotated with that gets the revision: so it waits from then on, whatever happens."""

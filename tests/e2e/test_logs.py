@@ -63,6 +63,9 @@ def test_log_file_and_syslog_tell_the_same(engine: Engine) -> None:
     assert {line.level for line in lines} >= {"debug", "info", "warning", "error"}
     assert any("archive good: saved" in line.message for line in lines if line.level == "info")
     assert any("colour" in line.message for line in lines if line.level == "warning")
+    assert {line.container for line in lines if line.level in ("info", "error")} == {
+        f"{lines[0].container[:12]} (both)"
+    }
     assert any("/nowhere" in line.message for line in lines if line.level == "error")
 
     sent = [
@@ -71,7 +74,7 @@ def test_log_file_and_syslog_tell_the_same(engine: Engine) -> None:
     ]
     received = [match for match in sent if match]
     assert [(match["priority"], match["message"]) for match in received] == [
-        (PRIORITIES[line.level], line.message) for line in lines
+        (PRIORITIES[line.level], f"{line.container}: {line.message}") for line in lines
     ]
     assert len({match["pid"] for match in received}) == 1
 

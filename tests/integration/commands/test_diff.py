@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import shutil
 import signal
 import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -221,7 +224,9 @@ def test_what_something_is_said_to_be_it_must_be(scratch: Path) -> None:
 
     assert lines_of(scratch / "a.tar", "--as", "tar") == ["A            0 a"]
     assert "Not a directory" in history.complaint_of("diff", "--as", "directory", scratch / "a.tar")
-    assert "Not a directory" in history.complaint_of("diff", "--as", "layout", scratch / "a.tar")
+    assert "is a file, not an image layout" in history.complaint_of(
+        "diff", "--as", "layout", scratch / "a.tar"
+    )
     assert "it is not a regular file" in history.complaint_of("diff", "--as", "tar", scratch)
     assert "No such file" in history.complaint_of("diff", "--as", "tar", scratch / "b.tar")
 
@@ -479,6 +484,33 @@ def test_what_is_no_archive(scratch: Path) -> None:
     assert "neither a directory nor a regular file" in history.complaint_of("diff", scratch / "pipe")
     assert "not a tar" in history.complaint_of("diff", scratch / "text")
     assert "not a tar" in history.complaint_of("diff", scratch / "empty")
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "said"),
+    [
+        ("a.tar.xz", "xz", "compressed by xz"),
+        ("a.tar.bz2", "bzip2", "compressed by bzip2"),
+        ("short.bz2", "bzip2", "compressed by bzip2"),
+        ("a.zip", "unzip", "a zip file"),
+    ],
+)
+def test_of_what_is_not_a_tar_the_format_and_the_program_are_named(
+    scratch: Path, name: str, program: str, said: str
+) -> None:
+    data = os.urandom(3000) if name[0] == "a" else b"x"
+    if name.endswith("xz"):
+        (scratch / name).write_bytes(lzma.compress(data))
+    elif name.endswith("bz2"):
+        (scratch / name).write_bytes(bz2.compress(data))
+    else:
+        with zipfile.ZipFile(scratch / name, "w") as file:
+            file.writestr("x", data)
+
+    complaint = history.complaint_of("diff", scratch / name)
+
+    assert f"cannot read {scratch}/{name}: it is {said}; " in complaint
+    assert f"{program}" in complaint.partition("; ")[2]
 
 
 @pytest.mark.parametrize("kept", [100, 512, 1100, 1536])

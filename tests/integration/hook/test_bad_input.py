@@ -291,6 +291,24 @@ def test_a_disk_that_takes_no_writes(small: Saver) -> None:
     assert str(disk) in result.only_error()
 
 
+def test_a_marker_on_a_disk_that_takes_no_writes_is_named_with_what_follows(small: Saver) -> None:
+    disk = small.directory / "disk"
+    disk.mkdir()
+
+    def run() -> hooks.Result:
+        overlays.mount_tmpfs(disk, "size=1m")
+        try:
+            overlays.make_read_only(disk)
+            return small.run_here(success=disk / "done")
+        finally:
+            overlays.unmount(disk)
+
+    error = small.overlay.inside(run).only_error()
+
+    assert f"the success marker {disk}/done could not be created, so no archive was made: Read-only file system" in error
+    assert not small.archive.exists()
+
+
 @pytest.mark.parametrize("options", ["size=128k", "size=10m,nr_inodes=10"], ids=["data", "names"])
 def test_a_disk_that_is_full(any_saver: Saver, options: str) -> None:
     def change(root: Path) -> None:

@@ -121,8 +121,18 @@ def test_before_anybody_has_pushed_there_is_nothing_to_fetch(
 ) -> None:
     host = Host(scratch / "new", shared.reference(name))
 
-    assert host.get() == f"{host.remote} is not there yet, so there is nothing to fetch\n"
+    said = f"{host.remote} is not there yet, so there is nothing to fetch\n"
+    assert host.get("--missing-ok") == said
     assert not host.layout.exists()
+
+    missing = host.fetch()
+    assert missing.status == 1
+    assert f"no image {host.remote}; check the name, or add --missing-ok" in missing.stderr
+
+    host.stop("1")
+    assert host.push().status == 0
+    misspelt = host.fetch("--missing-ok", remote=f"{host.remote}s")
+    assert (misspelt.status, f"{host.layout}:main belongs to {host.remote}" in misspelt.stderr) == (0, True)
 
 
 def test_a_new_host_gets_all_that_the_image_says(two: tuple[Host, Host]) -> None:
@@ -177,7 +187,7 @@ def test_hosts_in_turn_have_one_history(shared: Registry, name: str, scratch: Pa
     for turn in range(1, 9):
         host = hosts[turn % 2]
         before = len(shared.requests())
-        host.get()
+        host.get("--missing-ok")
         asked.append(len(shared.requests()) - before)
         host.stop(f"{turn}")
         assert host.push().status == 0
