@@ -10,6 +10,7 @@ import time
 from archive_overlay.commands import Output, human_size, shown
 from archive_overlay.commands.diff import revision_differences
 from archive_overlay.commands.differences import object_of, text_of
+from archive_overlay.commands.terminal import find_screen
 from archive_overlay.history.lookup import last_changed, look_up
 from archive_overlay.history.references import split_off_path
 from archive_overlay.history.revisions import open_revision
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     """Write what is known to standard output.
 
     Args:
-        options: `what`, LAYOUT:TAG or LAYOUT:TAG@N, perhaps with :PATH; `json`; `human`. Of symbolic links in the path all
+        options: `what`, LAYOUT:TAG or LAYOUT:TAG@N, perhaps with :PATH; `json`; how it is shown. Of symbolic links in the path all
             but the last component are followed, within the image.
         log: takes a warning if what was there before a revision cannot be read.
 
@@ -96,8 +97,9 @@ def _show_revision(
             if value is not None:
                 output.line(f"{name.replace('_', ' ') + ':':<16}{shown(str(value))}")
         output.line("")
+        screen = find_screen(options)
         for difference in differences:
-            output.line(text_of(difference, terminal=output.terminal, human=options.human))
+            output.line(text_of(difference, screen))
 
 
 def _facts(image: Image, revision: Revision) -> dict[str, Any]:
@@ -136,7 +138,8 @@ def _show_directory(looked: Looked, output: Output, options: argparse.Namespace)
             before = ","
         output.line("]" if before == "," else "[]")
         return
-    rows = [_row(fact, name, human=options.human) for name, fact in looked.entries.items()]
+    human = find_screen(options).human
+    rows = [_row(fact, name, human=human) for name, fact in looked.entries.items()]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for mode, uid, gid, size, when, name in rows:
         owner = f"{uid.rjust(widths[1])} {gid.rjust(widths[2])}"
@@ -155,7 +158,7 @@ def _show_entry(
         output.line(json.dumps(known))
         return
     fact = looked.fact
-    mode, uid, gid, size, when, name = _row(fact, looked.path, human=options.human)
+    mode, uid, gid, size, when, name = _row(fact, looked.path, human=find_screen(options).human)
     facts = {
         "path": name,
         "type": fact.kind,
