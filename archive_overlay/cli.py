@@ -243,6 +243,7 @@ def _build_hook_parser(
         add_help=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=width - 2),
     )
+    parser.color = False  # type: ignore[attr-defined]  # Python 3.14 would ask the environment
     parser.add_argument(
         "--log-level",
         metavar="LEVEL",

@@ -135,8 +135,8 @@ def completion(shell: str) -> str:
         "fish": "(_archive_overlay_images directories)",
     }
     values: dict[str, dict[str, object]] = {
-        **dict.fromkeys(("PATH", "FILE", "PROGRAM"), {"complete": shtab.FILE}),
-        **dict.fromkeys(("WHAT", "WHAT2", "ARCHIVE"), {"complete": archive}),
+        **{key: {"complete": shtab.FILE} for key in ("PATH", "FILE", "PROGRAM")},
+        **{key: {"complete": archive} for key in ("WHAT", "WHAT2", "ARCHIVE")},
         "DIR": {"complete": shtab.DIRECTORY},
         "LAYOUT": {"complete": image},
         "LEVEL": {"choices": log.LEVEL_NAMES},

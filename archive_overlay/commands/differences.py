@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from archive_overlay.commands import Output, human_size
+from archive_overlay.commands import Output, human_size, size_in_words
 from archive_overlay.commands.terminal import BLUE, CYAN, GREEN, MAGENTA, RED, YELLOW, coloured, find_screen
 from archive_overlay.history.comparison import (
     ADDED,
@@ -121,7 +121,7 @@ def _write_totals(
     if options.json:
         output.line(json.dumps(totals))
         return
-    shown = human_size(size) if find_screen(options).human else f"{size} bytes"
+    shown = size_in_words(size, human=find_screen(options).human)
     if known:
         parts = [
             f"{counts[ADDED] + counts[CHANGED]} added",

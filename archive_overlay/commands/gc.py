@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from archive_overlay.commands import Output, human_size, shown
+from archive_overlay.commands import Output, human_size, shown, size_in_words
 from archive_overlay.commands.terminal import find_screen
 from archive_overlay.destination.paths import Paths
 from archive_overlay.destination.staging import Staging
@@ -88,7 +88,7 @@ def _write(path: str, found: Unneeded, output: Output, options: argparse.Namespa
     if options.dry_run:
         for digest, size in found.blobs:
             output.line(f"{digest} {human_size(size) if human else size}")
-    count, total = len(found.blobs), human_size(found.bytes) if human else f"{found.bytes} bytes"
+    count, total = len(found.blobs), size_in_words(found.bytes, human=human)
     verb = "would be removed" if options.dry_run else "removed"
     line = f"{shown(path)}: {count} {'blob' if count == 1 else 'blobs'} of {total} {verb}"
     if found.younger:

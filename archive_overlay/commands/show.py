@@ -10,7 +10,7 @@ import time
 from archive_overlay.commands import Output, human_size, shown
 from archive_overlay.commands.diff import revision_differences
 from archive_overlay.commands.differences import object_of, text_of
-from archive_overlay.commands.terminal import find_screen
+from archive_overlay.commands.terminal import find_screen, wrapped
 from archive_overlay.history.lookup import last_changed, look_up
 from archive_overlay.history.references import split_off_path
 from archive_overlay.history.revisions import open_revision
@@ -43,6 +43,7 @@ _TYPES = {
     CHARACTER_DEVICE: stat.S_IFCHR,
     BLOCK_DEVICE: stat.S_IFBLK,
 }
+_LABEL_WIDTH = 16
 _DEVICES = (CHARACTER_DEVICE, BLOCK_DEVICE)
 
 
@@ -93,11 +94,16 @@ def _show_revision(
                 before = ","
             output.line("]}")
             return
+        screen = find_screen(options)
         for name, value in facts.items():
             if value is not None:
-                output.line(f"{name.replace('_', ' ') + ':':<16}{shown(str(value))}")
+                label, text = f"{name.replace('_', ' ')}:".ljust(_LABEL_WIDTH), shown(str(value))
+                if screen.fixed:
+                    # The label takes the place of the first line's margin.
+                    lines = wrapped(text, screen.width, margin=" " * _LABEL_WIDTH, cuts_words=False)
+                    text = "\n".join(lines).lstrip(" ")
+                output.line(f"{label}{text}")
         output.line("")
-        screen = find_screen(options)
         for difference in differences:
             output.line(text_of(difference, screen))
 
@@ -174,7 +180,7 @@ def _show_entry(
         del facts["size"]
     for label, value in facts.items():
         if value is not None:
-            output.line(f"{label + ':':<16}{value}")
+            output.line(f"{label + ':':<{_LABEL_WIDTH}}{value}")
 
 
 def _row(fact: Fact, name: str, *, human: bool) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from archive_overlay.commands import Output, human_size, shown
+from archive_overlay.commands import Output, shown, size_in_words
 from archive_overlay.commands.progress import Progress
 from archive_overlay.commands.terminal import GREEN, RED, coloured, find_screen
 from archive_overlay.errors import ArchiveError, fail
@@ -69,10 +69,10 @@ def _write(path: str, report: Report, output: Output, screen: Screen) -> None:
     for note in report.notes:
         output.line(f"note: {shown(note)}")
     if report.unneeded and (report.unneeded.blobs or report.unneeded.histories):
-        size = report.unneeded.bytes
+        size = size_in_words(report.unneeded.bytes, human=screen.human)
         output.line(
             f"note: nothing refers to {_count(len(report.unneeded.blobs), 'blob')}"
-            f" ({human_size(size) if screen.human else f'{size} bytes'}); archive_overlay gc removes them"
+            f" ({size}); archive_overlay gc removes them"
         )
     output.line(coloured(_summary(path, report), RED if report.findings else GREEN, screen))
 
