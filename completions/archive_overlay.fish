@@ -70,7 +70,7 @@ function _shtab_archive_overlay_using
   test "$_shtab_archive_overlay_cmdpath" = "$argv"
 end
 
-set -g _shtab_archive_overlay_commands log diff show cat extract apply tag untag revert squash prune gc verify push fetch recover snapshot check help
+set -g _shtab_archive_overlay_commands log diff show cat extract apply tag untag revert squash prune gc verify push fetch load recover snapshot check help
 set -g _shtab_archive_overlay_opts_with_value --allow-archive-to --allow-load-as --allow-push-to --as --authfile --bundle --color --file-mode --hooks-dir --if-moved --jobs --keep-daily --keep-last --keep-monthly --keep-weekly --keep-within --keep-yearly --load-as --log-file --log-level --marks --max-bytes --max-entries --max-layers --message --mount-program --older --on-failure --on-success --push-timeout --rescue-dir --reverse --root --runroot --skopeo --timeout --tls-verify --to
 
 complete -c archive_overlay -e
@@ -224,6 +224,11 @@ complete -c archive_overlay -n '_shtab_archive_overlay_using fetch' -l timeout -
 complete -c archive_overlay -n '_shtab_archive_overlay_using fetch' -l skopeo -xka "(__fish_complete_path (commandline -ct))" -d 'absolute path of skopeo (default: /usr/bin/skopeo)'
 complete -c archive_overlay -n '_shtab_archive_overlay_using fetch' -l no-fsync -d 'do not wait until the image is on disk'
 complete -c archive_overlay -n '_shtab_archive_overlay_using fetch; and test $_shtab_archive_overlay_npos -eq 0' -ka "(_archive_overlay_images directories)" -d 'an image (default tag: latest)'
+complete -c archive_overlay -n '_shtab_archive_overlay_using; and test $_shtab_archive_overlay_npos -eq 0' -a load -d 'load the newest revision of an image into podman'"'"'s store'
+complete -c archive_overlay -n '_shtab_archive_overlay_using load' -s h -l help -d 'show this help and exit'
+complete -c archive_overlay -n '_shtab_archive_overlay_using load' -l timeout -x -d 'give up on an image after this time (default: 600)'
+complete -c archive_overlay -n '_shtab_archive_overlay_using load' -l skopeo -xka "(__fish_complete_path (commandline -ct))" -d 'absolute path of skopeo (default: /usr/bin/skopeo)'
+complete -c archive_overlay -n '_shtab_archive_overlay_using load; and test $_shtab_archive_overlay_npos -eq 0' -ka "(_archive_overlay_images directories)" -d 'an image (default tag: latest)'
 complete -c archive_overlay -n '_shtab_archive_overlay_using; and test $_shtab_archive_overlay_npos -eq 0' -a recover -d 'save what containers had changed when the host or conmon died'
 complete -c archive_overlay -n '_shtab_archive_overlay_using recover' -s h -l help -d 'show this help and exit'
 complete -c archive_overlay -n '_shtab_archive_overlay_using recover' -l dry-run -d 'list the archives, but do not make them'
@@ -243,4 +248,4 @@ complete -c archive_overlay -n '_shtab_archive_overlay_using check' -l color -xk
 complete -c archive_overlay -n '_shtab_archive_overlay_using check' -l json -d 'write JSON, for programs'
 complete -c archive_overlay -n '_shtab_archive_overlay_using; and test $_shtab_archive_overlay_npos -eq 0' -a help -d 'show how a command is used'
 complete -c archive_overlay -n '_shtab_archive_overlay_using help' -s h -l help -d 'show this help and exit'
-complete -c archive_overlay -n '_shtab_archive_overlay_using help; and test $_shtab_archive_overlay_npos -eq 0' -ka "log diff show cat extract apply tag untag revert squash prune gc verify push fetch recover snapshot check help" -d 'the command'
+complete -c archive_overlay -n '_shtab_archive_overlay_using help; and test $_shtab_archive_overlay_npos -eq 0' -ka "log diff show cat extract apply tag untag revert squash prune gc verify push fetch load recover snapshot check help" -d 'the command'
