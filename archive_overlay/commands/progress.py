@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 
 from archive_overlay import commands
 from archive_overlay.commands import human_size
+from archive_overlay.commands.terminal import erases
 from archive_overlay.system.activity import NOW
 from archive_overlay.system.ticker import Ticker
 
@@ -53,7 +54,7 @@ class Progress:
     def __init__(self, total: int = 0, *, done: Callable[[], int] | None = None) -> None:
         self._total = total
         self._done = done
-        self._ticker = Ticker(_SECONDS_BETWEEN, self._draw) if _can_be_shown() else None
+        self._ticker = Ticker(_SECONDS_BETWEEN, self._draw) if erases(_STDERR) else None
 
     def __enter__(self) -> None:
         if not self._ticker:
@@ -180,10 +181,6 @@ def _clock(seconds: int) -> str:
     if seconds < _DAY:
         return f"{seconds // _HOUR}:{seconds % _HOUR // _MINUTE:02}:{seconds % _MINUTE:02}"
     return f"{seconds // _DAY} d {seconds % _DAY // _HOUR} h"
-
-
-def _can_be_shown() -> bool:
-    return os.isatty(_STDERR) and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def _width() -> int:

@@ -305,7 +305,10 @@ def test_a_marker_on_a_disk_that_takes_no_writes_is_named_with_what_follows(smal
 
     error = small.overlay.inside(run).only_error()
 
-    assert f"the success marker {disk}/done could not be created, so no archive was made: Read-only file system" in error
+    assert (
+        f"the success marker {disk}/done could not be created, so no archive was made: Read-only file system"
+        in error
+    )
     assert not small.archive.exists()
 
 
