@@ -2,92 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
 import tarfile
-import termios
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import history, hooks, image_layouts
+from tests.support import history, image_layouts
 from tests.support.history import file, layer
+from tests.support.screens import AT_ONCE, BAR, Terminal, run_at_once, screen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-# Runs a command that shows the bar at once, and draws it all the time.
-_AT_ONCE = (
-    f"import sys; sys.path.insert(0, {str(hooks.TOP)!r})\n"
-    "from archive_overlay.commands import progress\n"
-    "progress._SECONDS_BEFORE, progress._SECONDS_BETWEEN = 0, 0.001\n"
-    "from archive_overlay.cli import main\n"
-    "sys.exit(main())"
-)
-BAR = re.compile(r"\[#*\.*\] \d+% of \S+")
-
-
-class Terminal:
-    """A terminal that is read from the other side.
-
-    Args:
-        width: in columns.
-    """
-
-    def __init__(self, width: int = 80) -> None:
-        self.master, self.slave = pty.openpty()
-        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-
-    def resize(self, width: int) -> None:
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-
-    def read(self) -> Iterator[str]:
-        """Give what is written to it, until nobody has it open."""
-        os.close(self.slave)
-        try:
-            while part := os.read(self.master, 65536):
-                yield part.decode()
-        except OSError:
-            pass  # EIO: that was the last of it
-        os.close(self.master)
-
-
-def screen(shown: str) -> list[str]:
-    """Give the lines that are seen in the end."""
-    lines, column = [""], 0
-    for part in re.split(r"(\r\n|\r|\x1b\[K)", shown):
-        if part == "\x1b[K":
-            lines[-1] = lines[-1][:column]
-        elif part.startswith("\r"):
-            column = 0
-            lines += [""] * (part == "\r\n")
-        else:
-            lines[-1] = lines[-1][:column] + part + lines[-1][column + len(part) :]
-            column += len(part)
-    return lines
-
-
-def run_at_once(*arguments: str | Path, term: str = "xterm", pipe: bool = False) -> tuple[str, str]:
-    """Run a command; give what it wrote to its terminal, and to a pipe that is its standard error instead."""
-    terminal = Terminal()
-    with subprocess.Popen(
-        [sys.executable, "-ISXutf8", "-c", _AT_ONCE, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        stdout=terminal.slave,
-        stderr=subprocess.PIPE if pipe else terminal.slave,
-        env={"TERM": term} if term else {},
-    ) as process:
-        shown = "".join(terminal.read())
-        said = process.stderr.read().decode() if process.stderr else ""
-    assert process.returncode == 0, shown + said
-    return shown, said
 
 
 @pytest.fixture
@@ -162,7 +92,7 @@ def test_it_follows_the_width_of_the_window_and_goes_on_while_it_waits(scratch: 
     terminal = Terminal()
     shown = ""
     with subprocess.Popen(
-        [sys.executable, "-ISXutf8", "-c", _AT_ONCE, "diff", "-"],
+        [sys.executable, "-ISXutf8", "-c", AT_ONCE, "diff", "-"],
         stdin=subprocess.PIPE,
         stdout=terminal.slave,
         stderr=terminal.slave,
