@@ -186,13 +186,16 @@ class _Reference:
         return (not self._include or _matches(self._include, path)) and not _matches(self._exclude, path)
 
 
+# What parts of patterns are as regular expressions.
+PARTS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]", "[^": "[^/"}
+
+
 def _matches(patterns: list[str], path: str) -> bool:
     parents = [path[: match.start()] for match in re.finditer("/", path)]
     result = False
     for pattern in patterns:
         plain = os.path.normpath(pattern.lstrip("!").lstrip("/"))
-        parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]", "[^": "[^/"}
-        expression = re.sub(r"\*\*/|\*\*|\*|\?|\[\^", lambda found, parts=parts: parts[found[0]], plain)
+        expression = re.sub(r"\*\*/|\*\*|\*|\?|\[\^", lambda found: PARTS[found[0]], plain)
         if any(re.fullmatch(expression, each, re.DOTALL) for each in (path, *parents)):
             result = not pattern.startswith("!")
     return result
