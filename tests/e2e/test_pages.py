@@ -101,7 +101,7 @@ class Host:
         engine.podman("tag", TEST_IMAGE, IMAGE)
         parts = [
             "set -e",
-            *(f"printf '\\n== %d\\n' {block.line}\n{self._as_here(block.text)}" for block in blocks),
+            *(f"printf '\\n== %d\\n' {block.line}\n{self._as_here(engine, block.text)}" for block in blocks),
         ]
         script = self.machine.outside(f"{engine.home}/page.sh")
         script.write_text("\n".join(parts))
@@ -119,7 +119,7 @@ class Host:
             },
             check=False,
         )
-        written = re.split(r"(?m)^\n?== \d+\n", done.stdout)[1:]
+        written = re.split(r"(?m)^\n?== \d+\n", done.stdout.replace(home, "/home/you"))[1:]
         if done.returncode != 0:
             pytest.fail(
                 f"line {blocks[len(written) - 1].line}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -136,11 +136,19 @@ class Host:
         self.machine.run("umount", "--lazy", *PLACES)
         self.machine.run("rm", "-rf", POLICY, *(f"{HERE}/pages{place}" for place in PLACES))
 
-    def _as_here(self, text: str) -> str:
+    def _as_here(self, engine: Engine, text: str) -> str:
+        """Give a block as it has to be for paths, stores and a registry that are not where they usually are."""
         text = text.replace("/usr/bin/archive_overlay", HOOK).replace(REMOTE, self._registry.host)
-        # The registry has no certificate.
-        text = re.sub(r"\b(archive_overlay (?:push|fetch)|podman push)\b", r"\1 --tls-verify=false", text)
-        return re.sub(r"\b(skopeo copy)\b", r"\1 --src-tls-verify=false --dest-tls-verify=false", text)
+        stores = " ".join((*engine.places, f"--hooks-dir={HOOKS_DIR}", f"--hooks-dir={POLICY}"))
+        for command, options in (
+            ("archive_overlay recover", stores),
+            # Containers without control groups cannot be paused.
+            ("archive_overlay snapshot", f"--no-pause {stores}"),
+            ("archive_overlay (?:push|fetch)|podman push", "--tls-verify=false"),
+            ("skopeo copy", "--src-tls-verify=false --dest-tls-verify=false"),
+        ):
+            text = re.sub(rf"\b({command})\b", rf"\1 {options}", text)
+        return text.replace('"--allow-push-to=', '"--tls-verify=false", "--allow-push-to=')
 
     def _configure(self, engine: Engine) -> str:
         """Have podman do what a page cannot ask it for: use crun, without control groups."""

@@ -522,6 +522,22 @@ runroot = "{home}/run/storage"
     engine.podman("import", f"{IMAGE_ROOT}.tar", IMAGE)
 
 
+@contextlib.contextmanager
+def pods(engine: Engine) -> Iterator[None]:
+    """Let an engine make pods, whose own containers need no program of the host."""
+    # No first process dies of SIGTERM by itself.
+    sleep = '["sh", "-c", "trap exit TERM; sleep infinity & wait"]'
+    engine.podman("import", f"--change=CMD {sleep}", f"{IMAGE_ROOT}.tar", "localhost/infra:1")
+    conf = engine.machine.outside(f"{engine.home}/containers.conf")
+    before = conf.read_text()
+    conf.write_text(f'{before}infra_image = "localhost/infra:1"\n')
+    try:
+        yield
+    finally:
+        engine.podman("pod", "rm", "--all", "--force", check=False)
+        conf.write_text(before)
+
+
 def _make_directory(engine: Engine, path: str) -> None:
     outside = engine.machine.outside(path)
     outside.mkdir(mode=0o700)
