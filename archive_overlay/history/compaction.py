@@ -135,7 +135,7 @@ class Composer:
         return self._made[key]
 
     def made(self, first: int, last: int) -> Layer | None:
-        """Give what was composed of a run of revisions; None: nothing was."""
+        """Return what was composed of a run of revisions; None: nothing was."""
         found = (each.layer for each in self._made.values() if (each.first, each.last) == (first, last))
         return next(found, None)
 
@@ -262,19 +262,19 @@ def put_compacted(plan: Plan, tag: str, layout: int, image: StoredImage, edit: E
 
 
 def _alone(image: Image, first: int, last: int) -> list[Piece]:
-    """Give the pieces that hold a run of revisions; one of a pack before a layer, because it is there already."""
+    """Return the pieces that hold a run of revisions; one of a pack before a layer, because it is there already."""
     packed = [piece for piece in image.stored.pieces(first, last) if not piece.in_image]
     whole = [piece for piece in packed if piece.first == first and piece.last == last]
     return whole[:1] or image.between(first - 1, last)
 
 
 def _shortens(piece: Piece) -> bool:
-    """Say whether it is worth its bytes to keep a composed layer beside the change sets of its revisions."""
+    """Return whether it is worth its bytes to keep a composed layer beside the change sets of its revisions."""
     return 0 < piece.last - piece.first < _MOST_TOGETHER and piece.size <= LARGEST_SHARED
 
 
 def _weight(image: StoredImage, position: int) -> int:
-    """Give what a layer weighs; see `tiers`."""
+    """Return what a layer weighs; see `tiers`."""
     piece = image.layers[position]
     annotations = image.manifest["layers"][position].get("annotations") or {}
     said = annotations.get(WEIGHT, "")

@@ -279,7 +279,7 @@ class _Comparison:
         return None
 
     def _facts(self, change: Change, files: dict[int, Facts]) -> Facts | None:
-        """Give what is remembered of a file with several names; None for other files."""
+        """Return what is remembered of a file with several names; None for other files."""
         if not change.shared:
             return None
         facts = files.get(change.shared)
@@ -337,7 +337,7 @@ class Facts:
         self.attributes = attributes.digest()
 
     def equals(self, other: Facts) -> bool:
-        """Say whether two files are the same."""
+        """Return whether two files are the same."""
         return (self.contents, self.metadata, self.attributes) == (
             other.contents,
             other.metadata,
@@ -346,7 +346,7 @@ class Facts:
 
 
 def _contents_differ(change: Change, facts: Facts | None, old: Change, old_facts: Facts | None) -> bool:
-    """Say whether two entries of one type differ in more than metadata."""
+    """Return whether two entries of one type differ in more than metadata."""
     kind = change.kind
     if kind is SYMLINK:
         return change.target != old.target
@@ -381,14 +381,14 @@ def _metadata_differ(change: Change, facts: Facts | None, old: Change, old_facts
 
 
 def metadata_of(change: Change) -> tuple[int, int, int, int]:
-    """Give mode, owner and time of modification."""
+    """Return mode, owner and time of modification."""
     # A symbolic link's mode means nothing, and not every archive has it.
     mode = 0 if change.kind is SYMLINK else change.mode
     return mode, change.uid, change.gid, change.mtime_ns
 
 
 def _compared(change: Change) -> list[str]:
-    """Give the names of an entry's attributes that are its own, and not the host's or an overlay's."""
+    """Return the names of an entry's attributes that are its own, and not the host's or an overlay's."""
     return [
         name
         for name in change.attributes
@@ -399,7 +399,7 @@ def _compared(change: Change) -> list[str]:
 def same_attributes(
     change: Change, old: Change, *, names_of: Callable[[Change], list[str]] | None = None
 ) -> bool:
-    """Say whether two entries have the same extended attributes.
+    """Return whether two entries have the same extended attributes.
 
     Args:
         change, old: the two.
@@ -418,7 +418,7 @@ def same_attributes(
 
 
 def same_data(change: Change, old: Change) -> bool:
-    """Say whether two files that are no links have the same data: holes are zeros.
+    """Return whether two files that are no links have the same data: holes are zeros.
 
     Raises:
         ArchiveError: they cannot be read.
@@ -429,7 +429,7 @@ def same_data(change: Change, old: Change) -> bool:
 
 
 def digest_of(change: Change) -> bytes:
-    """Give a digest of a file's data, the same wherever there are holes instead of zeros.
+    """Return a digest of a file's data, the same wherever there are holes instead of zeros.
 
     Args:
         change: a file that is no link. Its data cannot be taken any more if they come in pieces.
@@ -445,7 +445,7 @@ def digest_of(change: Change) -> bytes:
 
 
 def _blocks(change: Change) -> Iterator[tuple[int, bytes]]:
-    """Give a file's data in blocks, without those that are all zeros."""
+    """Yield a file's data in blocks, without those that are all zeros."""
     start = 0
     block = bytearray()
     for position, data in data_of(change):
@@ -468,7 +468,7 @@ def _blocks(change: Change) -> Iterator[tuple[int, bytes]]:
 
 
 def data_of(change: Change) -> Iterator[tuple[int, bytes]]:
-    """Give a file's data: pieces in their order, and at which offset each belongs. What is in between is zeros.
+    """Yield a file's data: pieces in their order, and at which offset each belongs. What is in between is zeros.
 
     Raises:
         ArchiveError: they cannot be read.

@@ -113,7 +113,7 @@ def include_base(
 def _without_base(
     layout: int, index: Mapping[str, Any], tag: str, ids: Collection[str]
 ) -> StoredImage | None:
-    """Give an image that lacks its base, if that is one of the images that are called so."""
+    """Return an image that lacks its base, if that is one of the images that are called so."""
     descriptor = tagged(index, tag)
     image = open_stored(layout, descriptor) if descriptor else None
     if image is None or image.first < 2:

@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
 
 def goes_on_with(later: StoredImage, earlier: StoredImage) -> bool:
-    """Say whether an image is another one with perhaps more revisions, whatever became of its layers."""
+    """Return whether an image is another one with perhaps more revisions, whatever became of its layers."""
     return not earlier.layers or _has(later, earlier.chains(), earlier.last)
 
 
 def last_in_common(image: StoredImage, other: StoredImage) -> int:
-    """Give the number of the last revision of an image that another one has, too; 0: there is none."""
+    """Return the number of the last revision of an image that another one has, too; 0: there is none."""
     if image.layers and goes_on_with(other, image):
         return image.last
     theirs, beginnings = _all_ids(other), other.ancestors()
@@ -67,7 +67,7 @@ def _has(image: StoredImage, ids: Mapping[str, int], number: int) -> bool:
 
 
 def _all_ids(image: StoredImage) -> dict[str, int]:
-    """Give all ids that an image's revisions had in stores, with their numbers."""
+    """Return all ids that an image's revisions had in stores, with their numbers."""
     found = {each: kept.number for kept in image.kept() for each in chains_in(kept.annotations)}
     return {**found, **image.chains()}
 
@@ -194,7 +194,7 @@ def _kept_here(
 
 
 def _has_layers(image: StoredImage, other: StoredImage) -> bool:
-    """Say whether an image has all layers of another one, and all of them are revisions still."""
+    """Return whether an image has all layers of another one, and all of them are revisions still."""
     theirs = {(piece.first, piece.last, piece.digest) for piece in image.layers}
     return not any(map(_is_pruned, image.manifest["layers"])) and all(
         (piece.first, piece.last, piece.digest) in theirs for piece in other.layers
@@ -202,12 +202,12 @@ def _has_layers(image: StoredImage, other: StoredImage) -> bool:
 
 
 def _is_pruned(layer: Mapping[str, Any]) -> bool:
-    """Say whether the last revision of a layer is none any more."""
+    """Return whether the last revision of a layer is none any more."""
     return PRUNED in (layer.get("annotations") or {})
 
 
 def _change_sets(numbers: Sequence[int], pieces: Sequence[Piece]) -> list[Piece]:
-    """Give pieces that are missing for what each revision changed, made of others.
+    """Return pieces that are missing for what each revision changed, made of others.
 
     A layer of one host may have revisions composed of which another host knows that they are several: then what the last
     one changed is nowhere. All of the layer does as well: on what is there already, it changes only what that one changed.

@@ -60,7 +60,7 @@ def look(tar: Tar) -> dict[int, int] | None:
 
 
 def in_order(tar: Tar, linked: Mapping[int, int]) -> Generator[Item, None, None]:
-    """Give what a layer says that is in order. Of the last item that was given, the data can be read from the tar.
+    """Yield what a layer says that is in order. Of the last item that was given, the data can be read from the tar.
 
     Args:
         tar: the layer.
@@ -171,7 +171,7 @@ def _enter(levels: list[_Level], parts: list[str], entry: Entry) -> Generator[It
 
 
 def _come_to(levels: list[_Level], name: str) -> Iterator[Item]:
-    """Give what comes before a name in the last level."""
+    """Yield what comes before a name in the last level."""
     level = levels[-1]
     if name <= level.last:
         raise NotInOrderError
@@ -184,7 +184,7 @@ def _come_to(levels: list[_Level], name: str) -> Iterator[Item]:
 
 
 def _deletions(levels: list[_Level]) -> Iterator[Item]:
-    """Give the deletions that are still to come in the last level."""
+    """Yield the deletions that are still to come in the last level."""
     level = levels[-1]
     while level.deletions:
         yield Item(len(levels) - 1, level.path, level.deletions.popleft(), None)

@@ -199,7 +199,7 @@ class LayerSource:
             self._found.add(name)
 
     def _link_to_taken(self, item: Item, entry: Entry) -> Change:
-        """Give a hard link, if what it leads to has been taken."""
+        """Return a hard link, if what it leads to has been taken."""
         target = "/".join(split_link(entry.link))
         if self._found is None:
             if len(self._taken) > _MOST_FOUND:
@@ -227,7 +227,7 @@ class LayerSource:
         file.forget_attributes()
 
     def _look(self) -> Item | None:
-        """Give the next item."""
+        """Return the next item."""
         if not self._begun:
             try:
                 self._item = next(self._items, None)

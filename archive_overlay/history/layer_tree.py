@@ -153,7 +153,7 @@ class LayerTree:
                 directory.children[name] = self._spool.add(entry, tar)
 
     def items(self) -> Iterator[Item]:
-        """Give what the layer says, depth first, names in the order of their code points.
+        """Yield what the layer says, depth first, names in the order of their code points.
 
         Raises:
             ArchiveError: what was kept aside cannot be read.
@@ -182,7 +182,7 @@ class LayerTree:
     def _directory_item(
         self, depth: int, path: TreePath, name: str, node: _Directory, *, remade: bool = False
     ) -> Item:
-        """Give a directory; remade: it takes the place of what lower layers have, which is deleted."""
+        """Return a directory; remade: it takes the place of what lower layers have, which is deleted."""
         implicit = node.number == _IMPLICIT
         entry = implicit_directory(node.mtime_ns) if implicit else self._spool.get(node.number).entry
         return Item(depth, path, name, entry, opaque=node.opaque or remade, implicit=implicit and not remade)
@@ -212,7 +212,7 @@ class LayerTree:
             directory.delete(name)
 
     def _linked(self, entry: Entry) -> int:
-        """Give the number of what an entry is a hard link to."""
+        """Return the number of what an entry is a hard link to."""
         there = self._find(entry)
         if there is None:
             raise ArchiveError(
@@ -231,7 +231,7 @@ class LayerTree:
         return self._open(above, entry, make=False).children.get(name)
 
     def _open(self, parts: list[str], entry: Entry, *, make: bool) -> _Directory:
-        """Give the directory that an entry is in, or that a hard link leads to.
+        """Return the directory that an entry is in, or that a hard link leads to.
 
         A symbolic link of the layer is followed as if the layer were all there is.
         """
@@ -279,13 +279,13 @@ class LayerTree:
         return made
 
     def _target(self, number: int) -> str | None:
-        """Give what a symbolic link points to; None: it is something else."""
+        """Return what a symbolic link points to; None: it is something else."""
         entry = self._spool.get(number).entry
         return entry.link if entry.type == headers.SYMLINK else None
 
 
 def implicit_directory(mtime_ns: int) -> Entry:
-    """Give what a directory is that a layer has no entry for, if no layer below has it either; see `unpack`."""
+    """Return what a directory is that a layer has no entry for, if no layer below has it either; see `unpack`."""
     return Entry(headers.DIRECTORY, "", mode=0o755, mtime_ns=mtime_ns)
 
 

@@ -120,7 +120,7 @@ def look_up(image: Image, revision: Revision, path: str, states: States, *, foll
 
 
 def data_at(image: Image, looked: Looked, states: States) -> Iterator[tuple[int, bytes]]:
-    """Give the data of a file: pieces in their order, and at which offset each belongs. What is in between is zeros.
+    """Yield the data of a file: pieces in their order, and at which offset each belongs. What is in between is zeros.
 
     Raises:
         ArchiveError: they cannot be read.
@@ -165,7 +165,7 @@ def _split(path: str) -> list[str]:
 def _find(
     image: Image, pieces: Sequence[Piece], path: str, states: States, *, listed: bool = True
 ) -> dict[str, Fact]:
-    """Give what pieces come to at a path, at those above it, and in it if it is a directory.
+    """Return what pieces come to at a path, at those above it, and in it if it is a directory.
 
     Args:
         image: has the pieces.
@@ -223,7 +223,7 @@ def _note(change: Change, path: str, piece: Piece, found: dict[str, Fact], close
 
 
 def _above(path: str) -> Iterator[str]:
-    """Give the marks in `closed` that say that nothing of a path counts any more: what is in directories above it."""
+    """Yield the marks in `closed` that say that nothing of a path counts any more: what is in directories above it."""
     yield "/"
     for position, character in enumerate(path):
         if character == "/":

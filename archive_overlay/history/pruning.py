@@ -89,7 +89,7 @@ def choose(image: StoredImage, keep: Keep, protected: Mapping[int, str], now: fl
 
 
 def named_elsewhere(layout: int, index: Mapping[str, Any], image: StoredImage) -> dict[int, str]:
-    """Give the revisions of an image on which others end or begin, each with a reason.
+    """Return the revisions of an image on which others end or begin, each with a reason.
 
     Args:
         layout: file descriptor of the layout's directory.
@@ -166,7 +166,7 @@ def prune(
 def _to_drop(
     layout: int, index: Mapping[str, Any], tag: str, keep: Keep
 ) -> tuple[StoredImage | None, Sequence[int]]:
-    """Give an image, and the revisions of it that go."""
+    """Return an image, and the revisions of it that go."""
     descriptor = tagged(index, tag)
     if descriptor is None:
         return None, ()
@@ -238,7 +238,7 @@ def wanted_without(
 
 
 def without(entry: PackEntry, dropped: Collection[int]) -> PackEntry:
-    """Give an entry in which revisions are pruned, too."""
+    """Return an entry in which revisions are pruned, too."""
     numbers = {number for number in dropped if entry.first <= number <= entry.last}
     if not numbers:
         return entry
@@ -248,7 +248,7 @@ def without(entry: PackEntry, dropped: Collection[int]) -> PackEntry:
 
 
 def runs_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Give the runs of numbers that follow one another."""
+    """Return the runs of numbers that follow one another."""
     runs: list[tuple[int, int]] = []
     for number in sorted(numbers):
         if runs and runs[-1][1] == number - 1:
@@ -269,7 +269,7 @@ def _time_of(kept: Kept) -> int | None:
 
 
 def _same(one: Kept, other: Kept) -> bool:
-    """Say whether two images mean the same revision."""
+    """Return whether two images mean the same revision."""
     return _identity(one) == _identity(other)
 
 

@@ -160,12 +160,12 @@ def layout_within(text: str) -> str:
 
 
 def looks_like_layout(path: str) -> bool:
-    """Say whether an image layout may be at a path. Whoever writes there can have it look like that."""
+    """Return whether an image layout may be at a path. Whoever writes there can have it look like that."""
     return all(os.path.lexists(os.path.join(path, name)) for name in (read.VERSION_FILE, read.INDEX_FILE))
 
 
 def _readings(text: str, *, numbered: bool) -> Iterator[_Reading]:
-    """Give all ways to read a text, the shortest path first."""
+    """Yield all ways to read a text, the shortest path first."""
     for position, character in enumerate(text):
         if character == ":" and 0 < position < len(text) - 1:
             yield _Reading(path=text[:position], name=text[position + 1 :])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def changes_back(
     state: Source, since: Source, *, unknown: Callable[[Change], None] | None = None
 ) -> Iterator[Change]:
-    """Give the changes that take back what a change set did.
+    """Yield the changes that take back what a change set did.
 
     What it has something of becomes what the state has there, or is deleted; directories that it listed only for what is
     in them come along with it. A file that had several names is one by itself where some of them were not touched: a
@@ -83,7 +83,7 @@ def changes_back(
 
 
 def _whole(source: Source, depth: int) -> Iterator[Change]:
-    """Give all that is in a directory which is in one of some depth. It is opaque, so without deletions."""
+    """Yield all that is in a directory which is in one of some depth. It is opaque, so without deletions."""
     while (place := source.ahead()) is not None and place[0] > depth:
         change = source.take()
         if change is not None and change.kind is not WHITEOUT:

@@ -110,7 +110,7 @@ class Image:
         os.close(self._layout)
 
     def numbered(self, number: int) -> Revision:
-        """Give a revision; 0 is the last one.
+        """Return a revision; 0 is the last one.
 
         Raises:
             ArchiveError: there is no such revision.
@@ -132,7 +132,7 @@ class Image:
         raise ArchiveError(f"{self.name} has no revision {number}, {only}")
 
     def state(self, revision: Revision, *, without: Collection[tuple[str, int]] = ()) -> list[Piece]:
-        """Give the pieces that, one on top of the other, are what a revision left: the oldest first.
+        """Return the pieces that, one on top of the other, are what a revision left: the oldest first.
 
         Args:
             revision: which one.
@@ -144,11 +144,11 @@ class Image:
         return self._cover(self.stored.first, revision.number, without)
 
     def change_set(self, revision: Revision, *, without: Collection[tuple[str, int]] = ()) -> list[Piece]:
-        """Give the pieces that are what a revision changed. See `state`."""
+        """Return the pieces that are what a revision changed. See `state`."""
         return self.between(revision.previous, revision.number, without=without)
 
     def between(self, older: int, newer: int, *, without: Collection[tuple[str, int]] = ()) -> list[Piece]:
-        """Give the pieces that are what the revisions after one, up to another one, changed. See `state`.
+        """Return the pieces that are what the revisions after one, up to another one, changed. See `state`.
 
         Args:
             older, newer: numbers of the two; 0 for the older one is the state before the first.

@@ -81,7 +81,7 @@ class _Cuts:
         self._layers = {(piece.first, piece.last) for piece in layers}
 
     def units(self) -> Iterator[tuple[int, int]]:
-        """Give what lies between two cuts that follow one another, and is no layer."""
+        """Yield what lies between two cuts that follow one another, and is no layer."""
         first = self.first
         for last in self.sorted:
             if (first, last) not in self._layers:
@@ -89,7 +89,7 @@ class _Cuts:
             first = last + 1
 
     def fits(self, piece: Piece) -> bool:
-        """Say whether a piece of a pack is of use."""
+        """Return whether a piece of a pack is of use."""
         begins = piece.first == self.first or piece.first - 1 in self._cuts
         return begins and piece.last in self._cuts and (piece.first, piece.last) not in self._layers
 
@@ -209,7 +209,7 @@ def put_rewritten(
 
 
 def facts_of(image: StoredImage) -> dict[int, Kept]:
-    """Give what is known of the revisions of an image, by number.
+    """Return what is known of the revisions of an image, by number.
 
     Raises:
         ArchiveError: not all of it can be read. Written anew, the history would be without the rest.
@@ -231,7 +231,7 @@ def _is_tidy(
     ends: set[int],
     cuts: _Cuts,
 ) -> bool:
-    """Say whether all that a pack has is needed."""
+    """Return whether all that a pack has is needed."""
     return (
         not entry.pruned
         and all(each == kept.get(each.number) and each.number not in ends for each in facts)
@@ -250,7 +250,7 @@ def _alone(image: Image, first: int, last: int) -> list[Piece]:
 
 
 def _changes(cuts: _Cuts, kept: Mapping[int, Kept]) -> Iterator[tuple[int, int]]:
-    """Give the run of numbers that each revision's change set has."""
+    """Yield the run of numbers that each revision's change set has."""
     first = cuts.first
     for number in cuts.sorted:
         if number in kept:
@@ -259,7 +259,7 @@ def _changes(cuts: _Cuts, kept: Mapping[int, Kept]) -> Iterator[tuple[int, int]]
 
 
 def _counted(kept: Kept, counts: Sequence[int | None]) -> Kept:
-    """Give what is known of a revision with other counts; None: nobody knows."""
+    """Return what is known of a revision with other counts; None: nobody knows."""
     annotations = dict(kept.annotations)
     for name, value in zip(_COUNTED, counts):
         annotations.pop(f"{PREFIX}{name}", None)

@@ -65,20 +65,20 @@ class PathSet:
         self._marks.add(number, _PATH | (_ENTRIES if entries else 0) | (_TREE if tree else 0))
 
     def has(self, number: int) -> bool:
-        """Say whether a path is wanted by itself."""
+        """Return whether a path is wanted by itself."""
         return self._marks.has(number, _PATH)
 
     def has_entries(self, number: int) -> bool:
-        """Say whether what is in a directory is wanted, whatever it is."""
+        """Return whether what is in a directory is wanted, whatever it is."""
         return self._marks.has(number, _ENTRIES | _TREE)
 
     def has_tree(self, number: int) -> bool:
-        """Say whether what is in a directory is wanted, however deep."""
+        """Return whether what is in a directory is wanted, however deep."""
         return self._marks.has(number, _TREE)
 
 
 def number_of(directory: int, name: str) -> int:
-    """Give the number of what has a name in a directory that has a number."""
+    """Return the number of what has a name in a directory that has a number."""
     # Of a text, Python's own hash has a key that nobody can know.
     return hash((directory, name))
 
@@ -147,11 +147,11 @@ class _Selection:
         self._levels = [root]  # from the root to the position
 
     def data(self) -> Iterator[tuple[int, bytes]]:
-        """Give the data of the present entry, if they are wanted."""
+        """Return the data of the present entry, if they are wanted."""
         return self._tar.data() if self._with_data else iter(())
 
     def entries(self) -> Iterator[Entry]:
-        """Give the entries that are wanted; see `TarReader.entries`."""
+        """Yield the entries that are wanted; see `TarReader.entries`."""
         if self._everything:
             yield from self._tar.entries()
             return
@@ -183,7 +183,7 @@ class _Selection:
                     yield made
 
     def _go_to(self, parts: list[str]) -> _Level:
-        """Give what is known of a directory."""
+        """Return what is known of a directory."""
         levels = self._levels
         common = 1
         for level, part in zip(levels[1:], parts):
@@ -209,7 +209,7 @@ class _Selection:
         )
 
     def _directory(self, parts: list[str], name: str) -> Entry | None:
-        """Give an entry that says of the deepest wanted directory of the present ones that it is there, once.
+        """Return an entry that says of the deepest wanted directory of the present ones that it is there, once.
 
         A directory need not be listed. What the entry says besides, of a name in it, is not wanted.
         """

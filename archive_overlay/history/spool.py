@@ -107,7 +107,7 @@ class Spool:
         return number
 
     def get(self, number: int) -> Stored:
-        """Give an entry.
+        """Return an entry.
 
         Raises:
             ArchiveError: the file cannot be read.
@@ -133,7 +133,7 @@ class Spool:
         return Stored(entry, place, segments)
 
     def data(self, stored: Stored) -> Iterator[tuple[int, bytes]]:
-        """Give the data of a file: pieces, and at which offset each belongs.
+        """Yield the data of a file: pieces, and at which offset each belongs.
 
         Raises:
             ArchiveError: they cannot be read.
@@ -165,7 +165,7 @@ class Spool:
             self._held.clear()
 
     def _read(self, place: int, size: int) -> bytes:
-        """Give bytes that were written together."""
+        """Return bytes that were written together."""
         if place >= self._written:
             start = place - self._written
             return bytes(self._held[start : start + size])

@@ -40,7 +40,7 @@ class States:
         self._wrong_diff_ids = wrong_diff_ids
 
     def opener(self, image: Image, piece: Piece) -> Opener:
-        """Give what opens a piece as a tar."""
+        """Return what opens a piece as a tar."""
         return lambda: image.read(piece, wrong_diff_ids=self._wrong_diff_ids)
 
     @contextmanager
@@ -76,7 +76,7 @@ class States:
 
 
 def begins_with_its_base(image: Image) -> bool:
-    """Say whether nothing lies below an image's lowest piece: a container's change set always lies on something."""
+    """Return whether nothing lies below an image's lowest piece: a container's change set always lies on something."""
     return image.stored.first <= 1 and bool(image.revisions) and image.revisions[0].provenance is None
 
 
