@@ -178,7 +178,7 @@ def _names_elsewhere(nlink: bytes) -> bool:
 
 
 def attributes_size(attributes: Attributes) -> int:
-    """Give the bytes of all names and values, reading none."""
+    """Return the bytes of all names and values, reading none."""
     names = sum(len(os.fsencode(name)) for name in attributes)
     if isinstance(attributes, dict):
         return names + sum(map(len, attributes.values()))

@@ -47,7 +47,7 @@ class ContainerBase(Record):
     dialect: Dialect
 
     def layers(self) -> list[Layer]:
-        """Give the image's layers, lowest first, as the store's list has them.
+        """Return the image's layers, lowest first, as the store's list has them.
 
         Raises:
             UnknownError: the store does not say.
@@ -57,7 +57,7 @@ class ContainerBase(Record):
         return layers.chain(self.ids[0], self.drivers)
 
     def with_all_ids(self) -> ContainerBase:
-        """Give the same, with all ids: the store's list of layers is read.
+        """Return the same, with all ids: the store's list of layers is read.
 
         Layers may have random ids, if the engine made copies of them with other owners, and ids of their own, if they were
         pulled by a table of contents.
@@ -109,7 +109,7 @@ def _top_layer(overlay: OverlayMount, stores: Sequence[str]) -> tuple[str, tuple
 
 
 def _below_container(layer: str, lower: str) -> tuple[str, tuple[Driver, ...]]:
-    """Give the topmost layer below a container's own one."""
+    """Return the topmost layer below a container's own one."""
     # The engine alone makes links in its stores, as in the paths of its mounts.
     directory, name = os.path.split(os.path.realpath(lower))
     path, identifier = os.path.split(directory)
@@ -127,7 +127,7 @@ def _below_container(layer: str, lower: str) -> tuple[str, tuple[Driver, ...]]:
 def _mounted_image(
     lowers: Sequence[str], stores: Sequence[str], *, listed: bool
 ) -> tuple[str, tuple[Driver, ...]]:
-    """Give the topmost layer of an image that is mounted at the only lower directory, or was (`listed`)."""
+    """Return the topmost layer of an image that is mounted at the only lower directory, or was (`listed`)."""
     lower = lowers[0]
     for path in dict.fromkeys([*stores, *map(os.path.realpath, stores)]):
         identifier, _, name = lower[len(path) + 1 :].partition("/")

@@ -169,7 +169,7 @@ class LargeAttributes:
         self.replaced.pop(name, None)
 
     def items(self) -> Iterator[tuple[str, bytes]]:
-        """Give names and values, one after the other.
+        """Yield names and values, one after the other.
 
         Raises:
             ArchiveError: one cannot be read, or is not as long as it was.
@@ -279,7 +279,7 @@ class Change:
         return (TreePath(self.directory, self.name) if self.name else self.directory).shown
 
     def contents(self) -> bytes:
-        """Give all data of a small file.
+        """Return all data of a small file.
 
         Raises:
             ArchiveError: they cannot be read, or are not as many as they should be.

@@ -27,16 +27,16 @@ if TYPE_CHECKING:
         """
 
         def ahead(self) -> tuple[int, str] | None:
-            """Give the depth of the directory that the next entry is in, and its name: -1 and "" for the root.
+            """Return the depth of the directory that the next entry is in, and its name: -1 and "" for the root.
 
             None: there is nothing more.
             """
 
         def is_directory(self) -> bool:
-            """Say whether the next entry is a directory."""
+            """Return whether the next entry is a directory."""
 
         def take(self) -> Change | None:
-            """Give the next entry, which is valid until the next `take`; None: it comes to nothing.
+            """Return the next entry, which is valid until the next `take`; None: it comes to nothing.
 
             If it is a directory, what is in it comes next.
             """
@@ -90,7 +90,7 @@ def compose(sources: Sequence[Source]) -> Source:
 
 
 def changes_of(source: Source) -> Iterator[Change]:
-    """Give what is in a change set, each change valid until the next one is taken.
+    """Yield what is in a change set, each change valid until the next one is taken.
 
     Raises:
         ArchiveError: it cannot be read.
@@ -102,7 +102,7 @@ def changes_of(source: Source) -> Iterator[Change]:
 
 
 def comes_first(one: tuple[int, str], other: tuple[int, str]) -> bool:
-    """Say whether one place comes before another: what is deeper is in a directory that only one of them has."""
+    """Return whether one place comes before another: what is deeper is in a directory that only one of them has."""
     return one[0] > other[0] or (one[0] == other[0] and one[1] <= other[1])
 
 

@@ -48,7 +48,7 @@ class ContainerOwners(Record):
     def applied(
         self, stream: Iterator[Change], log: Log, *, directory: bool, any_owner: bool
     ) -> Iterator[Change]:
-        """Give the changes with the owners that the container saw.
+        """Yield the changes with the owners that the container saw.
 
         Args:
             stream: the changes as they are on disk.
@@ -127,7 +127,7 @@ class ContainerOwners(Record):
                 attributes[name] = self.attributes.acl(value)
 
     def _capability(self, value: bytes) -> bytes | None:
-        """Give the capabilities of a file as getxattr(2) does in the container; None: it has no access to them."""
+        """Return the capabilities of a file as getxattr(2) does in the container; None: it has no access to them."""
         root = root_of_capability(value)
         if root is None:
             return None
@@ -138,7 +138,7 @@ class ContainerOwners(Record):
 
 
 def _here() -> OwnerMap:
-    """Give those to whom this process can give files."""
+    """Return those to whom this process can give files."""
     try:
         users, groups = user_namespace.numbers()
     except OSError as error:

@@ -29,7 +29,7 @@ _ENDED = (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def has_ended(mounted: MountedFilesystem, mount_program: str) -> bool:
-    """Say whether a mount was served by fuse-overlayfs, and is not any more.
+    """Return whether a mount was served by fuse-overlayfs, and is not any more.
 
     Args:
         mounted: a FUSE mount of this namespace.
@@ -46,7 +46,7 @@ def has_ended(mounted: MountedFilesystem, mount_program: str) -> bool:
 
 
 def upper_in_bundle(mount_point: str, bundle: str) -> str:
-    """Give the upperdir of an overlay that podman mounted in a container's bundle; "" if it is none of those.
+    """Return the upperdir of an overlay that podman mounted in a container's bundle; "" if it is none of those.
 
     Args:
         mount_point: absolute path, without symbolic links.
@@ -69,7 +69,7 @@ def upper_in_bundle(mount_point: str, bundle: str) -> str:
 
 
 def overlay_on(upper: str, lowers: Sequence[str] = ()) -> OverlayMount:
-    """Give the overlay that fuse-overlayfs had on an upperdir.
+    """Return the overlay that fuse-overlayfs had on an upperdir.
 
     It gives the upperdir itself the attribute that has owners and modes, if its option xattr_permissions is on.
 

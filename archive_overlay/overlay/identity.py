@@ -61,7 +61,7 @@ def _is_made_for_one_start(upper: str, bundle: str) -> bool:
 
 
 def _directory(path: str) -> tuple[object, ...]:
-    """Give what tells a directory from any that has been in its place; () if the file system says nothing of that."""
+    """Return what tells a directory from any that has been in its place; () if the file system says nothing of that."""
     try:
         fd = os.open(path, LOOK)
     except OSError:

@@ -54,7 +54,7 @@ class StoredLayer(Record):
     dialect: Dialect
 
     def tar(self) -> Generator[bytes, None, None]:
-        """Give its tar. It is right only if nothing is raised up to its end; then its digest is `diff_id`.
+        """Yield its tar. It is right only if nothing is raised up to its end; then its digest is `diff_id`.
 
         Close the iterator if it is not read to its end.
 
@@ -76,7 +76,7 @@ class StoredLayer(Record):
                 os.close(fd)
 
     def changes(self, log: Log) -> Generator[Change, None, None]:
-        """Give what it changes, read from the directory that it was unpacked to.
+        """Return what it changes, read from the directory that it was unpacked to.
 
         Close the iterator if it is not read to its end.
 
@@ -159,7 +159,7 @@ def _configuration(
 
 
 def _fits(configured: list[object], diff_ids: list[str]) -> bool:
-    """Say whether a configuration is that of these layers, as far as their diff IDs are known."""
+    """Return whether a configuration is that of these layers, as far as their diff IDs are known."""
     return len(configured) == len(diff_ids) and all(
         not known or each == known for each, known in zip(configured, diff_ids)
     )

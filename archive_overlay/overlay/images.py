@@ -121,7 +121,7 @@ class Listed(Record):
 
 
 def listed(driver: str) -> Iterator[Listed]:
-    """Give all images of a store.
+    """Yield all images of a store.
 
     Args:
         driver: the directory of its layers.
@@ -141,7 +141,7 @@ def listed(driver: str) -> Iterator[Listed]:
 
 
 def manifests(image: Image) -> Iterator[str]:
-    """Give all manifests that a store has of an image, each once.
+    """Yield all manifests that a store has of an image, each once.
 
     Raises:
         UnknownError: one cannot be read, or is longer than any that engines read.
@@ -182,7 +182,7 @@ def with_top_layer(drivers: Iterable[Driver], layer: str) -> list[Image]:
 
 
 def _of_record(drivers: Iterable[str], container: str, layer: str) -> str | None:
-    """Give the id of the image that a container was made of; "": of none; None: no store knows the container."""
+    """Return the id of the image that a container was made of; "": of none; None: no store knows the container."""
     for driver in drivers:
         for record in store.records(f"{driver}-containers"):
             if record.get("id") == container or (layer and record.get("layer") == layer):
@@ -196,7 +196,7 @@ def _of_record(drivers: Iterable[str], container: str, layer: str) -> str | None
 
 
 def _below(drivers: Iterable[str], layer: str) -> str:
-    """Give the layer below another one; "" if there is none, or no store knows it."""
+    """Return the layer below another one; "" if there is none, or no store knows it."""
     for directory in (f"{driver}-layers" for driver in drivers if os.path.isdir(f"{driver}-layers")):
         store.check_private(directory)
         for path in (f"{directory}/{name}" for name in ("layers.json", "volatile-layers.json")):
@@ -222,7 +222,7 @@ def _with_id(drivers: Iterable[str], identifier: str, owners: Sequence[int] = ()
 
 
 def _all(drivers: Iterable[str], owners: Sequence[int] = ()) -> Iterator[tuple[str, dict[str, object]]]:
-    """Give what stores have on each of their images."""
+    """Yield what stores have on each of their images."""
     for driver in drivers:
         path = f"{driver}-images/images.json"
         if os.path.lexists(path):
@@ -245,7 +245,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _others(lowers: Iterable[str], known: Sequence[str]) -> list[str]:
-    """Give the stores, besides those that are known, in which lower layers are."""
+    """Return the stores, besides those that are known, in which lower layers are."""
     found = []
     for lower in lowers:
         layer, name = os.path.split(os.path.realpath(lower))

@@ -59,7 +59,7 @@ def _first(annotations: Mapping[str, object], keys: Iterable[str]) -> str:
 
 
 def _record(container: Place) -> Mapping[str, object]:
-    """Give what the engine's store has on a container; nothing if it does not know it, or cannot be read."""
+    """Return what the engine's store has on a container; nothing if it does not know it, or cannot be read."""
     containers, identifier = store.container_in_store(container.bundle)
     elsewhere, same = store.container_in_store(os.path.dirname(container.environment_file))
     places = [containers, elsewhere] if same == identifier else [containers]
@@ -86,7 +86,7 @@ def _metadata(record: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def _label(value: object) -> str:
-    """Give a text of others as one short line: without control characters and halves of characters."""
+    """Return a text of others as one short line: without control characters and halves of characters."""
     if not isinstance(value, str):
         return ""
     return "".join(character for character in value[: 2 * _LONGEST] if character.isprintable())[:_LONGEST]

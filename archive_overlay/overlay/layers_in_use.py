@@ -61,7 +61,7 @@ class _Place(Record):
     status: os.stat_result
 
     def overlaps(self, other: _Place) -> bool:
-        """Say whether one is the other, or in it."""
+        """Return whether one is the other, or in it."""
         if os.path.samestat(self.status, other.status):
             return True
         if not self.device or self.device != other.device:
@@ -96,7 +96,7 @@ def layer_in_use(directory: int) -> LayerInUse | None:
 def _layers_of_all(
     here: MountTable,
 ) -> Iterator[tuple[MountedFilesystem | None, MountTable, LayerInUse]]:
-    """Give all layers of mounted overlays, with their mount and the table of the namespace that names them."""
+    """Yield all layers of mounted overlays, with their mount and the table of the namespace that names them."""
     seen = set()
     own = os.stat("/proc/self/ns/mnt")
     seen.add((own.st_dev, own.st_ino))

@@ -61,7 +61,7 @@ def lifetime(upper: str, mount_point: str, mounts: Sequence[Mount], *, root: str
 
 
 def _is_inside(path: str, directory: str) -> bool:
-    """Say whether a resolved path is in a directory, and in the same file system from there on."""
+    """Return whether a resolved path is in a directory, and in the same file system from there on."""
     top = os.path.realpath(directory)
     if not directory.startswith("/") or not path.startswith(f"{top}/"):
         return False

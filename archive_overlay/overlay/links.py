@@ -70,7 +70,7 @@ def _components(path: str) -> list[str]:
 
 
 def _is_writable(mount: Mount) -> bool:
-    """Say whether the container could change what a mount has, and is no more than a container all the same."""
+    """Return whether the container could change what a mount has, and is no more than a container all the same."""
     return mount.source.startswith("/") and mount.source != "/" and "ro" not in mount.options
 
 
@@ -84,7 +84,7 @@ def _judge(link: str, directory: str, mounted: Iterable[str]) -> None:
 
 
 def _is_own(link: str) -> bool:
-    """Say whether a link is root's or this user's, and nobody can have given it another name.
+    """Return whether a link is root's or this user's, and nobody can have given it another name.
 
     With the umask of many distributions, 002, a user's directories are his group's too, though nobody else is in that.
     """
@@ -93,7 +93,7 @@ def _is_own(link: str) -> bool:
 
 
 def _root_of_the_host() -> int:
-    """Give the owner that root of the host is shown as. In a user namespace, others are shown as the same one."""
+    """Return the owner that root of the host is shown as. In a user namespace, others are shown as the same one."""
     try:
         return _ROOT if user_namespace.has_all_users() else user_namespace.overflow_owner()
     except OSError:

@@ -94,17 +94,17 @@ def find_overlay(
 
 
 def mount_at(mounts: Sequence[Mount], mount_point: str) -> Mount | None:
-    """Give the mount that the container saw at a mount point, the last one there; None: the spec has none."""
+    """Return the mount that the container saw at a mount point, the last one there; None: the spec has none."""
     return next((mount for mount in reversed(mounts) if mount.destination == mount_point), None)
 
 
 def _is_of_a_process(path: str) -> bool:
-    """Say whether a path leads through what a process has open, by its text."""
+    """Return whether a path leads through what a process has open, by its text."""
     return f"/{os.path.normpath(path).lstrip('/')}".startswith(("/proc/", "/dev/fd/"))
 
 
 def environment_file(mounts: Sequence[Mount]) -> str:
-    """Give the source of the file at /run/.containerenv, which podman has in one of its stores; "" without one."""
+    """Return the source of the file at /run/.containerenv, which podman has in one of its stores; "" without one."""
     return next((mount.source for mount in reversed(mounts) if mount.destination == _ENVIRONMENT_FILE), "")
 
 
@@ -181,7 +181,7 @@ def _mounts() -> mountinfo.MountTable:
 
 
 def _behind(mounted: mountinfo.MountedFilesystem, believed: _Believed) -> OverlayMount | None:
-    """Give the overlay that is mounted; None: it is a part of one, or something else."""
+    """Return the overlay that is mounted; None: it is a part of one, or something else."""
     if mounted.type == "overlay" and mounted.root == "/":
         upper = _upper_in_table(mounted)
         overlay = from_mount_table(mounted.options, f"the mount at {mounted.mount_point}", upper=upper)
@@ -190,7 +190,7 @@ def _behind(mounted: mountinfo.MountedFilesystem, believed: _Believed) -> Overla
 
 
 def _upper_in_table(mounted: mountinfo.MountedFilesystem) -> str:
-    """Give the upperdir of an overlay in the mount table; "" if it has none.
+    """Return the upperdir of an overlay in the mount table; "" if it has none.
 
     Raises:
         ArchiveError: the table's text means two directories, and the kernel does not say which.
@@ -298,7 +298,7 @@ def _of_root(root: str, *, environment_file: str, believed: _Believed) -> Overla
 
 
 def _known_lowers(layer: str) -> list[str]:
-    """Give the lowerdirs of a layer, by which its image is known; an empty list if they are not to be found."""
+    """Return the lowerdirs of a layer, by which its image is known; an empty list if they are not to be found."""
     try:
         return store.lowers(layer)
     except store.UnknownError:
@@ -324,7 +324,7 @@ def _left_in_bundle(mount_point: str, believed: _Believed) -> OverlayMount | Non
 
 
 def _with_layers_of_image(overlay: OverlayMount, believed: _Believed) -> OverlayMount:
-    """Give an overlay on an image the layers of that image, if the engine has unmounted it since."""
+    """Return an overlay on an image the layers of that image, if the engine has unmounted it since."""
     lower = overlay.lowers[0] if len(overlay.lowers) == 1 else ""
     layer = store.layer_at(lower)
     if not layer or os.path.dirname(layer) not in map(os.path.realpath, believed.stores):

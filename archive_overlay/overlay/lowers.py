@@ -67,7 +67,7 @@ class Place:
         return self.type == stat.S_IFREG
 
     def is_still(self, status: os.stat_result) -> bool:
-        """Say whether a status is that of the same thing."""
+        """Return whether a status is that of the same thing."""
         return (self._device, self._inode) == (status.st_dev, status.st_ino)
 
 
@@ -141,7 +141,7 @@ class Lowers:
         return self._merged > 1
 
     def below(self, directory: Directory) -> list[Place]:
-        """Give the places that are merged into a directory, topmost first.
+        """Return the places that are merged into a directory, topmost first.
 
         Raises:
             ArchiveError: a lower layer cannot be read, or a redirect is not one that the kernel follows.
@@ -189,7 +189,7 @@ class Lowers:
         return found.places, found.data
 
     def roots(self) -> list[Place]:
-        """Give the tops of the layers that are merged, topmost first.
+        """Return the tops of the layers that are merged, topmost first.
 
         Raises:
             ArchiveError: see `below`.
@@ -271,7 +271,7 @@ class Lowers:
             fail(f"cannot read {self.shown(place.layer, place.path)}", error)
 
     def shown(self, layer: int, path: TreePath) -> str:
-        """Give the path of something in a lower layer, for messages."""
+        """Return the path of something in a lower layer, for messages."""
         return os.path.join(self._layers[layer], path.shown) if path.parent else self._layers[layer]
 
     def _find(
@@ -439,7 +439,7 @@ class Lowers:
         return os.open(path.name, flags, dir_fd=self._directory(layer, path.parent))
 
     def _directory(self, layer: int, path: TreePath) -> int:
-        """Give a directory of a layer, open; it stays so until another one is asked for."""
+        """Return a directory of a layer, open; it stays so until another one is asked for."""
         known, fd = self._open_directories.pop(layer, (None, -1))
         if known is not path:
             way = []

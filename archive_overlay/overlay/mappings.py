@@ -79,7 +79,7 @@ def _same() -> OwnerMap:
 
 
 def _container(said: Mapping[str, object]) -> OwnerMap:
-    """Give the map from the hook's numbers to the container's."""
+    """Return the map from the hook's numbers to the container's."""
     if not said or _is_own(said.get("path")):
         return _same()
     maps = _maps(said, "linux", "containerID", "hostID")
@@ -92,7 +92,7 @@ def _container(said: Mapping[str, object]) -> OwnerMap:
 
 
 def _is_own(path: object) -> bool:
-    """Say whether a path names the hook's own user namespace."""
+    """Return whether a path names the hook's own user namespace."""
     try:
         return isinstance(path, str) and bool(path) and os.path.samefile(path, "/proc/self/ns/user")
     except (OSError, ValueError):
@@ -100,12 +100,12 @@ def _is_own(path: object) -> bool:
 
 
 def _is_mapped_for_container(mount: Mount) -> bool:
-    """Say whether a mount is mapped by the container's own user namespace, as the bare option idmap asks for."""
+    """Return whether a mount is mapped by the container's own user namespace, as the bare option idmap asks for."""
     return not mount.mappings and any(option in IDMAP for option in mount.options)
 
 
 def _of_mount(mount: Mount) -> tuple[OwnerMap, bool] | None:
-    """Give what an id-mapped mount shows for what is on disk, and whether that is in the container's own numbers."""
+    """Return what an id-mapped mount shows for what is on disk, and whether that is in the container's own numbers."""
     what = f"the mount at {mount.destination}"
     maps = _maps(mount.mappings, what, "containerID", "hostID")
     if maps:
@@ -173,5 +173,5 @@ def _ranges(listed: object, what: str, keys: Sequence[str]) -> list[Range]:
 
 
 def _number(value: object) -> int:
-    """Give a number of a user or of users; -1 if it is not one."""
+    """Return a number of a user or of users; -1 if it is not one."""
     return value if type(value) is int and 0 <= value <= _LARGEST_ID else -1

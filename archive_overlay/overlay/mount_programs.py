@@ -149,7 +149,7 @@ class _Program:
             pass  # it was deleted while it runs
 
     def is_that_of(self, process: int) -> bool:
-        """Say whether a process runs it; its mount namespace has been judged already."""
+        """Return whether a process runs it; its mount namespace has been judged already."""
         if self._status and os.path.samestat(self._status, os.stat("exe", dir_fd=process)):
             return True
         path = os.readlink("exe", dir_fd=process)
@@ -167,11 +167,11 @@ class _Namespaces:
         self._own = {kind: os.stat(f"/proc/self/ns/{kind}") for kind in ("mnt", "user", "pid")}
 
     def own_mounts(self, process: int) -> bool:
-        """Say whether a process is in the hook's mount namespace."""
+        """Return whether a process is in the hook's mount namespace."""
         return os.path.samestat(os.stat("ns/mnt", dir_fd=process), self._own["mnt"])
 
     def hold(self, process: int) -> bool:
-        """Say whether a process is in those of users and of processes, and has the hook's root directory."""
+        """Return whether a process is in those of users and of processes, and has the hook's root directory."""
         for kind in ("user", "pid"):
             if not os.path.samestat(os.stat(f"ns/{kind}", dir_fd=process), self._own[kind]):
                 return False
@@ -232,7 +232,7 @@ def _overlay(options: Sequence[str], mounted: MountedFilesystem) -> OverlayMount
 
 
 def _fuse_connection(process: int) -> int:
-    """Give the device number of the file system that a process serves."""
+    """Return the device number of the file system that a process serves."""
     directory = os.open("fd", READ_TOP_DIRECTORY, dir_fd=process)
     try:
         numbers = sorted(os.listdir(directory), key=int)
@@ -255,7 +255,7 @@ def _fuse_connection(process: int) -> int:
 
 
 def _is_here(path: str, process: int) -> bool:
-    """Say whether a path leads to the same directory in a process's mount namespace and here."""
+    """Return whether a path leads to the same directory in a process's mount namespace and here."""
     if not path.startswith("/"):
         return False
     try:
@@ -265,7 +265,7 @@ def _is_here(path: str, process: int) -> bool:
 
 
 def _has_mount(process: int, mounted: MountedFilesystem) -> bool:
-    """Say whether a process's mount namespace has the same file system, by its number, at the same mount point."""
+    """Return whether a process's mount namespace has the same file system, by its number, at the same mount point."""
     there = MountTable(_read("mountinfo", process).splitlines()).exactly_at(mounted.mount_point)
     return there is not None and (there.device, there.root) == (mounted.device, mounted.root)
 
