@@ -130,14 +130,14 @@ class LayoutDestination:
         self.compare = None
 
     def stage(self, flush: Flush, log: Log, file_mode: int | None = None) -> Staging:
-        """Give the place in the layout to write the layer in."""
+        """Return the place in the layout to write the layer in."""
         self._stage = lambda: Staging(
             self.path, "", paths=self.paths, flush=flush, log=log, file_mode=file_mode
         )
         return self._stage()
 
     def stage_again(self) -> Staging:
-        """Give such a place once more."""
+        """Return such a place once more."""
         assert self._stage
         return self._stage()
 

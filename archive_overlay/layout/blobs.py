@@ -106,7 +106,7 @@ class Blobs:
             raise damaged(f"{name} is not what the manifest says")
 
     def has(self, descriptor: Mapping[str, Any]) -> bool:
-        """Say whether a blob is there, as it should be."""
+        """Return whether a blob is there, as it should be."""
         try:
             self.expect(descriptor)
         except (ArchiveError, OSError):
@@ -114,7 +114,7 @@ class Blobs:
         return True
 
     def lacks(self, descriptor: Mapping[str, Any]) -> bool:
-        """Say whether nothing is there in the place of a blob, not even something that is damaged.
+        """Return whether nothing is there in the place of a blob, not even something that is damaged.
 
         Raises:
             ArchiveError: the descriptor has no digest that is known.
@@ -127,7 +127,7 @@ class Blobs:
         return False
 
     def names(self) -> list[str]:
-        """Give the names of all that is there."""
+        """Return the names of all that is there."""
         fd = os.open(".", READ_DIRECTORY, dir_fd=self._directory)
         try:
             return os.listdir(fd)
@@ -183,7 +183,7 @@ class Blobs:
 
 
 def blob_path(descriptor: Mapping[str, Any]) -> str:
-    """Give the path of a blob in its layout.
+    """Return the path of a blob in its layout.
 
     Raises:
         ArchiveError: the descriptor has no digest that is known.
@@ -196,10 +196,10 @@ def blob_path(descriptor: Mapping[str, Any]) -> str:
 
 
 def is_size(value: object, size: int) -> bool:
-    """Say whether a descriptor's size is that of a file."""
+    """Return whether a descriptor's size is that of a file."""
     return type(value) is int and value == size
 
 
 def damaged(reason: str) -> ArchiveError:
-    """Give the error of a layout that is not what it has to be."""
+    """Return the error of a layout that is not what it has to be."""
     return ArchiveError(f"the image layout is damaged: {reason}")

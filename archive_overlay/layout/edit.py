@@ -112,11 +112,11 @@ class Edit:
         self._blobs[blob] = name
 
     def staged(self) -> dict[str, str]:
-        """Give the names in staging of the blobs that are going to be published, by digest."""
+        """Return the names in staging of the blobs that are going to be published, by digest."""
         return {f"sha256:{blob}": name for blob, name in self._blobs.items()}
 
     def read_staged(self, name: str) -> bytes:
-        """Give what is in a small file that was written in staging."""
+        """Return what is in a small file that was written in staging."""
         with open(os.open(name, READ, dir_fd=self._staging.directory), "rb") as file:
             return file.read()
 
@@ -242,7 +242,7 @@ class Edit:
         return self._discarded - needed - written
 
     def _needed_by_new(self, blobs: Blobs, written: set[str]) -> set[str]:
-        """Give the digests that documents in staging have in them: any that they name."""
+        """Return the digests that documents in staging have in them: any that they name."""
         found: set[str] = set()
         for blob, name in self._blobs.items():
             if name != blob:
@@ -350,7 +350,7 @@ def until_published(edit: Edit, path: str, work: Callable[[], Done]) -> Done:
 
 
 def is_new(layout: int) -> bool:
-    """Say whether a directory is to become a layout: it is empty but for what killed runs left.
+    """Return whether a directory is to become a layout: it is empty but for what killed runs left.
 
     Raises:
         ArchiveError: there is something else in it.
@@ -372,7 +372,7 @@ def _digests_in(data: bytes) -> set[str]:
 
 
 def _packs_in(data: bytes) -> list[dict[str, Any]]:
-    """Give the descriptors of packs in a document; none if it is no history index."""
+    """Return the descriptors of packs in a document; none if it is no history index."""
     if b'"manifests":[' not in data:
         return []
     listed = json.loads(data).get("manifests")

@@ -56,7 +56,7 @@ _ARCHITECTURES = {
 
 
 def empty_image() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give manifest and config of an image of this machine without a layer."""
+    """Return manifest and config of an image of this machine without a layer."""
     machine = os.uname().machine
     manifest: dict[str, Any] = {
         "schemaVersion": 2,
@@ -83,7 +83,7 @@ def with_layer(
     number: int,
     now: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give manifest and config of an image with one more revision.
+    """Return manifest and config of an image with one more revision.
 
     Args:
         manifest, config: of the image.
@@ -121,7 +121,7 @@ def with_layer(
 def image_at(
     layout: int, image: StoredImage, number: int, edit: Edit
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give manifest and config of an image that is as a revision of another one was.
+    """Return manifest and config of an image that is as a revision of another one was.
 
     Args:
         layout: file descriptor of the layout's directory.
@@ -148,7 +148,7 @@ def image_of(
     history: str,
     edit: Edit,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give manifest and config of an image like another one, but with certain pieces as its layers.
+    """Return manifest and config of an image like another one, but with certain pieces as its layers.
 
     Args:
         layout: file descriptor of the layout's directory.
@@ -217,12 +217,12 @@ def image_of(
 
 
 def entries_up_to(image: StoredImage, number: int) -> list[PackEntry]:
-    """Give the packs of an image's history that have revisions up to a number, cut off there."""
+    """Return the packs of an image's history that have revisions up to a number, cut off there."""
     return [entry.replace(up_to=min(entry.up_to, number)) for entry in image.packs if entry.first <= number]
 
 
 def descriptor_of(piece: Piece, kept: Kept | None) -> dict[str, Any]:
-    """Give the descriptor of a piece as a layer of an image.
+    """Return the descriptor of a piece as a layer of an image.
 
     Args:
         piece: it is, or is going to be, a blob of its own.
@@ -240,7 +240,7 @@ def descriptor_of(piece: Piece, kept: Kept | None) -> dict[str, Any]:
 
 
 def history_entry(piece: Piece, kept: Kept | None) -> dict[str, Any]:
-    """Give the entry of a piece in the history of an image's config; see `descriptor_of`."""
+    """Return the entry of a piece in the history of an image's config; see `descriptor_of`."""
     created = (kept.annotations.get(CREATED) or kept.created or None) if kept else None
     comment = kept.comment if kept and piece.first == piece.last else ""
     return {
@@ -253,7 +253,7 @@ def history_entry(piece: Piece, kept: Kept | None) -> dict[str, Any]:
 def with_composed(
     manifest: Mapping[str, Any], config: Mapping[str, Any], begin: int, end: int, piece: Piece, weight: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give manifest and config of an image with one layer in the place of several.
+    """Return manifest and config of an image with one layer in the place of several.
 
     Args:
         manifest, config: of the image.
@@ -293,7 +293,7 @@ def with_composed(
 def with_base(
     image: StoredImage, layers: Sequence[Layer], base: Mapping[str, Any] | None, ids: Iterable[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give manifest and config of an image with the image below it that it began with.
+    """Return manifest and config of an image with the image below it that it began with.
 
     Args:
         image: its lowest revision says that its base is absent.
@@ -394,7 +394,7 @@ def put_same(edit: Edit, tag: str, image: StoredImage, annotations: Mapping[str,
 
 
 def superseded_by(manifest: Mapping[str, Any]) -> list[str]:
-    """Give the digests that the publication of an image made superfluous."""
+    """Return the digests that the publication of an image made superfluous."""
     said = manifest["annotations"].get(SUPERSEDED)
     return said.split() if isinstance(said, str) else []
 
@@ -451,7 +451,7 @@ def _is_of_revision(key: str) -> bool:
 
 
 def _history_below(config: Mapping[str, Any], layers: int, count: int) -> list[Any]:
-    """Give the config's history of the lowest layers, with what it says beside layers.
+    """Return the config's history of the lowest layers, with what it says beside layers.
 
     Args:
         config: of the image.
@@ -466,7 +466,7 @@ def _history_below(config: Mapping[str, Any], layers: int, count: int) -> list[A
 
 
 def _full_history(config: Mapping[str, Any], layers: int) -> list[Any]:
-    """Give the config's history with an entry for each layer: readers take the n-th entry for the n-th layer's."""
+    """Return the config's history with an entry for each layer: readers take the n-th entry for the n-th layer's."""
     history = config["history"]
     known = sum(not each.get("empty_layer") for each in history)
     return [*history, *[{"created_by": "unknown"}] * (layers - known)]

@@ -212,7 +212,7 @@ def _earlier(image: StoredImage, number: int, first: int, annotations: Mapping[s
 
 
 def _on_earlier(layout: int, index: Mapping[str, Any], wish: Wish, usual: Place, earlier: Earlier) -> Place:
-    """Give the place on an earlier revision of the same upperdir: it is what the container had, and changed since."""
+    """Return the place on an earlier revision of the same upperdir: it is what the container had, and changed since."""
     usual = usual.replace(earlier=earlier)
     if usual.image and _is_revision(usual.image, usual.number, earlier.chains):
         return usual
@@ -245,7 +245,7 @@ def _on_earlier(layout: int, index: Mapping[str, Any], wish: Wish, usual: Place,
 
 
 def _usual_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
-    """Give the place for a container that had what the annotations say."""
+    """Return the place for a container that had what the annotations say."""
     descriptor = tagged(index, wish.tag)
     if descriptor is not None:
         image = open_stored(layout, descriptor)
@@ -270,7 +270,7 @@ def _usual_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
 
 
 def _on_unknown(usual: Place, wish: Wish) -> Place:
-    """Give the place for a container of which nobody knows what it had."""
+    """Return the place for a container of which nobody knows what it had."""
     warning = ""
     if wish.count_base and not usual.image:
         warning = (
@@ -280,7 +280,7 @@ def _on_unknown(usual: Place, wish: Wish) -> Place:
 
 
 def _without_parent(index: Mapping[str, Any], wish: Wish, usual: Place, *, new: bool) -> Place:
-    """Give the place for a container that had what is nowhere in the layout."""
+    """Return the place for a container that had what is nowhere in the layout."""
     assert wish.had is not None
     base = f"{ABSENT} {next(iter(wish.had), '')}".rstrip()
     # Its revisions come first, when they are there.
@@ -321,7 +321,7 @@ def _named(wish: Wish, usual: Place) -> str:
 
 
 def _is_revision(image: StoredImage, number: int, had: Collection[str]) -> bool:
-    """Say whether a revision is the one that the container had."""
+    """Return whether a revision is the one that the container had."""
     if number == image.last:
         if image.chain() in had:
             return True
@@ -370,7 +370,7 @@ def _find_noted(image: StoredImage, had: Collection[str]) -> int:
 
 
 def _newest(index: Mapping[str, Any], wish: Wish) -> Sequence[Mapping[str, Any]]:
-    """Give the images of a layout in which a revision is looked for."""
+    """Return the images of a layout in which a revision is looked for."""
     descriptors = images(index)[::-1]
     # Of several images that have it, the one that is asked for, or the one that it is to begin on.
     begins_on = match[1] if (match := _NUMBERED.fullmatch(wish.parent)) else wish.parent
@@ -389,7 +389,7 @@ def _opened(layout: int, descriptor: Mapping[str, Any]) -> StoredImage | None:
 
 
 def _branch_name(tag: str, container: str) -> str:
-    """Give what the tags of branches begin with that nobody asked for."""
+    """Return what the tags of branches begin with that nobody asked for."""
     identifier = re.sub("[^A-Za-z0-9]", "", container)[:_ID_LENGTH] or "branch"
     return f"{tag}-{identifier}"
 

@@ -62,7 +62,7 @@ class Provenance(Record):
     upper: str = ""
 
     def annotations(self) -> dict[str, str]:
-        """Give what the layer and the manifest are annotated with."""
+        """Return what the layer and the manifest are annotated with."""
         facts = {
             "container": self.container,
             "archive": self.archive,
@@ -85,7 +85,7 @@ class Provenance(Record):
         }
 
     def comment(self, number: int) -> str:
-        """Give the comment of the entry in the image's history."""
+        """Return the comment of the entry in the image's history."""
         if not self.container:
             return f"{_NUMBER}{number}: {self.message}"  # a person made it
         return f"{_NUMBER}{number}: {_CONTAINER}{self.container}{_ARCHIVE}{self.archive}{_MOUNT_POINT}{self.mount_point}"
@@ -123,7 +123,7 @@ def read_provenance(annotations: Mapping[str, Any], history: Mapping[str, Any]) 
 
 
 def first_of(annotations: Mapping[str, Any], upper: str) -> int:
-    """Give the number of the first revision of an upperdir, if a layer is a revision of it; 0 if it is not.
+    """Return the number of the first revision of an upperdir, if a layer is a revision of it; 0 if it is not.
 
     Args:
         annotations: of the layer.
@@ -136,7 +136,7 @@ def first_of(annotations: Mapping[str, Any], upper: str) -> int:
 
 
 def composed_comment(first: int, last: int) -> str:
-    """Give the comment in the image's history for a layer of several revisions."""
+    """Return the comment in the image's history for a layer of several revisions."""
     return f"revisions {first} to {last}"
 
 

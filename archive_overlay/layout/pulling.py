@@ -45,24 +45,24 @@ def advice_on_pulling(path: str, tag: str) -> str:
 
 
 def takes_path(path: str) -> bool:
-    """Say whether podman up to 4.6 pulls from a layout with this path."""
+    """Return whether podman up to 4.6 pulls from a layout with this path."""
     return bool(_PATH.fullmatch(path)) and len(f"localhost{path}") <= _LONGEST_NAME
 
 
 def takes_tag(tag: str) -> bool:
-    """Say whether podman from 4.7 on pulls an image with this tag."""
+    """Return whether podman from 4.7 on pulls an image with this tag."""
     whole = f"docker.io/library/{tag}"
     return bool(_TAG.fullmatch(tag)) and not _ID.fullmatch(tag) and len(whole) <= _LONGEST_NAME
 
 
 def quoted(text: str) -> str:
-    """Give a word of a shell's command line."""
+    """Return a word of a shell's command line."""
     if _HARMLESS.fullmatch(text):
         return text
     return "'" + text.replace("'", "'\\''") + "'"
 
 
 def _name(path: str, tag: str) -> str:
-    """Give a name for an image in the store that is like what it is called here."""
+    """Return a name for an image in the store that is like what it is called here."""
     name = _NO_NAME.sub("-", path.rpartition("/")[2].lower()).strip("-") or "data"
     return f"localhost/{name}:{_NO_TAG.sub('-', tag)[:_LONGEST_TAG]}"

@@ -27,7 +27,7 @@ class UnknownError(Exception):
 def reachable(
     blobs: Blobs, descriptors: Collection[Mapping[str, Any]], *, at_most: int | None = None
 ) -> set[str]:
-    """Give the digests of all blobs that descriptors lead to.
+    """Return the digests of all blobs that descriptors lead to.
 
     Args:
         blobs: of the layout.

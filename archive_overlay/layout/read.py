@@ -91,7 +91,7 @@ def check_name(name: str) -> None:
 
 
 def tagged(index: Mapping[str, Any], tag: str) -> dict[str, Any] | None:
-    """Give the entry of an index that has a tag; None: no entry has it.
+    """Return the entry of an index that has a tag; None: no entry has it.
 
     Raises:
         ArchiveError: several images have the tag.
@@ -103,31 +103,31 @@ def tagged(index: Mapping[str, Any], tag: str) -> dict[str, Any] | None:
 
 
 def tag_of(descriptor: Mapping[str, Any]) -> str:
-    """Give the tag of an entry of an index; "" if it has none."""
+    """Return the tag of an entry of an index; "" if it has none."""
     annotations = descriptor.get("annotations")
     tag = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
     return tag if isinstance(tag, str) else ""
 
 
 def is_history(descriptor: Mapping[str, Any]) -> bool:
-    """Say whether an entry of an index is no image but revisions kept beside images (see `packs`)."""
+    """Return whether an entry of an index is no image but revisions kept beside images (see `packs`)."""
     annotations = descriptor.get("annotations")
     return isinstance(annotations, dict) and HISTORY in annotations and not tag_of(descriptor)
 
 
 def images(index: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Give the entries of an index that are images."""
+    """Return the entries of an index that are images."""
     return [each for each in index["manifests"] if not is_history(each)]
 
 
 def only_untagged(index: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Give the image of an index that is the only one, if it has no tag: it is the one that is meant."""
+    """Return the image of an index that is the only one, if it has no tag: it is the one that is meant."""
     found = images(index)
     return found[0] if len(found) == 1 and not tag_of(found[0]) else None
 
 
 def is_tagged(descriptor: Mapping[str, Any], tag: str) -> bool:
-    """Say whether an entry of an index has a tag."""
+    """Return whether an entry of an index has a tag."""
     return tag_of(descriptor) == tag
 
 
@@ -325,6 +325,6 @@ def _integer(text: str) -> int:
 
 
 def _or_empty(value: Mapping[str, Any], key: str, kind: Callable[[], Any]) -> Any:
-    """Give what a key stands for; programs in Go write null, or nothing, for what is empty."""
+    """Return what a key stands for; programs in Go write null, or nothing, for what is empty."""
     found = value.get(key)
     return kind() if found is None else found
