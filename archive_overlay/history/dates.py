@@ -18,7 +18,7 @@ def seconds_of(text: str) -> int | None:
     """Read a date and time.
 
     Returns:
-        Seconds since 1970 in UTC, without fractions; None: the text is something else.
+        Seconds since 1970 in UTC, without fractions; None: the text is not a date and time.
     """
     match = _DATE.fullmatch(text[:64])
     if not match:

@@ -33,11 +33,11 @@ _NO_NAMES = ("", ".", "..")
 
 
 class NotInOrderError(Exception):
-    """The layer is not in order, or refers to what was passed over. Whoever looks at it first can read it."""
+    """The layer is not in order, or refers to something skipped. It can be read after a first look."""
 
 
 def look(tar: Tar) -> dict[int, int] | None:
-    """Look at a layer; give what `in_order` needs to read it, or None: that cannot read it."""
+    """Look at a layer; return what `in_order` needs to read it, or None if it cannot."""
     hashes = array("q")  # of what is neither a directory nor a hard link
     links: dict[int, int] = {}  # where hard links lead: how many of these were there before
     try:
@@ -145,7 +145,7 @@ def in_order(tar: Tar, linked: Mapping[int, int]) -> Generator[Item, None, None]
 
 
 def _common(levels: list[_Level], parts: list[str]) -> int:
-    """Say how many levels are those of a directory, or above it."""
+    """Return how many levels are a directory or above it."""
     common = min(len(levels), 1)
     for level, part in zip(levels[1:], parts):
         if level.path.name != part:
@@ -155,7 +155,7 @@ def _common(levels: list[_Level], parts: list[str]) -> int:
 
 
 def _enter(levels: list[_Level], parts: list[str], entry: Entry) -> Generator[Item, None, Item]:
-    """Enter the next directory on the way to an entry, which has no entry of its own before that; return its item."""
+    """Enter the next directory on the way to an entry, if it was not listed before; return its item."""
     made = implicit_directory(entry.mtime_ns)
     if not levels:
         levels.append(_Level(TOP, None))

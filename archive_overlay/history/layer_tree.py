@@ -1,8 +1,8 @@
-"""What a layer says, whatever the order in which it says it: its entries as a tree, in the order of their names.
+"""A layer in any order as a tree: its entries in the order of their names.
 
-The rules are those by which `unpack` makes entries in a directory, one after the other. Where it would go through what lower
-layers have (a hard link to a file of theirs, a symbolic link to their directories), nobody knows here where that leads,
-and the layer cannot be composed.
+The rules are those by which `unpack` makes entries in a directory, one after the other. If an entry refers to the
+contents of lower layers (a hard link to a file of theirs, a symbolic link to their directories), the layer cannot be
+composed, because these are unknown here.
 
 Source: OCI image specification, layer.md.
 """
@@ -132,7 +132,7 @@ class LayerTree:
                 if isinstance(there, _Directory):
                     there.number = number
                 else:
-                    # What was made there before hid what lower layers have.
+                    # What was created there before hid what lower layers have.
                     directory.children[name] = _Directory(number, 0, opaque=there is not None)
             elif entry.type == headers.HARD_LINK:
                 if there is not None and self._find(entry) == there:
@@ -188,7 +188,7 @@ class LayerTree:
         return Item(depth, path, name, entry, opaque=node.opaque or remade, implicit=implicit and not remade)
 
     def _mark(self, entry: Entry, parts: list[str], mark: str) -> None:
-        """Note what a mark says, unless the layer has something else than a directory where it stands."""
+        """Note a mark, unless it stands in something that the layer has and that is not a directory."""
         directory = self._root
         for position, part in enumerate(parts):
             there = directory.children.get(part)
@@ -233,7 +233,7 @@ class LayerTree:
     def _open(self, parts: list[str], entry: Entry, *, make: bool) -> _Directory:
         """Return the directory that an entry is in, or that a hard link leads to.
 
-        A symbolic link of the layer is followed as if the layer were all there is.
+        A symbolic link of the layer is followed within the layer.
         """
         way = [self._root]
         pending = parts[::-1]
@@ -285,7 +285,7 @@ class LayerTree:
 
 
 def implicit_directory(mtime_ns: int) -> Entry:
-    """Return what a directory is that a layer has no entry for, if no layer below has it either; see `unpack`."""
+    """Return the metadata of a directory that no layer lists; see `unpack`."""
     return Entry(headers.DIRECTORY, "", mode=0o755, mtime_ns=mtime_ns)
 
 

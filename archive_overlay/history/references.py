@@ -1,8 +1,8 @@
 """Which image a text on a command line names: LAYOUT, LAYOUT:NAME, and with @N a revision of it.
 
-Paths of layouts and names of images may both have slashes, colons and at signs in them. What exists decides: a text is
-read in each way in which its first part is a layout, and means the image that is there. If that is true of two, neither
-is meant.
+Paths of layouts and names of images may both contain slashes, colons and at signs. What exists decides: the text is
+split in each way whose first part is a layout, and means the image that exists. If two exist, the text is ambiguous,
+which is an error.
 
 Source: OCI image specification, image-layout.md, "index.json file"; annotations.md, "org.opencontainers.image.ref.name".
 """
@@ -42,7 +42,7 @@ class Found(Record):
 
     @property
     def unmistakable(self) -> str:
-        """A text that names it and nothing else."""
+        """An unambiguous text for the image."""
         return f"{self.path}/:{self.name}" + (f"@{self.number}" if self.number else "")
 
 
@@ -76,7 +76,7 @@ def find_image(text: str, *, numbered: bool) -> Found:
     readings = list(_readings(text, numbered=numbered))
     possible = [reading for reading in readings if looks_like_layout(reading.path)]
     if not possible:
-        # Opening it says why it is none.
+        # Opening it says what is wrong with it.
         there = (reading for reading in readings if os.path.exists(reading.path))
         possible = [next(there, _usual_reading(text))]
     indexes = [_read_index(reading.path) for reading in possible]
@@ -160,7 +160,7 @@ def layout_within(text: str) -> str:
 
 
 def looks_like_layout(path: str) -> bool:
-    """Return whether an image layout may be at a path. Whoever writes there can have it look like that."""
+    """Return whether a path looks like an image layout. Whoever can write there can fake one."""
     return all(os.path.lexists(os.path.join(path, name)) for name in (read.VERSION_FILE, read.INDEX_FILE))
 
 
@@ -175,7 +175,7 @@ def _readings(text: str, *, numbered: bool) -> Iterator[_Reading]:
 
 
 def _usual_reading(text: str) -> _Reading:
-    """Read a text as if neither the layout's last component nor the image's name had a colon or a slash in it."""
+    """Split a text, assuming no colons or slashes in the layout's last component and the image's name."""
     directory, slash, last = text.rpartition("/")
     last, _, name = last.partition(":")
     return _Reading(path=directory + slash + last if name else text, name=name)

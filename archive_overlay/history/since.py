@@ -1,8 +1,8 @@
-"""What an upperdir has changed since an earlier revision of it: only that goes into the next one.
+"""Find what an upperdir has changed since an earlier revision of it. Only that goes into the next one.
 
-An upperdir may be archived more than once: a snapshot is made while its container runs, the container stops later, and a
-root file system goes on when the container is started again. What the upperdir holds is cumulative, and what the earlier
-revisions hold of it is known:
+An upperdir may be archived more than once: by a snapshot while its container runs, at the stop, and, for a root file
+system, at the next stop after the container is started again. The upperdir is cumulative, and the earlier revisions say
+what it held:
 
     before    what those revisions have, composed: the change set of the upperdir at that time
     changes   what the upperdir holds now
@@ -63,8 +63,8 @@ def changes_since(
 ) -> Iterator[Change]:
     """Return what has changed: entries that are not the same as before, and deletions of those that are gone.
 
-    Directories that something has changed in come along with it. Where a file with several names is not the same under all
-    of them, all are given: a layer cannot link to what lower ones have.
+    Directories with changed contents are yielded, too. If a file with several names is not the same under all of them,
+    all are yielded: a layer cannot link to lower layers.
 
     Args:
         changes: all that the upperdir holds now, in the order of `compose.Source`.
@@ -172,7 +172,7 @@ class _Since:
             yield from self._gone(there[0])
 
     def learn(self, changes: Iterator[Change]) -> _Links:
-        """Read all, to know which files with several names are the same."""
+        """Read everything, to find which files with several names are the same."""
         for _ in self.run(changes):
             pass
         return self._links
@@ -267,7 +267,7 @@ class _Since:
             self._pass_over(depth)
         elif gone.shared and gone.link_to is None:
             self._old_facts[gone.shared] = Facts(gone, names=_attributes_of)
-        # If it is there in the lower layers, it is that: the upperdir never had anything under this name.
+        # If the lower layers have it, the upperdir never had anything under this name.
         if level.whole or not self._lies_below or not self._lies_below(gone.directory, gone.name):
             yield from self._with_directories(_deletion(gone))
 
@@ -337,11 +337,11 @@ class _Since:
         return False
 
     def _takes(self, old: Change, first: int) -> bool:
-        """Return whether what is now one file was one before."""
+        """Return whether names that are one file now were one file before."""
         return self._links.taken.setdefault(old.shared, first) == first
 
     def _same(self, change: Change, old: Change, facts: Facts | None, old_facts: Facts | None) -> bool:
-        """Return whether two entries of one kind, which are no directories, are the same."""
+        """Return whether two entries of one kind, not directories, are the same."""
         kind = change.kind
         if kind is SYMLINK and change.target != old.target:
             return False
@@ -389,7 +389,7 @@ def _number_of(level: _Level | None, name: str) -> int:
 
 
 def _copy(change: Change) -> Change:
-    """Return a directory's change that lasts."""
+    """Return a copy of a directory's change that outlives the next one."""
     copied = Change.__new__(Change)
     for name in Change.__slots__:
         setattr(copied, name, getattr(change, name))
@@ -402,7 +402,7 @@ def _size_of(change: Change) -> int:
 
 
 def _deletion(gone: Change) -> Change:
-    """Return what deletes the name of an entry that was there."""
+    """Return a change that deletes an entry's name."""
     gone.kind = WHITEOUT
     gone.mode = gone.uid = gone.gid = gone.size = gone.rdev = gone.shared = 0
     gone.attributes = {}

@@ -1,7 +1,7 @@
-"""What pieces of a history come to, read as one change set: all of them, or what they say of certain paths.
+"""Read pieces of a history as one change set: all of it, or only certain paths.
 
-The state of a revision is that of all its pieces. It takes no extraction: of large layers only what is wanted is kept aside,
-in a file without a name.
+The state of a revision is what all its pieces make up. This extracts nothing: only the wanted paths of large layers are
+kept aside, in a file without a name.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class States:
         with ExitStack() as stack:
             spool = stack.enter_context(spool_directory()) if pieces else -1
             sources: list[Source] = []
-            # From the top down: what links lead to is wanted of all below, too, if it is not there.
+            # From the top down: if a link's target is not in this piece, all pieces below are searched for it.
             for piece in reversed(pieces):
                 opener = self.opener(image, piece)
                 if paths is None:
