@@ -1,6 +1,6 @@
-"""What a container started from: the image in the engine's store whose layers lie below its overlay.
+"""Find what a container started from: the image in the engine's store whose layers lie below its overlay.
 
-The place of a lower directory says it, at no price:
+The path of a lower directory tells, at no cost:
 
     STORE/overlay/LAYER/diff    the topmost layer below a container's root file system; also by way of STORE/overlay/l/SHORT
     STORE/overlay/LAYER/merged  an image that podman has mounted, below an image mount with rw=true
@@ -82,7 +82,7 @@ class ContainerBase(Record):
 
 
 def container_base(overlay: OverlayMount, stores: Sequence[str]) -> ContainerBase:
-    """Find the image that lies below a container's overlay. Nothing but links in the store is read.
+    """Find the image below a container's overlay. Only links in the store are read.
 
     Args:
         overlay: what the container wrote into.
@@ -99,7 +99,7 @@ def _top_layer(overlay: OverlayMount, stores: Sequence[str]) -> tuple[str, tuple
     if overlay.lowers_unknown:
         raise store.UnknownError(overlay.lowers_unknown)
     layer = store.layer_of_upper(overlay.upper, stores)
-    # An engine that gives a container's files to other users keeps the former ones in the container's own layer.
+    # An engine that changes owners for a container keeps the original files in the container's own layer.
     lowers = [lower for lower in overlay.lowers if not (layer and lower.startswith(f"{layer}/"))]
     if not lowers:
         raise store.UnknownError("it has no lower directories")
@@ -120,7 +120,7 @@ def _below_container(layer: str, lower: str) -> tuple[str, tuple[Driver, ...]]:
         return identifier, (Driver(path=own),)
     if layers.parent(os.path.basename(layer), own) != identifier:
         raise store.UnknownError(f"{own}-layers does not say that the container lies on {directory}")
-    # The host's root may have made the second store, and a user namespace shows him as somebody else.
+    # The second store may belong to the host's root, whom a user namespace shows as another user.
     return identifier, (Driver(path=own), Driver(path=path, owners=(0, overflow_owner())))
 
 

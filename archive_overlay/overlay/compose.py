@@ -42,7 +42,7 @@ if TYPE_CHECKING:
             """
 
         def skip(self) -> None:
-            """Pass over the next entry, and all that is in it. Other names of the same file stand without it."""
+            """Skip the next entry and everything in it. Other names of the same file remain complete."""
 
 
 # What a change set has at a name.
@@ -59,7 +59,7 @@ MERGED = "merged"  # the entries of both directories; the newer one's metadata; 
 
 
 def at_one_name(older: str, newer: str, *, covered: bool) -> str:
-    """Say what two change sets come to at one name, if the newer one has something there.
+    """Decide what two change sets give at one name, if the newer one has something there.
 
     Args:
         older: NOTHING, OTHER or PLAIN, which stands for any directory.
@@ -176,13 +176,13 @@ class _Composed:
             self._describe(change)
         elif self._in_older:
             self._older.skip()
-            change.implicit = False  # nothing that is left below could say more of it
+            change.implicit = False  # no source left below can add to it
         if result is NEWER_OPAQUE:
             change.opaque = True
         return change if result is not NOTHING else None
 
     def _describe(self, change: Change) -> None:
-        """Take over what the older one knows of a directory, and leave out what it has in it."""
+        """Take over the older one's metadata of a directory, and skip its contents."""
         below = self._take_older()
         if below is not None:
             change.mode, change.uid, change.gid = below.mode, below.uid, below.gid

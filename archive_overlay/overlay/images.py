@@ -1,4 +1,4 @@
-"""The images in an engine's store: which of them a container was made of, and their manifests.
+"""Find the images in an engine's store that a container was made from, and their manifests.
 
     STORE/DRIVER-containers/containers.json  the id of each container's image; see `overlay/store`
     STORE/DRIVER-layers/layers.json          the layer below each layer
@@ -42,7 +42,7 @@ _LONGEST_MANIFESTS = 1 << 26
 
 
 class Container(Record):
-    """What a spec says of the place of a container in a store.
+    """What a spec says of a container's place in a store.
 
     Attributes:
         bundle: its bundle.

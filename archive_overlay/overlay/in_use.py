@@ -32,8 +32,8 @@ def can_ask() -> bool:
 def is_mounted(overlay: OverlayMount) -> bool:
     """Return whether the kernel has an overlay mounted, in any namespace, that writes into an upperdir.
 
-    The mount tables of other namespaces are not read: whoever has a namespace chooses the paths in its table, and so
-    could claim any upperdir. The kernel itself knows by the inode.
+    The mount tables of other namespaces are not read: the owner of a namespace chooses the paths in its table, and so
+    could claim any upperdir. The kernel goes by the inode.
 
     Args:
         overlay: whose upperdir.

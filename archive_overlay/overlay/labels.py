@@ -1,6 +1,7 @@
-"""What people call a container and its image: for people, and for nothing else.
+"""The names of a container and its image, for people only.
 
-Whoever starts a container chooses its name, its annotations and, by a tag, its image's name. Nothing may be decided by them.
+Whoever starts a container chooses its name, its annotations and, by a tag, its image's name. No decision may depend on
+them.
 
 Source: containers.go of containers/storage and pkg/annotations of CRI-O; pkg/cri/annotations of containerd; the stores and
 specs of podman 4.3, CRI-O and containerd.
@@ -28,7 +29,7 @@ _LONGEST_METADATA = 1 << 20
 
 
 class Labels(Record):
-    """What people call a container.
+    """The names of a container and its image.
 
     Attributes:
         name: of the container; "" if it is unknown.

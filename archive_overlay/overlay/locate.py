@@ -1,4 +1,4 @@
-"""From a mount of the spec to the overlay behind it.
+"""Find the overlay behind a mount of the spec.
 
 Source: OCI runtime specification, config.md, "Mounts"; proc(5); the mounts that engines were seen to make.
 """
@@ -43,7 +43,7 @@ def find_overlay(
         mount_point: the destination, normalised; "/" without a mount is the root file system.
         mount_program: path of the executable that serves overlays in user space.
         bundle: absolute path of the container's bundle, which podman has in its store; "" if it has none.
-        ended: whether the host may have been started again since the container ran, so that nothing is mounted any more.
+        ended: whether the host may have rebooted since the container ran, so that nothing is mounted any more.
 
     Raises:
         ArchiveError: there is no such mount, it is no overlay, or its upperdir is gone.
@@ -109,7 +109,7 @@ def environment_file(mounts: Sequence[Mount]) -> str:
 
 
 class _Believed(Record):
-    """What is believed beside the kernel and the spec.
+    """The facts that are believed besides the kernel and the spec.
 
     Attributes:
         mount_program: path of the executable that serves overlays in user space.
@@ -181,7 +181,7 @@ def _mounts() -> mountinfo.MountTable:
 
 
 def _behind(mounted: mountinfo.MountedFilesystem, believed: _Believed) -> OverlayMount | None:
-    """Return the overlay that is mounted; None: it is a part of one, or something else."""
+    """Return the mounted overlay; None: the mount is a part of one, or something else."""
     if mounted.type == "overlay" and mounted.root == "/":
         upper = _upper_in_table(mounted)
         overlay = from_mount_table(mounted.options, f"the mount at {mounted.mount_point}", upper=upper)
@@ -224,7 +224,7 @@ def _of_ended_server(
         layer: whose root file system it is; "" if it is none.
 
     Returns:
-        None: it is no such mount.
+        None: it is not such a mount.
 
     Raises:
         ArchiveError: its upperdir is not to be found, or cannot be read.
@@ -265,8 +265,8 @@ def _not_an_overlay(
 def _of_root(root: str, *, environment_file: str, believed: _Believed) -> OverlayMount:
     """Find the overlay of a container's root file system.
 
-    Where the container's root user could not reach the engine's store, root.path is a second place where it is mounted,
-    and often in a mount namespace of the container's monitor alone. What the store says leads to the first.
+    If the container's root user cannot reach the engine's store, root.path is a second mount point, often only in the
+    mount namespace of the container's monitor. The store leads to the first one.
     """
     unknown = ""
     place = root
@@ -317,14 +317,14 @@ def _left_in_bundle(mount_point: str, believed: _Believed) -> OverlayMount | Non
     if not upper:
         return None
     try:
-        # What lay below is on the command line of a process that is gone, and nowhere else.
+        # Only the command line of a process that is gone said what lay below.
         return ended_servers.overlay_on(upper)
     except OSError as error:
         fail(f"the upperdir {upper} cannot be read", error)
 
 
 def _with_layers_of_image(overlay: OverlayMount, believed: _Believed) -> OverlayMount:
-    """Return an overlay on an image the layers of that image, if the engine has unmounted it since."""
+    """Return an overlay on an image, with that image's layers if the engine has unmounted it since."""
     lower = overlay.lowers[0] if len(overlay.lowers) == 1 else ""
     layer = store.layer_at(lower)
     if not layer or os.path.dirname(layer) not in map(os.path.realpath, believed.stores):
@@ -348,7 +348,7 @@ def _left_in(layer: str, root: str, *, ended: bool) -> OverlayMount | None:
         None: something else is where it was mounted.
 
     Raises:
-        ArchiveError: the store does not say all that has to be known.
+        ArchiveError: the store lacks some of the facts.
     """
     place = f"{layer}/merged"
     try:
@@ -374,8 +374,8 @@ def _left_in(layer: str, root: str, *, ended: bool) -> OverlayMount | None:
             f"the container's root file system {root} is not mounted any more, and what it was made of is"
             f" not to be found: {reason}"
         ) from error
-    # The driver mounts with userxattr when it is rootless. In a user namespace there is nothing else: trusted
-    # attributes can be neither set nor read.
+    # A rootless driver mounts with userxattr. Nothing else works in a user namespace: trusted attributes can be neither
+    # set nor read there.
     return OverlayMount(
         upper=upper,
         lowers=tuple(lowers),

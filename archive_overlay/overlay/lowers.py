@@ -30,7 +30,7 @@ _NO_ATTRIBUTE = (errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP)
 class Place:
     """Something in a lower layer.
 
-    Each directory on the way of the walk may have a place in each of hundreds of layers, so what is held is little.
+    Each directory on the way of the walk may have a place in each of hundreds of layers, so this must stay small.
 
     Args:
         layer: see below.
@@ -67,7 +67,7 @@ class Place:
         return self.type == stat.S_IFREG
 
     def is_still(self, status: os.stat_result) -> bool:
-        """Return whether a status is that of the same thing."""
+        """Return whether a status is that of the same file."""
         return (self._device, self._inode) == (status.st_dev, status.st_ino)
 
 
@@ -85,7 +85,7 @@ class Found(Record):
 
 
 class Directory:
-    """A directory of the overlay; what is below it is looked up only when somebody asks.
+    """A directory of the overlay. What lies below is looked up only when it is asked for.
 
     Args:
         parent: the directory that it is in; None for the root.
@@ -127,7 +127,7 @@ class Lowers:
         self._unknown = overlay.lowers_unknown
         self._roots: list[Place] | None = None
         self._path = TOP  # that was made last: most layers have a name at the same path
-        # Of some layers, the directory that was looked into last, open: what is in it is asked for next.
+        # For some layers, the directory that was used last, open: its contents are usually asked for next.
         self._open_directories: dict[int, tuple[TreePath, int]] = {}
 
     def close(self) -> None:
@@ -146,7 +146,7 @@ class Lowers:
         Raises:
             ArchiveError: a lower layer cannot be read, or a redirect is not one that the kernel follows.
         """
-        # Not by recursion: a container makes directories deeper than Python's stack.
+        # Not by recursion: a container can make directories deeper than Python's stack.
         unknown = []
         step: Directory | None = directory
         while step is not None and step.places is None:
@@ -171,7 +171,7 @@ class Lowers:
         return self._find(directory, name, redirect="", is_directory=False, metacopy=False)
 
     def find_metacopy(self, directory: Directory, name: str, redirect: str) -> tuple[list[Place], Place]:
-        """Find what lies below a file of which the upperdir has only the metadata.
+        """Find what lies below a file if the upperdir has only its metadata.
 
         Args:
             directory: that it is in.
@@ -207,7 +207,7 @@ class Lowers:
         return self._roots
 
     def names(self, places: list[Place]) -> set[str]:
-        """List what is in the lower layers of a directory; what turns out to be deleted is in it too.
+        """List the names in the lower layers of a directory, including deleted ones.
 
         Raises:
             ArchiveError: a lower layer cannot be read.
@@ -439,7 +439,7 @@ class Lowers:
         return os.open(path.name, flags, dir_fd=self._directory(layer, path.parent))
 
     def _directory(self, layer: int, path: TreePath) -> int:
-        """Return a directory of a layer, open; it stays so until another one is asked for."""
+        """Return an open directory of a layer, which stays open until another one is asked for."""
         known, fd = self._open_directories.pop(layer, (None, -1))
         if known is not path:
             way = []

@@ -1,7 +1,7 @@
-"""Whose a container's files are, as the container itself counts users and groups: what the spec and the mounts say.
+"""Find the id mappings of a container's files: what the spec and the mounts say.
 
-A container in a user namespace has other numbers for them than the hook. From the disk to the container there are up to
-three steps, each with a map of its own:
+A container in a user namespace has other ids than the hook. There are up to three steps from the disk to the container,
+each with a map of its own:
 
     on disk ─▶ what the mount program shows ─▶ what an id-mapped mount shows ─▶ what the container sees
                uidmapping of fuse-overlayfs    uidMappings of the mount         uidMappings of the container
@@ -39,7 +39,7 @@ _OF_CRUN = {"uids": "uidMappings", "gids": "gidMappings"}
 def find(
     user_namespace: Mapping[str, object], mount: Mount | None, overlay: OverlayMount
 ) -> ContainerOwners | None:
-    """Find whose the files of an overlay are in the container.
+    """Find the map from the owners on disk of an overlay to those in the container.
 
     Args:
         user_namespace: what the spec says of the container's; empty: it has the hook's.
@@ -47,7 +47,7 @@ def find(
         overlay: how it is mounted.
 
     Returns:
-        None: they have the same numbers on disk.
+        None: the ids are the same.
 
     Raises:
         ArchiveError: the spec or the mount does not say.
@@ -55,7 +55,7 @@ def find(
     container = _container(user_namespace)
     program = overlay.program_owners or _same()
     if mount and _is_mapped_for_container(mount):
-        # What the mount shows outside of the container, the container's own map takes back.
+        # The container's own map undoes what the mount shows outside the container.
         container = _same()
     elif mount and (by_mount := _of_mount(mount)):
         shown, relative = by_mount
@@ -100,7 +100,7 @@ def _is_own(path: object) -> bool:
 
 
 def _is_mapped_for_container(mount: Mount) -> bool:
-    """Return whether a mount is mapped by the container's own user namespace, as the bare option idmap asks for."""
+    """Return whether the container's own user namespace maps a mount, as the bare option idmap requests."""
     return not mount.mappings and any(option in IDMAP for option in mount.options)
 
 
@@ -147,7 +147,7 @@ def _as_number(digits: str) -> int:
 def _maps(
     said: Mapping[str, object], what: str, before: str, after: str, count: str = "size"
 ) -> OwnerMap | None:
-    """Read mappings; None: there are none. Where there are some of users alone, groups have the same numbers."""
+    """Read mappings; None: there are none. If only users have mappings, groups have the same ids."""
     ranges = {}
     for kind in _KINDS:
         listed = said.get(kind)

@@ -1,4 +1,4 @@
-r"""The mount options of an overlay, by each of the sources that has them, each with its own escapes.
+r"""Read the mount options of an overlay from each of their sources, which all escape names differently.
 
 A backslash, where it escapes anything, stands for the byte after it. In an overlay's options it does so in some values
 and not in others. Tried with Linux 6.18 and fuse-overlayfs 1.10 and 1.13-dev, name by name:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.overlay.dialect import Dialect
 
-# Options with which an upperdir does not say all by itself. (nfs_export needs index.)
+# Options with which an upperdir may refer to lower layers. (nfs_export needs index.)
 _REFERRING = ("metacopy", "redirect_dir", "index")
 
 _BACKSLASH, _COMMA = b"\\,"
@@ -240,7 +240,7 @@ def _separated_by_libfuse(options: str) -> list[str]:
 def _program_owners(mappings: Mapping[str, str], origin: str) -> OwnerMap:
     """Read what fuse-overlayfs is told of owners: [:]DISK:SHOWN:COUNT[:DISK:SHOWN:COUNT...].
 
-    podman puts a colon first, which is passed over.
+    podman puts a colon first, which is skipped.
     """
     ranges = {}
     for key, text in mappings.items():
