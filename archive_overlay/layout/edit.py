@@ -1,10 +1,10 @@
-"""Writing to an OCI image layout: blobs first, flushed; index.json last, in one step; then what is no longer needed goes.
+"""Write to an OCI image layout: blobs first, flushed; index.json last, in one step; then delete superfluous blobs.
 
 Whoever writes has the lock of the layout (see `lock`). Not every program takes it. So index.json is exchanged, and what comes
 out is compared with what was read: if it is something else, the exchange is taken back, and the caller begins again with
 what is there now.
 
-What a publication makes superfluous stays until the next one, for somebody may just be reading it.
+What a publication makes superfluous stays until the next one, because somebody may be reading it.
 
 Source: OCI image specification, image-layout.md.
 """
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 # Before something is deleted, all manifests are read. Beyond this many, it is left to `archive_overlay gc`.
 _MOST_READ = 200
-# Programs that do not take the lock may be faster again and again, but not for ever.
+# Programs without the lock may be faster again and again, but not for ever.
 _MOST_ATTEMPTS = 20
 
 
@@ -233,7 +233,7 @@ class Edit:
                 needed = reachable(blobs, old, at_most=_MOST_READ)
                 needed |= self._needed_by_new(blobs, written)
         except (ArchiveError, UnknownError, OSError):
-            return set()  # nobody knows: nothing is deleted
+            return set()  # unknown: nothing is deleted
         self._manifests = [
             each
             for each in self._manifests
@@ -324,7 +324,7 @@ class Edit:
 
 
 def until_published(edit: Edit, path: str, work: Callable[[], Done]) -> Done:
-    """Do what ends in a publication, and do it again as long as another program is faster.
+    """Do work that ends in a publication, and repeat it as long as another program is faster.
 
     Args:
         edit: is published by the work.

@@ -1,4 +1,4 @@
-"""Images that are about to be written to a layout: with one more layer, as of a revision, in the place of another.
+"""Images to be written to a layout: with one more layer, as of a revision, or in place of another.
 
 Source: OCI image specification, manifest.md; config.md; annotations.md.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from archive_overlay.layout.provenance import Provenance
     from archive_overlay.layout.stored import StoredImage
 
-# So many layers above a base are pulled in about the time that one takes; see `history.tiers`.
+# Pulling so many layers above a base takes about as long as pulling one; see `history.tiers`.
 COMFORTABLE = 20
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 # Of an index's entry: what is said of the image, and not of its name there.
@@ -121,7 +121,7 @@ def with_layer(
 def image_at(
     layout: int, image: StoredImage, number: int, edit: Edit
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return manifest and config of an image that is as a revision of another one was.
+    """Return manifest and config of an image that equals a revision of another one.
 
     Args:
         layout: file descriptor of the layout's directory.
@@ -345,7 +345,7 @@ def put_image(
     annotations: Mapping[str, str] = {},
     same_config: bool = False,
 ) -> str:
-    """Let a tag name a new image.
+    """Point a tag to a new image.
 
     Args:
         edit: is going to publish it. All its layers are there, or are in `edit`.
@@ -417,10 +417,10 @@ _MOST_CHAINS = 16
 def with_ancestors(
     manifest: Mapping[str, Any], diff_ids: Sequence[object], old: StoredImage, *, up_to: int
 ) -> dict[str, Any]:
-    """Note in a manifest what an older image of its history was called in stores, as far as no layer says it any more.
+    """Note in a manifest the ids of an older image of its history in stores, if no layer has them any more.
 
-    Packs know it, too, but stay in their layout. An image that comes to another host says so itself that it goes on with
-    what that host has.
+    Packs have them, too, but stay in their layout. With this note, an image shows another host that it continues what
+    that host has.
 
     Args:
         manifest: of the new image; what it has noted stays.
@@ -442,7 +442,7 @@ def with_ancestors(
     return {**manifest, "annotations": annotations}
 
 
-# They take 20 KB of each manifest. A host that has missed more revisions than that cannot be told from a branch.
+# They take 20 KB of each manifest. A host that has missed more revisions looks like a branch.
 _MOST_ANCESTORS = 1000
 
 
@@ -461,7 +461,7 @@ def _history_below(config: Mapping[str, Any], layers: int, count: int) -> list[A
     history = _full_history(config, layers)
     own = [position for position, entry in enumerate(history) if not entry.get("empty_layer")]
     if len(own) != layers:
-        return [{"created_by": "unknown"}] * count  # nobody knows which entry is of which layer
+        return [{"created_by": "unknown"}] * count  # which entry belongs to which layer is unknown
     return history[: own[count]] if count < layers else history
 
 

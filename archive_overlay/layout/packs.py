@@ -1,4 +1,4 @@
-"""Packs: revisions whose change sets are in an image only composed with others, kept beside the image.
+"""Packs: revisions that an image holds only composed with others, kept beside the image.
 
     manifest of an image --annotation `history`--> history index --> packs
 
@@ -131,7 +131,7 @@ def read_history(blobs: Blobs, descriptor: Mapping[str, Any]) -> list[PackEntry]
 
 
 def read_pack(blobs: Blobs, entry: PackEntry) -> Pack:
-    """Read what a pack has that counts in a history.
+    """Read what counts in a history from a pack.
 
     Raises:
         ArchiveError: it is missing or damaged.

@@ -1,6 +1,6 @@
-"""Where a revision comes from: written into an image, and read from it.
+"""Write where a revision comes from into an image, and read it.
 
-It is kept twice. Annotations of layers say all of it, and are lost on the way through an engine's store; the image's
+It is stored twice. Annotations of layers have all of it, but are lost on the way through an engine's store; the image's
 history survives that.
 
 Source: OCI image specification, annotations.md; config.md, "history".

@@ -21,7 +21,7 @@ MANIFESTS = (MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+jso
 
 
 class UnknownError(Exception):
-    """It cannot be told what is referred to; the message says why."""
+    """What is referred to cannot be known; the message says why."""
 
 
 def reachable(

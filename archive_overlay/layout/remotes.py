@@ -1,6 +1,6 @@
-"""Where else the images of a layout belong, in a registry or in an engine's store: noted beside their tags, in index.json.
+"""Note beside tags in index.json where their images belong, in a registry or in an engine's store.
 
-What has not got there yet is known without a list: its digest is not the one that was last there.
+No list of waiting images is needed: their digest differs from the one that was last there.
 
 Source: OCI image specification, annotations.md, image-index.md.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PUSH_TO = f"{PREFIX}push-to"
 PUSHED = f"{PREFIX}pushed"
-# Of a branch that was made because the registry had what another tag lacked: that tag.
+# For a branch that was made because the registry had what another tag lacked: that tag.
 BRANCH_OF = f"{PREFIX}branch-of"
 
 # The name by which an image was to be loaded into the engine's store, and could not be; empty: that is done.
@@ -53,7 +53,7 @@ def branch_of(descriptor: Mapping[str, Any]) -> str:
 
 
 def waits(descriptor: Mapping[str, Any]) -> bool:
-    """Return whether an image has not got to where it belongs; see `remote_of`."""
+    """Return whether an image waits to be pushed to where it belongs; see `remote_of`."""
     return bool(remote_of(descriptor)) and pushed_of(descriptor) != descriptor.get("digest")
 
 

@@ -1,7 +1,7 @@
-"""An image of a layout as the history that it is: its revisions, and the pieces that hold them.
+"""An image of a layout as a history: its revisions, and the pieces that hold them.
 
-What the image's layers say of themselves is believed only as far as it adds up: their revisions follow one another. Other
-layers are a revision each, by their position.
+The annotations of layers are believed only if they are consistent: their revisions are consecutive. Any other layer is
+one revision, by its position.
 
 Source: OCI image specification, manifest.md; config.md, "history" and "rootfs.diff_ids".
 """
@@ -137,7 +137,7 @@ class StoredImage:
         return [found[number] for number in sorted(found)]
 
     def history_of_layer(self, position: int) -> Mapping[str, Any]:
-        """Return the entry of a layer in the config's history; an empty one if nobody knows which it is."""
+        """Return the entry of a layer in the config's history; an empty one if that is unknown."""
         return self._history[position]
 
     def pieces(self, first: int, last: int) -> list[Piece]:
@@ -326,7 +326,7 @@ def _history_entries(config: Mapping[str, Any], layers: int) -> Sequence[Mapping
     entries = [
         each for each in config["history"] if isinstance(each, dict) and each.get("empty_layer") is not True
     ]
-    # Otherwise nobody knows which entry is of which layer.
+    # Otherwise which entry belongs to which layer is unknown.
     return entries if len(entries) == layers else [{} for _ in range(layers)]
 
 
