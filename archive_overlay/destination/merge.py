@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         """How a tree says what is deleted, and which directories hide what lies below."""
 
         def is_whiteout(self, name: str, directory: int, status: os.stat_result) -> bool:
-            """Say whether an entry deletes its name. It is never a regular file.
+            """Return whether an entry deletes its name. It is never a regular file.
 
             Args:
                 name: of the entry.
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
             """
 
         def hides(self, opaque: tuple[str, ...]) -> bool:
-            """Say whether a directory with some attributes of those that `opaque` gives hides what lies below."""
+            """Return whether a directory with some attributes of those that `opaque` gives hides what lies below."""
 
         def opaque(self, name: str, directory: int) -> tuple[str, ...]:
-            """Give the attributes by which overlays take a directory to hide what lies below.
+            """Return the attributes by which overlays take a directory to hide what lies below.
 
             Args:
                 name: of the directory.

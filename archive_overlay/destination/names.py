@@ -36,7 +36,7 @@ _ATTEMPTS = 100
 
 
 def staging_prefix(name: str) -> str:
-    """Give the beginning of the names of all staging directories of one destination.
+    """Return the beginning of the names of all staging directories of one destination.
 
     Args:
         name: the destination's name, "" if staging is inside it; one that is too long for more is cut, and gets a checksum.
@@ -52,12 +52,12 @@ def staging_prefix(name: str) -> str:
 
 
 def new_staging_name(name: str) -> str:
-    """Give a name for a new staging directory of a destination. See `staging_prefix`."""
+    """Return a name for a new staging directory of a destination. See `staging_prefix`."""
     return f"{staging_prefix(name)}{os.urandom(_RANDOM_BYTES).hex()}"
 
 
 def is_staging_name(entry: str, name: str | None = None) -> bool:
-    """Say whether an entry is called as staging directories are.
+    """Return whether an entry is called as staging directories are.
 
     Args:
         entry: its name.
@@ -100,7 +100,7 @@ def set_mark(fd: int) -> str:
 
 
 def is_marked(fd: int) -> bool:
-    """Say whether a run of this program made a directory.
+    """Return whether a run of this program made a directory.
 
     Args:
         fd: file descriptor of the directory.

@@ -106,7 +106,7 @@ class Paths:
         return next((base for base in self._allowed() if path.startswith(base.rstrip("/") + "/")), "")
 
     def _allowed(self) -> tuple[str, ...]:
-        """Give the allowed directories, resolved. One to which a link of others leads allows nothing."""
+        """Return the allowed directories, resolved. One to which a link of others leads allows nothing."""
         if self._resolved is None:
             found = []
             for directory in self._named:

@@ -53,7 +53,7 @@ class Destination(Record):
     patience: Patience | None = None
 
     def stage(self, flush: Flush, log: Log, file_mode: int | None = None) -> Staging:
-        """Give the place beside it (or inside it, if it is a mount point) to make the archive in."""
+        """Return the place beside it (or inside it, if it is a mount point) to make the archive in."""
         parent, name = (self.path, "") if self.mount_point else os.path.split(self.path)
         return Staging(parent, name, paths=self.paths, flush=flush, log=log, file_mode=file_mode)
 

@@ -1,11 +1,10 @@
 """Compaction: fewer layers, the same revisions.
 
-Runs of an image's younger layers become one layer each (`tiers` says which). What the image then has only composed goes into a
-pack: the facts of the revisions, and their change sets, so each revision can still be had.
+Runs of an image's younger layers become one layer each (`tiers` says which). A pack keeps what the image then holds
+only composed: the facts of the revisions, and their change sets. So each revision stays readable.
 
-The work is done without the layout's lock, which other containers wait for when they stop: layers are composed first, into
-files that nobody else sees. Then, under the lock, they take the places of those that they were made of, if these are still
-where they were.
+Layers are composed without the layout's lock, which other containers wait for when they stop, into files that nobody
+else sees. Then, under the lock, they replace the layers that they were made of, if these are still there.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ if TYPE_CHECKING:
     from archive_overlay.layout.stored import StoredImage
     from archive_overlay.log import Log
 
-# When there are so many packs of few revisions, they become one: a history of any length has few of them.
+# So many packs of few revisions become one, so that a history of any length has few packs.
 _MANY_PACKS = 10
-# Layers of so many revisions at most are kept when they are composed with others, if they are small. So a state of a long
-# history is made of few pieces: without them it would be one for each revision.
+# Small layers of at most so many revisions are kept when they are composed with others. So a state of a long history
+# needs few pieces, not one for each revision.
 _MOST_TOGETHER = 100
 
 
@@ -58,7 +57,7 @@ class Form(Record):
 
 
 class Fresh(Record):
-    """A change set that was composed, and is in staging.
+    """A composed change set in staging.
 
     Attributes:
         first, last: numbers of the revisions in it.
@@ -117,7 +116,7 @@ class Composer:
 
         Raises:
             ArchiveError: one of them is damaged, or the result cannot be written.
-            OSError: there is no writing in staging.
+            OSError: staging cannot be written to.
         """
         key = self._key(pieces)
         if key in self._made:
@@ -145,7 +144,7 @@ class Composer:
         return pieces[0].first, tuple(piece.digest for piece in pieces)
 
     def made(self, first: int, last: int) -> Layer | None:
-        """Give what was composed of a run of revisions; None: nothing was."""
+        """Return the composition of a run of revisions; None: there is none."""
         found = (each.layer for each in self._made.values() if (each.first, each.last) == (first, last))
         return next(found, None)
 
@@ -165,7 +164,7 @@ class Plan(Record):
 
 
 def compact(image: Image, composer: Composer, *, most: int) -> Plan | None:
-    """Compose what has to be composed for an image to have room for one more layer.
+    """Compose layers until the image has room for one more.
 
     Args:
         image: the image.
@@ -177,7 +176,7 @@ def compact(image: Image, composer: Composer, *, most: int) -> Plan | None:
 
     Raises:
         ArchiveError: a layer is damaged, or the result cannot be written.
-        OSError: there is no writing in staging.
+        OSError: staging cannot be written to.
     """
     stored = image.stored
     base = sum(piece.last <= stored.base for piece in stored.layers)
@@ -221,7 +220,7 @@ def compose_runs(image: Image, composer: Composer, runs: Iterable[tuple[int, int
 
 
 def put_compacted(plan: Plan, tag: str, layout: int, image: StoredImage, edit: Edit) -> bool:
-    """Let the composed layers take their places.
+    """Replace layers by the composed ones.
 
     Args:
         plan: what was composed.
@@ -272,19 +271,19 @@ def put_compacted(plan: Plan, tag: str, layout: int, image: StoredImage, edit: E
 
 
 def _alone(image: Image, first: int, last: int) -> list[Piece]:
-    """Give the pieces that hold a run of revisions; one of a pack before a layer, because it is there already."""
+    """Return the pieces that hold a run of revisions; one of a pack before a layer, because it is there already."""
     packed = [piece for piece in image.stored.pieces(first, last) if not piece.in_image]
     whole = [piece for piece in packed if piece.first == first and piece.last == last]
     return whole[:1] or image.between(first - 1, last)
 
 
 def _shortens(piece: Piece) -> bool:
-    """Say whether it is worth its bytes to keep a composed layer beside the change sets of its revisions."""
+    """Return whether keeping a composed layer beside the change sets of its revisions is worth its bytes."""
     return 0 < piece.last - piece.first < _MOST_TOGETHER and piece.size <= LARGEST_SHARED
 
 
 def _weight(image: StoredImage, position: int) -> int:
-    """Give what a layer weighs; see `tiers`."""
+    """Return what a layer weighs; see `tiers`."""
     piece = image.layers[position]
     annotations = image.manifest["layers"][position].get("annotations") or {}
     said = annotations.get(WEIGHT, "")
@@ -296,7 +295,7 @@ def _weight(image: StoredImage, position: int) -> int:
 def with_merged(
     image: StoredImage, entries: list[PackEntry], edit: Edit, blobs: Blobs
 ) -> tuple[list[PackEntry], list[str]]:
-    """Let the last packs of a history become one, if they are many and small; give the digests of the old ones, too.
+    """Join the last packs of a history if they are many and small; return the digests of the old ones, too.
 
     The last entry is one that is still in staging, and stays.
     """

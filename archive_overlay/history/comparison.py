@@ -1,4 +1,4 @@
-"""What a change set makes different from what it lies on, and how two states differ: a letter for each entry.
+"""Compare a change set with what it lies on, or two states: a letter for each entry that differs.
 
 Both sides are read once, side by side, in the order that `compose.Source` has. What is remembered grows with the depth of
 the tree, and by one small record for each file that has several names.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.compose import Source
 
 ADDED = "A"
-CHANGED = "added or changed"  # shown as A: nobody knows what was there
+CHANGED = "added or changed"  # shown as A: what was there is unknown
 MODIFIED = "M"
 METADATA = "m"
 DELETED = "D"
@@ -72,9 +72,9 @@ class Sides(Record):
     """What the two sides of a comparison are.
 
     Attributes:
-        newer_is_whole: the newer side is a whole state, so what it does not have is not there any more. Otherwise it is a
-            change set that lies on the older side.
-        older_is_whole: what the older side does not have was not there. Otherwise nobody knows.
+        newer_is_whole: the newer side is a whole state, so what it lacks was deleted. Otherwise it is a change set that
+            lies on the older side.
+        older_is_whole: what the older side lacks was not there. Otherwise that is unknown.
         marks_are_entries: both sides are change sets, and are compared as they stand: with their whiteouts.
     """
 
@@ -99,15 +99,15 @@ def compare(
 ) -> Iterator[Difference]:
     """Compare two trees.
 
-    A directory of which only the time differs is given only if nothing is different in it: making and deleting entries
-    sets that time. Nor is one given of which nothing is known but that entries in it have changed. Of a deleted
-    directory, what was in it is not given. What an opaque directory has is compared with what it hides.
+    If only the time of a directory differs, it is yielded only if nothing in it does: creating and deleting entries
+    sets that time. A directory that a layer lists only for its contents is not yielded, nor are the former contents of
+    a deleted directory. The contents of an opaque directory are compared with what it hides.
 
     Args:
         newer, older: the two; None for the older one: it is empty.
         sides: what they are.
-        everything: give also what was in deleted directories, and directories that are there only for what is in them,
-            as `UNCHANGED`.
+        everything: also yield the former contents of deleted directories and, as `UNCHANGED`, directories that are only
+            listed for their contents.
         renamed_from: says of a directory that was just taken from the newer side where it was before; "" if it was not
             renamed.
 
@@ -136,10 +136,10 @@ class _Comparison:
         self._sides = sides
         self._everything = everything
         self._renamed_from = renamed_from
-        # For each directory from the root to the present one: whether all that is known to be in it now is what the newer
-        # side has.
+        # For each directory from the root to the present one: whether the newer side has all that is known to be in it
+        # now.
         self._whole: list[bool] = []
-        # Directories that are given only if nothing in them is: how many directories they are in, and what would be given.
+        # Directories that are yielded only if nothing in them is: their depth, and what would be yielded.
         self._held: list[tuple[int, Difference]] = []
         self._newer_files: dict[int, Facts] = {}
         self._older_files: dict[int, Facts] = {}
@@ -217,7 +217,7 @@ class _Comparison:
         return Difference(DELETED, gone)
 
     def _pass_over_older(self, depth: int) -> None:
-        """Pass over what the older side has in a directory that has been taken, unless it is to be given."""
+        """Skip what the older side has in a directory that has been taken, unless it is to be yielded."""
         if self._everything:
             self._whole.append(True)
             return
@@ -279,7 +279,7 @@ class _Comparison:
         return None
 
     def _facts(self, change: Change, files: dict[int, Facts]) -> Facts | None:
-        """Give what is remembered of a file with several names; None for other files."""
+        """Return what is remembered of a file with several names; None for other files."""
         if not change.shared:
             return None
         facts = files.get(change.shared)
@@ -337,7 +337,7 @@ class Facts:
         self.attributes = attributes.digest()
 
     def equals(self, other: Facts) -> bool:
-        """Say whether two files are the same."""
+        """Return whether two files are the same."""
         return (self.contents, self.metadata, self.attributes) == (
             other.contents,
             other.metadata,
@@ -346,7 +346,7 @@ class Facts:
 
 
 def _contents_differ(change: Change, facts: Facts | None, old: Change, old_facts: Facts | None) -> bool:
-    """Say whether two entries of one type differ in more than metadata."""
+    """Return whether two entries of one type differ in more than metadata."""
     kind = change.kind
     if kind is SYMLINK:
         return change.target != old.target
@@ -358,7 +358,7 @@ def _contents_differ(change: Change, facts: Facts | None, old: Change, old_facts
         return True
     if not change.size or (facts is None and old_facts is None and _is_one_file(change, old)):
         return False
-    # The times say nothing of the contents: a container can set them.
+    # Equal times do not mean equal contents: a container can set them.
     now = facts.contents if facts else digest_of(change)
     before = old_facts.contents if old_facts else digest_of(old)
     return now != before
@@ -381,14 +381,14 @@ def _metadata_differ(change: Change, facts: Facts | None, old: Change, old_facts
 
 
 def metadata_of(change: Change) -> tuple[int, int, int, int]:
-    """Give mode, owner and time of modification."""
+    """Return mode, owner and time of modification."""
     # A symbolic link's mode means nothing, and not every archive has it.
     mode = 0 if change.kind is SYMLINK else change.mode
     return mode, change.uid, change.gid, change.mtime_ns
 
 
 def _compared(change: Change) -> list[str]:
-    """Give the names of an entry's attributes that are its own, and not the host's or an overlay's."""
+    """Return the names of an entry's attributes that are its own, and not the host's or an overlay's."""
     return [
         name
         for name in change.attributes
@@ -399,7 +399,7 @@ def _compared(change: Change) -> list[str]:
 def same_attributes(
     change: Change, old: Change, *, names_of: Callable[[Change], list[str]] | None = None
 ) -> bool:
-    """Say whether two entries have the same extended attributes.
+    """Return whether two entries have the same extended attributes.
 
     Args:
         change, old: the two.
@@ -418,7 +418,7 @@ def same_attributes(
 
 
 def same_data(change: Change, old: Change) -> bool:
-    """Say whether two files that are no links have the same data: holes are zeros.
+    """Return whether two files, not hard links, have the same data. Holes count as zeros.
 
     Raises:
         ArchiveError: they cannot be read.
@@ -429,10 +429,10 @@ def same_data(change: Change, old: Change) -> bool:
 
 
 def digest_of(change: Change) -> bytes:
-    """Give a digest of a file's data, the same wherever there are holes instead of zeros.
+    """Return a digest of a file's data, the same wherever there are holes instead of zeros.
 
     Args:
-        change: a file that is no link. Its data cannot be taken any more if they come in pieces.
+        change: a file, not a hard link. If its data come in pieces, this uses them up.
 
     Raises:
         ArchiveError: they cannot be read.
@@ -445,7 +445,7 @@ def digest_of(change: Change) -> bytes:
 
 
 def _blocks(change: Change) -> Iterator[tuple[int, bytes]]:
-    """Give a file's data in blocks, without those that are all zeros."""
+    """Yield a file's data in blocks, except for blocks of zeros."""
     start = 0
     block = bytearray()
     for position, data in data_of(change):
@@ -468,7 +468,7 @@ def _blocks(change: Change) -> Iterator[tuple[int, bytes]]:
 
 
 def data_of(change: Change) -> Iterator[tuple[int, bytes]]:
-    """Give a file's data: pieces in their order, and at which offset each belongs. What is in between is zeros.
+    """Yield a file's data: pieces in their order, and at which offset each belongs. What is in between is zeros.
 
     Raises:
         ArchiveError: they cannot be read.

@@ -1,4 +1,4 @@
-"""Layers composed into one, which shows what they show stacked.
+"""Compose layers into one that shows what they show stacked.
 
 In it, entries come depth first, names in the order of their code points, deletions among them. A reader of layers need not
 know the order: no name is both there and deleted, an opaque directory has no deletions in it, and it says that it is
@@ -45,7 +45,7 @@ def compose_layers(
 
     Args:
         layers: each opens one of them, the oldest first.
-        fd: an empty file, open for writing. The caller keeps it. What it has is worth nothing after an error.
+        fd: an empty file, open for writing. The caller keeps it. After an error, its contents are invalid.
         directory: file descriptor of a directory where files without a name may be made.
         where, compression, level, jobs, log: see `write_layer`.
 
@@ -78,7 +78,7 @@ def write_composed(
     jobs: int,
     log: Log,
 ) -> Layer:
-    """Compose several groups of layers, each by itself, and write what comes of that.
+    """Compose each of several groups of layers, and write one change set made from the results.
 
     Args:
         groups: of each, what opens its layers, the oldest first.
@@ -100,7 +100,7 @@ def write_composed(
                 )
                 for layers in groups
             ]
-            # At the end of the context, it is known that all that was read was what the layers should be.
+            # The end of the context verifies that what was read matches the layers' digests.
             return write_layer(
                 changes(sources),
                 fd,

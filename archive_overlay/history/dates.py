@@ -18,7 +18,7 @@ def seconds_of(text: str) -> int | None:
     """Read a date and time.
 
     Returns:
-        Seconds since 1970 in UTC, without fractions; None: the text is something else.
+        Seconds since 1970 in UTC, without fractions; None: the text is not a date and time.
     """
     match = _DATE.fullmatch(text[:64])
     if not match:
@@ -36,7 +36,7 @@ def seconds_of(text: str) -> int | None:
 
 
 def month_of(seconds: int) -> tuple[int, int]:
-    """Give the year and the month, from 1 on, that a time in seconds since 1970 is in."""
+    """Return the year and the month, from 1 on, that a time in seconds since 1970 is in."""
     year, month, _ = _civil(seconds // _DAY)
     return year, month
 
@@ -62,7 +62,7 @@ def _day_number(year: int, month: int, day: int) -> int:
 
 
 def _civil(number: int) -> tuple[int, int, int]:
-    """Give the date of a day that is counted as `_day_number` does."""
+    """Return the date of a day that is counted as `_day_number` does."""
     number += 719468
     era, of_era = divmod(number, 146097)
     year = (of_era - of_era // 1460 + of_era // 36524 - of_era // 146096) // 365

@@ -1,4 +1,4 @@
-"""The image that a history begins with, copied into the layout from an engine's store.
+"""Copy the image that a history begins with from an engine's store into the layout.
 
 The first revision of a history is numbered as if that image were below it, so that nothing is renumbered when it comes. Until
 then the revision says that its base is absent, and which one it is.
@@ -113,7 +113,7 @@ def include_base(
 def _without_base(
     layout: int, index: Mapping[str, Any], tag: str, ids: Collection[str]
 ) -> StoredImage | None:
-    """Give an image that lacks its base, if that is one of the images that are called so."""
+    """Return an image that lacks its base, if the base is one of these."""
     descriptor = tagged(index, tag)
     image = open_stored(layout, descriptor) if descriptor else None
     if image is None or image.first < 2:
@@ -125,7 +125,7 @@ def _without_base(
 
 
 def _copy(layer: StoreLayer, name: str, staging: Staging, form: Form, log: Log) -> Layer:
-    """Write a layer of the store's into staging: as the tar that it was, or else as what it changes."""
+    """Write a layer of the store into staging: as the original tar if possible, else from its directory."""
     fd = staging.create_file(name)
     try:
         if layer.has_tar:

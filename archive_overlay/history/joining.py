@@ -1,12 +1,12 @@
-"""What another host has added to a history, joined with what is here.
+"""Join what another host has added to a history with what is here.
 
-Hosts that share a registry have one history, and each has its own layout. A registry has images, and no packs. So what comes
-from there has the revisions that its layers say; and those that the image has only composed are here, if they ever were.
-Both together are the history as it goes on here: the image that came takes the place of the one that was here, and what that
-had besides becomes a pack, as in a compaction.
+Hosts that share a registry have one history, and each has its own layout. A registry has images but no packs. So a
+fetched image has the revisions that its layers name; revisions that it holds only composed are in this layout, if they
+ever were. The history here is both together: the fetched image replaces the one here, and a pack keeps what only the
+old one had, as in a compaction.
 
-Whether one image goes on with another one is known by the ids that its layers have had in stores, which are made of what is
-in them and below them, and by the numbers of their revisions.
+Whether one image continues another is known by the numbers of their revisions and by the ids of their layers in stores,
+which depend on what is in each layer and below it.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
 
 def goes_on_with(later: StoredImage, earlier: StoredImage) -> bool:
-    """Say whether an image is another one with perhaps more revisions, whatever became of its layers."""
+    """Return whether an image continues another one or equals it, however its layers were composed."""
     return not earlier.layers or _has(later, earlier.chains(), earlier.last)
 
 
 def last_in_common(image: StoredImage, other: StoredImage) -> int:
-    """Give the number of the last revision of an image that another one has, too; 0: there is none."""
+    """Return the number of the last revision of an image that another one has, too; 0: there is none."""
     if image.layers and goes_on_with(other, image):
         return image.last
     theirs, beginnings = _all_ids(other), other.ancestors()
@@ -67,7 +67,7 @@ def _has(image: StoredImage, ids: Mapping[str, int], number: int) -> bool:
 
 
 def _all_ids(image: StoredImage) -> dict[str, int]:
-    """Give all ids that an image's revisions had in stores, with their numbers."""
+    """Return all ids that an image's revisions had in stores, with their numbers."""
     found = {each: kept.number for kept in image.kept() for each in chains_in(kept.annotations)}
     return {**found, **image.chains()}
 
@@ -101,9 +101,9 @@ def put_joined(
     *,
     here: StoredImage | None,
 ) -> str:
-    """Let a tag name an image that came from elsewhere, and keep what was known here of its revisions.
+    """Point a tag to an image that came from elsewhere, and keep what was known here of its revisions.
 
-    What the image says of a history of its layout, and of blobs that are superfluous there, means nothing here.
+    What the image says of its own layout's packs and superfluous blobs does not apply here.
 
     Args:
         edit: is going to publish it, and has all of its blobs but the manifest that is not in the layout yet.
@@ -129,7 +129,7 @@ def put_joined(
     common = last_in_common(here, fetched) if here else 0
     superseded: list[str] = []
     if here and common == here.last and _has_layers(fetched, here):
-        # Nothing was composed, and so nothing is to be kept besides.
+        # Nothing was composed, so no pack is needed.
         if value := add_history(edit, here.packs_to_keep()):
             manifest["annotations"][HISTORY] = value
     elif here and common:
@@ -147,7 +147,7 @@ def put_joined(
         tag,
         manifest,
         fetched.config,
-        # What does not go on has another tag besides, and is still needed.
+        # If the image does not continue this one, another tag has this one and still needs it.
         instead_of=here if here and common == here.last else None,
         superseded=superseded,
         platform=fetched.descriptor.get("platform"),
@@ -194,7 +194,7 @@ def _kept_here(
 
 
 def _has_layers(image: StoredImage, other: StoredImage) -> bool:
-    """Say whether an image has all layers of another one, and all of them are revisions still."""
+    """Return whether an image has all layers of another one, and all of them are revisions still."""
     theirs = {(piece.first, piece.last, piece.digest) for piece in image.layers}
     return not any(map(_is_pruned, image.manifest["layers"])) and all(
         (piece.first, piece.last, piece.digest) in theirs for piece in other.layers
@@ -202,15 +202,15 @@ def _has_layers(image: StoredImage, other: StoredImage) -> bool:
 
 
 def _is_pruned(layer: Mapping[str, Any]) -> bool:
-    """Say whether the last revision of a layer is none any more."""
+    """Return whether the last revision of a layer was pruned."""
     return PRUNED in (layer.get("annotations") or {})
 
 
 def _change_sets(numbers: Sequence[int], pieces: Sequence[Piece]) -> list[Piece]:
-    """Give pieces that are missing for what each revision changed, made of others.
+    """Return the pieces that are missing to say what each revision changed, made from others.
 
-    A layer of one host may have revisions composed of which another host knows that they are several: then what the last
-    one changed is nowhere. All of the layer does as well: on what is there already, it changes only what that one changed.
+    One host may have composed revisions that another host still has one by one. Then no piece says what the last one
+    changed. The whole layer will do: on top of the others, it changes only what the last one changed.
 
     Args:
         numbers: of the revisions, in order.
@@ -235,7 +235,7 @@ def _change_sets(numbers: Sequence[int], pieces: Sequence[Piece]) -> list[Piece]
 
 
 def _back(begin: int, number: int, by_last: Mapping[int, Sequence[Piece]]) -> list[Piece]:
-    """Find pieces that follow one another down from a number, until one has the beginning; none if there are not enough."""
+    """Find consecutive pieces from a number down to the beginning; none if there are not enough."""
     follower: dict[int, Piece | None] = {number: None}  # by where the next one has to end
     pending = [number]
     while pending:

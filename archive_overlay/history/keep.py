@@ -79,7 +79,7 @@ def revisions_to_keep(
 def _newest_of_each(
     dated: Sequence[tuple[int, int]], count: int, period: Callable[[int], Hashable]
 ) -> list[int]:
-    """Give the newest revision of each of so many periods, and if there are fewer, the oldest of all."""
+    """Return the newest revision of each of so many periods, and if there are fewer, the oldest of all."""
     if not (count and dated):
         return []
     found: dict[Hashable, int] = {}

@@ -33,11 +33,11 @@ _NO_NAMES = ("", ".", "..")
 
 
 class NotInOrderError(Exception):
-    """The layer is not in order, or refers to what was passed over. Whoever looks at it first can read it."""
+    """The layer is not in order, or refers to something skipped. It can be read after a first look."""
 
 
 def look(tar: Tar) -> dict[int, int] | None:
-    """Look at a layer; give what `in_order` needs to read it, or None: that cannot read it."""
+    """Look at a layer; return what `in_order` needs to read it, or None if it cannot."""
     hashes = array("q")  # of what is neither a directory nor a hard link
     links: dict[int, int] = {}  # where hard links lead: how many of these were there before
     try:
@@ -60,7 +60,7 @@ def look(tar: Tar) -> dict[int, int] | None:
 
 
 def in_order(tar: Tar, linked: Mapping[int, int]) -> Generator[Item, None, None]:
-    """Give what a layer says that is in order. Of the last item that was given, the data can be read from the tar.
+    """Yield what a layer says that is in order. Of the last item that was given, the data can be read from the tar.
 
     Args:
         tar: the layer.
@@ -145,7 +145,7 @@ def in_order(tar: Tar, linked: Mapping[int, int]) -> Generator[Item, None, None]
 
 
 def _common(levels: list[_Level], parts: list[str]) -> int:
-    """Say how many levels are those of a directory, or above it."""
+    """Return how many levels are a directory or above it."""
     common = min(len(levels), 1)
     for level, part in zip(levels[1:], parts):
         if level.path.name != part:
@@ -155,7 +155,7 @@ def _common(levels: list[_Level], parts: list[str]) -> int:
 
 
 def _enter(levels: list[_Level], parts: list[str], entry: Entry) -> Generator[Item, None, Item]:
-    """Enter the next directory on the way to an entry, which has no entry of its own before that; return its item."""
+    """Enter the next directory on the way to an entry, if it was not listed before; return its item."""
     made = implicit_directory(entry.mtime_ns)
     if not levels:
         levels.append(_Level(TOP, None))
@@ -171,7 +171,7 @@ def _enter(levels: list[_Level], parts: list[str], entry: Entry) -> Generator[It
 
 
 def _come_to(levels: list[_Level], name: str) -> Iterator[Item]:
-    """Give what comes before a name in the last level."""
+    """Yield what comes before a name in the last level."""
     level = levels[-1]
     if name <= level.last:
         raise NotInOrderError
@@ -184,7 +184,7 @@ def _come_to(levels: list[_Level], name: str) -> Iterator[Item]:
 
 
 def _deletions(levels: list[_Level]) -> Iterator[Item]:
-    """Give the deletions that are still to come in the last level."""
+    """Yield the deletions that are still to come in the last level."""
     level = levels[-1]
     while level.deletions:
         yield Item(len(levels) - 1, level.path, level.deletions.popleft(), None)

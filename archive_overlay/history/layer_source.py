@@ -1,4 +1,4 @@
-"""A stored layer as a change set that can be composed: with its data, in the order that composing needs.
+"""Read a stored layer as a change set to compose: with its data, in the order that composing needs.
 
 A layer is read for the first time to see what it needs, and to verify it before any of it is believed. There are three
 kinds:
@@ -9,7 +9,7 @@ kinds:
   each directory.
 - Any other is kept aside, whole, in a file without a name: see `layer_tree`.
 
-Who can begin anew may read large layers without this first look: most are in order, and reading takes half of the time.
+A caller that can start over may read large layers without this first look: most are in order, and that halves the time.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     # Opens a layer at its start. At the end of the context it is verified: ArchiveError, if it is damaged.
     Opener = Callable[[], AbstractContextManager[TarReader]]
 
-# A layer up to this size is kept in memory, each entry counted as so many bytes besides what it has.
+# A layer up to this size is kept in memory; each entry counts as so many bytes besides its contents.
 _SMALL_LAYER = 64 * 1024
 _ENTRY = 512
 # Names of a layer with hard links that may be remembered without a first look.
@@ -199,7 +199,7 @@ class LayerSource:
             self._found.add(name)
 
     def _link_to_taken(self, item: Item, entry: Entry) -> Change:
-        """Give a hard link, if what it leads to has been taken."""
+        """Return a hard link, if what it leads to has been taken."""
         target = "/".join(split_link(entry.link))
         if self._found is None:
             if len(self._taken) > _MOST_FOUND:
@@ -213,7 +213,7 @@ class LayerSource:
         return change
 
     def _pass_over(self, item: Item) -> None:
-        """Leave an entry out, but not what other names of the same file may need."""
+        """Skip an entry, but keep what other names of the same file may need."""
         self._begun = False
         if not item.file or item.stored is not None or item.file in self._files:
             return
@@ -227,7 +227,7 @@ class LayerSource:
         file.forget_attributes()
 
     def _look(self) -> Item | None:
-        """Give the next item."""
+        """Return the next item."""
         if not self._begun:
             try:
                 self._item = next(self._items, None)
@@ -264,7 +264,7 @@ class LayerSource:
             self._give_up(error)
 
     def _open(self) -> Iterator[Item]:
-        """Read the layer for the first time, as far as that has to be, and say how its items are got."""
+        """Read the layer for the first time, as far as necessary, and choose how to get its items."""
         if not self._look_first:
             self._opened = self._open_layer()
             self._tar = beginning = _Beginning(self._opened.__enter__())
@@ -305,7 +305,7 @@ class LayerSource:
         raise error
 
     def _abandon(self) -> None:
-        """Close the layer, though it has not been read to its end."""
+        """Close the layer before its end."""
         opened, self._opened = self._opened, None
         if opened is not None:
             abandoned = _Abandoned()
@@ -316,7 +316,7 @@ class LayerSource:
 
 
 class _Abandoned(BaseException):
-    """What ends the context of a layer that nothing is wrong with."""
+    """Ends the context of a layer that is not at fault."""
 
 
 class _File:

@@ -1,8 +1,8 @@
-"""What a layer says, whatever the order in which it says it: its entries as a tree, in the order of their names.
+"""A layer in any order as a tree: its entries in the order of their names.
 
-The rules are those by which `unpack` makes entries in a directory, one after the other. Where it would go through what lower
-layers have (a hard link to a file of theirs, a symbolic link to their directories), nobody knows here where that leads,
-and the layer cannot be composed.
+The rules are those by which `unpack` makes entries in a directory, one after the other. If an entry refers to the
+contents of lower layers (a hard link to a file of theirs, a symbolic link to their directories), the layer cannot be
+composed, because these are unknown here.
 
 Source: OCI image specification, layer.md.
 """
@@ -132,7 +132,7 @@ class LayerTree:
                 if isinstance(there, _Directory):
                     there.number = number
                 else:
-                    # What was made there before hid what lower layers have.
+                    # What was created there before hid what lower layers have.
                     directory.children[name] = _Directory(number, 0, opaque=there is not None)
             elif entry.type == headers.HARD_LINK:
                 if there is not None and self._find(entry) == there:
@@ -153,7 +153,7 @@ class LayerTree:
                 directory.children[name] = self._spool.add(entry, tar)
 
     def items(self) -> Iterator[Item]:
-        """Give what the layer says, depth first, names in the order of their code points.
+        """Yield what the layer says, depth first, names in the order of their code points.
 
         Raises:
             ArchiveError: what was kept aside cannot be read.
@@ -182,13 +182,13 @@ class LayerTree:
     def _directory_item(
         self, depth: int, path: TreePath, name: str, node: _Directory, *, remade: bool = False
     ) -> Item:
-        """Give a directory; remade: it takes the place of what lower layers have, which is deleted."""
+        """Return a directory; remade: it takes the place of what lower layers have, which is deleted."""
         implicit = node.number == _IMPLICIT
         entry = implicit_directory(node.mtime_ns) if implicit else self._spool.get(node.number).entry
         return Item(depth, path, name, entry, opaque=node.opaque or remade, implicit=implicit and not remade)
 
     def _mark(self, entry: Entry, parts: list[str], mark: str) -> None:
-        """Note what a mark says, unless the layer has something else than a directory where it stands."""
+        """Note a mark, unless it stands in something that the layer has and that is not a directory."""
         directory = self._root
         for position, part in enumerate(parts):
             there = directory.children.get(part)
@@ -212,7 +212,7 @@ class LayerTree:
             directory.delete(name)
 
     def _linked(self, entry: Entry) -> int:
-        """Give the number of what an entry is a hard link to."""
+        """Return the number of what an entry is a hard link to."""
         there = self._find(entry)
         if there is None:
             raise ArchiveError(
@@ -231,9 +231,9 @@ class LayerTree:
         return self._open(above, entry, make=False).children.get(name)
 
     def _open(self, parts: list[str], entry: Entry, *, make: bool) -> _Directory:
-        """Give the directory that an entry is in, or that a hard link leads to.
+        """Return the directory that an entry is in, or that a hard link leads to.
 
-        A symbolic link of the layer is followed as if the layer were all there is.
+        A symbolic link of the layer is followed within the layer.
         """
         way = [self._root]
         pending = parts[::-1]
@@ -279,13 +279,13 @@ class LayerTree:
         return made
 
     def _target(self, number: int) -> str | None:
-        """Give what a symbolic link points to; None: it is something else."""
+        """Return what a symbolic link points to; None: it is something else."""
         entry = self._spool.get(number).entry
         return entry.link if entry.type == headers.SYMLINK else None
 
 
 def implicit_directory(mtime_ns: int) -> Entry:
-    """Give what a directory is that a layer has no entry for, if no layer below has it either; see `unpack`."""
+    """Return the metadata of a directory that no layer lists; see `unpack`."""
     return Entry(headers.DIRECTORY, "", mode=0o755, mtime_ns=mtime_ns)
 
 

@@ -1,6 +1,6 @@
-"""One path of a revision, found in its pieces from the top down: no further than something there hides what is below.
+"""Find one path of a revision in its pieces, from the top down, until something hides what is below.
 
-Of each piece only that path is kept aside. Symbolic links are followed with the root of the image as the root.
+Only that path of each piece is kept aside. Symbolic links are followed within the image.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def look_up(image: Image, revision: Revision, path: str, states: States, *, foll
 
 
 def data_at(image: Image, looked: Looked, states: States) -> Iterator[tuple[int, bytes]]:
-    """Give the data of a file: pieces in their order, and at which offset each belongs. What is in between is zeros.
+    """Yield the data of a file: pieces in their order, and at which offset each belongs. What is in between is zeros.
 
     Raises:
         ArchiveError: they cannot be read.
@@ -143,7 +143,7 @@ def data_at(image: Image, looked: Looked, states: States) -> Iterator[tuple[int,
 
 
 def last_changed(image: Image, looked: Looked, states: States) -> tuple[int, int]:
-    """Say which revision changed an entry last: the first and the last one that it may be, if that is not known."""
+    """Return which revision changed an entry last, as a range: the first and the last one that it may be."""
     piece = looked.fact.piece
     numbers = [each.number for each in image.revisions if piece.first <= each.number <= piece.last]
     if piece.first == piece.last or len(numbers) < 2:
@@ -165,7 +165,7 @@ def _split(path: str) -> list[str]:
 def _find(
     image: Image, pieces: Sequence[Piece], path: str, states: States, *, listed: bool = True
 ) -> dict[str, Fact]:
-    """Give what pieces come to at a path, at those above it, and in it if it is a directory.
+    """Return the state that pieces make up at a path, at the paths above it, and in it if it is a directory.
 
     Args:
         image: has the pieces.
@@ -175,7 +175,7 @@ def _find(
         listed: whether what is in it is wanted.
     """
     found: dict[str, Fact] = {}
-    closed: set[str] = set()  # lower pieces say nothing of these
+    closed: set[str] = set()  # hidden from lower pieces
     for piece in reversed(pieces):
         wanted = PathSet()
         wanted.add(path, entries=listed)
@@ -223,7 +223,7 @@ def _note(change: Change, path: str, piece: Piece, found: dict[str, Fact], close
 
 
 def _above(path: str) -> Iterator[str]:
-    """Give the marks in `closed` that say that nothing of a path counts any more: what is in directories above it."""
+    """Yield the marks in `closed` that say that nothing of a path counts any more: what is in directories above it."""
     yield "/"
     for position, character in enumerate(path):
         if character == "/":

@@ -1,4 +1,4 @@
-"""What an unpacked layer could not be given, for one warning."""
+"""Collect what could not be set on unpacked entries, for one warning."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Missing:
         self._found[what] = count + 1, first
 
     def note_mark(self, what: str, path: str) -> None:
-        """Note one entry that was to have what an overlay would act on."""
+        """Note one entry with something that an overlay would act on."""
         self.marks = True
         self.note(what, path)
 

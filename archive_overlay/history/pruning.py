@@ -1,7 +1,7 @@
-"""Revisions that go, and those that stay.
+"""Choose the revisions of an image that go, and drop them.
 
-At a stop only facts are rewritten (`put_pruned`): what revisions changed stays where it is, as a part of the next one's change set.
-`wanted_without` is for commands, which give back what is not needed then.
+A stop only rewrites facts (`put_pruned`): what revisions changed stays where it is, as a part of the next one's change
+set. `wanted_without` is for commands, which also free what is no longer needed.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 _PARENT = f"{PREFIX}parent"
 _BASE = f"{PREFIX}base"
-# What is said of a revision by where it is stored.
+# Facts that follow from where a revision is stored.
 _OF_PLACE = (CHAINS, REVISION, WEIGHT, PRUNED)
-# What is counted anew where revisions before it have gone.
+# Facts that are counted anew if revisions before it are dropped.
 _COUNTED = tuple(f"{PREFIX}{name}" for name in ("entries", "deletions", "bytes"))
 
 
@@ -89,7 +89,7 @@ def choose(image: StoredImage, keep: Keep, protected: Mapping[int, str], now: fl
 
 
 def named_elsewhere(layout: int, index: Mapping[str, Any], image: StoredImage) -> dict[int, str]:
-    """Give the revisions of an image on which others end or begin, each with a reason.
+    """Return the revisions of an image on which others end or begin, each with a reason.
 
     Args:
         layout: file descriptor of the layout's directory.
@@ -129,7 +129,7 @@ def prune(
     patience: Patience,
     log: Log,
 ) -> str:
-    """Let the revisions of an image that no rule keeps be none any more. No change set is read or written.
+    """Drop the revisions of an image that no rule keeps. No change set is read or written.
 
     Args:
         path: of the layout, resolved.
@@ -166,7 +166,7 @@ def prune(
 def _to_drop(
     layout: int, index: Mapping[str, Any], tag: str, keep: Keep
 ) -> tuple[StoredImage | None, Sequence[int]]:
-    """Give an image, and the revisions of it that go."""
+    """Return an image, and the revisions of it that go."""
     descriptor = tagged(index, tag)
     if descriptor is None:
         return None, ()
@@ -177,7 +177,7 @@ def _to_drop(
 
 
 def put_pruned(tag: str, image: StoredImage, dropped: Collection[int], edit: Edit) -> None:
-    """Let revisions be none any more. No change set is read or written.
+    """Drop revisions. No change set is read or written.
 
     Args:
         tag: the image's.
@@ -205,7 +205,7 @@ def put_pruned(tag: str, image: StoredImage, dropped: Collection[int], edit: Edi
 def wanted_without(
     image: StoredImage, dropped: Collection[int], *, within: tuple[int, int] | None = None
 ) -> Wanted:
-    """Say what a history is without some revisions, and with nothing that only these need.
+    """Describe a history without some revisions and without anything that only these need.
 
     Args:
         image: its image.
@@ -238,7 +238,7 @@ def wanted_without(
 
 
 def without(entry: PackEntry, dropped: Collection[int]) -> PackEntry:
-    """Give an entry in which revisions are pruned, too."""
+    """Return an entry without the pruned revisions."""
     numbers = {number for number in dropped if entry.first <= number <= entry.last}
     if not numbers:
         return entry
@@ -248,7 +248,7 @@ def without(entry: PackEntry, dropped: Collection[int]) -> PackEntry:
 
 
 def runs_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Give the runs of numbers that follow one another."""
+    """Return the runs of numbers that follow one another."""
     runs: list[tuple[int, int]] = []
     for number in sorted(numbers):
         if runs and runs[-1][1] == number - 1:
@@ -269,7 +269,7 @@ def _time_of(kept: Kept) -> int | None:
 
 
 def _same(one: Kept, other: Kept) -> bool:
-    """Say whether two images mean the same revision."""
+    """Return whether two images mean the same revision."""
     return _identity(one) == _identity(other)
 
 

@@ -1,8 +1,8 @@
 """Which image a text on a command line names: LAYOUT, LAYOUT:NAME, and with @N a revision of it.
 
-Paths of layouts and names of images may both have slashes, colons and at signs in them. What exists decides: a text is
-read in each way in which its first part is a layout, and means the image that is there. If that is true of two, neither
-is meant.
+Paths of layouts and names of images may both contain slashes, colons and at signs. What exists decides: the text is
+split in each way whose first part is a layout, and means the image that exists. If two exist, the text is ambiguous,
+which is an error.
 
 Source: OCI image specification, image-layout.md, "index.json file"; annotations.md, "org.opencontainers.image.ref.name".
 """
@@ -43,7 +43,7 @@ class Found(Record):
 
     @property
     def unmistakable(self) -> str:
-        """A text that names it and nothing else."""
+        """An unambiguous text for the image."""
         return f"{self.path}/:{self.name}" + (f"@{self.number}" if self.number else "")
 
 
@@ -165,12 +165,12 @@ def layout_within(text: str) -> str:
 
 
 def looks_like_layout(path: str) -> bool:
-    """Say whether an image layout may be at a path. Whoever writes there can have it look like that."""
+    """Return whether a path looks like an image layout. Whoever can write there can fake one."""
     return all(os.path.lexists(os.path.join(path, name)) for name in (read.VERSION_FILE, read.INDEX_FILE))
 
 
 def _readings(text: str, *, numbered: bool) -> Iterator[_Reading]:
-    """Give all ways to read a text, the shortest path first."""
+    """Yield all ways to read a text, the shortest path first."""
     for position, character in enumerate(text):
         if character == ":" and 0 < position < len(text) - 1:
             yield _Reading(path=text[:position], name=text[position + 1 :])
@@ -180,7 +180,7 @@ def _readings(text: str, *, numbered: bool) -> Iterator[_Reading]:
 
 
 def _usual_reading(text: str) -> _Reading:
-    """Read a text as if neither the layout's last component nor the image's name had a colon or a slash in it."""
+    """Split a text, assuming no colons or slashes in the layout's last component and the image's name."""
     directory, slash, last = text.rpartition("/")
     last, _, name = last.partition(":")
     return _Reading(path=directory + slash + last if name else text, name=name)

@@ -1,4 +1,4 @@
-"""The way back: the change set that makes everything as it was at an earlier revision."""
+"""Make the change set that goes back to an earlier revision."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 def changes_back(
     state: Source, since: Source, *, unknown: Callable[[Change], None] | None = None
 ) -> Iterator[Change]:
-    """Give the changes that take back what a change set did.
+    """Yield the changes that undo a change set.
 
-    What it has something of becomes what the state has there, or is deleted; directories that it listed only for what is
-    in them come along with it. A file that had several names is one by itself where some of them were not touched: a
-    layer cannot link to what lower ones have.
+    Each entry of it becomes what the state has there, or is deleted. Directories that it lists only for their contents
+    are yielded, too. If only some names of a file were touched, these become a file of their own: a layer cannot link
+    to lower layers.
 
     Args:
         state: what was there, all of it composed. It lies on nothing: what it does not have was not there.
         since: what came after, composed.
-        unknown: if the state lies on something after all, which nobody has: is called with each change of `since` that may have
-            been about that, and may raise an error. If it does not, nothing is taken for what was there.
+        unknown: for a state whose base is missing: called with each change of `since` that may concern the base. It may
+            raise an error. If it does not, nothing is assumed to have been there.
 
     Returns:
         Changes, depth first, each valid until the next one is taken.
@@ -75,7 +75,7 @@ def changes_back(
             continue
         was.implicit = False
         if was.kind is DIRECTORY:
-            # Whole, it hides what is there now; else it must not, for what was not touched is not in here.
+            # A whole directory hides what is there now. Any other must not: it does not list what was not touched.
             was.opaque = not merged
         yield was
         if was_directory and not merged:
@@ -83,7 +83,7 @@ def changes_back(
 
 
 def _whole(source: Source, depth: int) -> Iterator[Change]:
-    """Give all that is in a directory which is in one of some depth. It is opaque, so without deletions."""
+    """Yield all that is in a directory which is in one of some depth. It is opaque, so without deletions."""
     while (place := source.ahead()) is not None and place[0] > depth:
         change = source.take()
         if change is not None and change.kind is not WHITEOUT:

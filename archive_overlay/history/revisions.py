@@ -91,7 +91,7 @@ class Image:
 
     @property
     def lost(self) -> list[str]:
-        """What cannot be read of the history, a line for each."""
+        """What is unreadable in the history, a line for each."""
         return self.stored.lost
 
     def __enter__(self) -> Image:  # noqa: PYI034, Self is not in Python 3.9
@@ -106,11 +106,11 @@ class Image:
         self.close()
 
     def close(self) -> None:
-        """Let go of the layout."""
+        """Close the layout."""
         os.close(self._layout)
 
     def numbered(self, number: int) -> Revision:
-        """Give a revision; 0 is the last one.
+        """Return a revision; 0 is the last one.
 
         Raises:
             ArchiveError: there is no such revision.
@@ -132,7 +132,7 @@ class Image:
         raise ArchiveError(f"{self.name} has no revision {number}, {only}")
 
     def state(self, revision: Revision, *, without: Collection[tuple[str, int]] = ()) -> list[Piece]:
-        """Give the pieces that, one on top of the other, are what a revision left: the oldest first.
+        """Return the pieces that make up the state of a revision, the oldest first.
 
         Args:
             revision: which one.
@@ -144,11 +144,11 @@ class Image:
         return self._cover(self.stored.first, revision.number, without)
 
     def change_set(self, revision: Revision, *, without: Collection[tuple[str, int]] = ()) -> list[Piece]:
-        """Give the pieces that are what a revision changed. See `state`."""
+        """Return the pieces that make up the change set of a revision. See `state`."""
         return self.between(revision.previous, revision.number, without=without)
 
     def between(self, older: int, newer: int, *, without: Collection[tuple[str, int]] = ()) -> list[Piece]:
-        """Give the pieces that are what the revisions after one, up to another one, changed. See `state`.
+        """Return the pieces that make up the changes after one revision, up to another. See `state`.
 
         Args:
             older, newer: numbers of the two; 0 for the older one is the state before the first.
@@ -156,7 +156,7 @@ class Image:
         return self._cover(max(older + 1, self.stored.first), newer, without)
 
     def usable(self, choose: Callable[[], list[Piece]]) -> list[Piece]:
-        """Choose pieces that are there, and as large as the image says. Nothing of them is read.
+        """Choose pieces that exist and have the size that the image says. They are not read.
 
         Args:
             choose: `state`, `change_set` or `between` of this image, called again if a piece is not there: a layer that was
@@ -178,7 +178,7 @@ class Image:
             first = first or f"{faults[0][0].label} of {self.name}: {faults[0][1]}"
 
     def use(self, choose: Callable[[], list[Piece]], use: Callable[[list[Piece]], Result]) -> Result:
-        """Use pieces; if they turn out to be damaged, use others in their place.
+        """Use pieces; if they turn out to be damaged, use others instead.
 
         Args:
             choose: see `usable`.
@@ -201,7 +201,7 @@ class Image:
                 failed = error
 
     def fault(self, piece: Piece) -> str:
-        """Say what is wrong with a piece, as far as can be said without reading it; "" if it is there, and large enough."""
+        """Return what is wrong with a piece without reading it; "" if it exists and is large enough."""
         try:
             with Blobs(self._layout) as blobs:
                 blobs.expect(piece.blob)
@@ -212,7 +212,7 @@ class Image:
         return ""
 
     def _find_damage(self, pieces: Iterable[Piece]) -> bool:
-        """Compare the digests of pieces that are stored; say whether one was wrong of which that was not known."""
+        """Compare the digests of stored pieces; return whether one is wrong that was not known to be."""
         known = len(self.damaged)
         for piece in pieces:
             try:
@@ -251,9 +251,9 @@ class Image:
         *,
         wrong_diff_ids: dict[int, str] | None = None,
     ) -> Generator[TarReader, None, None]:
-        """Read a piece, and in the end verify that it is what the image says.
+        """Read a piece, and verify at the end that it matches the image.
 
-        What fails meanwhile is an `ArchiveError` that names its revisions.
+        A failure meanwhile becomes an `ArchiveError` that names its revisions.
 
         Args:
             piece: which one.
@@ -332,7 +332,7 @@ def open_revision(text: str) -> tuple[Image, Revision]:
 def _open(text: str, *, numbered: bool) -> tuple[Image, int]:
     """Open an image, and give the number of the revision that is meant.
 
-    Revisions may be added meanwhile, and what those made superfluous deleted: then it is looked for again.
+    If a stop adds a revision meanwhile and deletes what that made superfluous, the image is opened again.
     """
     found = find_image(text, numbered=numbered)
     while True:

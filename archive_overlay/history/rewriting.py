@@ -1,8 +1,8 @@
-"""A history written anew: fewer revisions, other layers. Squash, prune and tag are that.
+"""Rewrite a history: fewer revisions, other layers. Squash, prune and tag do so.
 
-The **cuts** of a history are its revisions and the last ones of its layers. What lies between two cuts that follow one another
-is needed by itself, as a part of a revision's change set: as a layer, or as a piece of a pack. Other pieces are of use if
-they begin and end at cuts. So pieces stay nested, and what revisions have had that are none any more goes when they go.
+The **cuts** of a history are its revisions and the last ones of its layers. What lies between two consecutive cuts is
+needed by itself, as a part of a revision's change set: as a layer, or as a piece of a pack. Other pieces are useful if
+they begin and end at cuts. So pieces stay nested, and the pieces of dropped revisions go with them.
 
 Source: docs/design.md, "Histories".
 """
@@ -33,7 +33,7 @@ _COUNTED = ("entries", "deletions", "bytes")
 
 
 class Wanted(Record):
-    """What a history is to become.
+    """The intended form of a history.
 
     Attributes:
         runs: its layers, the lowest first: pieces that follow one another, and become one each.
@@ -47,7 +47,7 @@ class Wanted(Record):
 
 
 class Plan(Record):
-    """A history that is going to be written.
+    """A history to be written.
 
     Attributes:
         layers: of the image, the lowest first.
@@ -81,7 +81,7 @@ class _Cuts:
         self._layers = {(piece.first, piece.last) for piece in layers}
 
     def units(self) -> Iterator[tuple[int, int]]:
-        """Give what lies between two cuts that follow one another, and is no layer."""
+        """Yield what lies between two consecutive cuts and is not a layer."""
         first = self.first
         for last in self.sorted:
             if (first, last) not in self._layers:
@@ -89,13 +89,13 @@ class _Cuts:
             first = last + 1
 
     def fits(self, piece: Piece) -> bool:
-        """Say whether a piece of a pack is of use."""
+        """Return whether a piece of a pack is useful."""
         begins = piece.first == self.first or piece.first - 1 in self._cuts
         return begins and piece.last in self._cuts and (piece.first, piece.last) not in self._layers
 
 
 def plan_rewriting(image: Image, wanted: Wanted, composer: Composer) -> Plan:
-    """Compose what has to be composed for a history to become another one.
+    """Compose whatever a history needs to take its intended form.
 
     Args:
         image: its image.
@@ -150,7 +150,7 @@ def plan_rewriting(image: Image, wanted: Wanted, composer: Composer) -> Plan:
             chosen[first, last] = piece
     made_of = {(each.first, each.last): each.layer for each in fresh}
     for first, number in _changes(cuts, kept):
-        # What revisions are none any more have left to this one is among what it is said to have changed.
+        # The changes of dropped revisions now count as changes of this one.
         if sum(first <= each.number <= number for each in image.revisions) > 1:
             layer = made_of.get((first, number)) or composer.made(first, number)
             counts = (layer.entries, layer.deletions, layer.bytes) if layer else (None, None, None)
@@ -175,7 +175,7 @@ def plan_rewriting(image: Image, wanted: Wanted, composer: Composer) -> Plan:
 def put_rewritten(
     plan: Plan, tag: str, layout: int, image: StoredImage, edit: Edit, *, instead_of: StoredImage | None
 ) -> None:
-    """Let a tag name the image of a history that was written anew.
+    """Point a tag to the image of a rewritten history.
 
     Args:
         plan: the history.
@@ -210,10 +210,10 @@ def put_rewritten(
 
 
 def facts_of(image: StoredImage) -> dict[int, Kept]:
-    """Give what is known of the revisions of an image, by number.
+    """Return what is known of the revisions of an image, by number.
 
     Raises:
-        ArchiveError: not all of it can be read. Written anew, the history would be without the rest.
+        ArchiveError: not all of it can be read, and a rewritten history would lack the rest.
     """
     found = {each.number: each for each in image.kept()}
     if image.lost:
@@ -232,7 +232,7 @@ def _is_tidy(
     ends: set[int],
     cuts: _Cuts,
 ) -> bool:
-    """Say whether all that a pack has is needed."""
+    """Return whether all that a pack has is needed."""
     return (
         not entry.pruned
         and all(each == kept.get(each.number) and each.number not in ends for each in facts)
@@ -251,7 +251,7 @@ def _alone(image: Image, first: int, last: int) -> list[Piece]:
 
 
 def _changes(cuts: _Cuts, kept: Mapping[int, Kept]) -> Iterator[tuple[int, int]]:
-    """Give the run of numbers that each revision's change set has."""
+    """Yield the run of numbers that each revision's change set has."""
     first = cuts.first
     for number in cuts.sorted:
         if number in kept:
@@ -260,7 +260,7 @@ def _changes(cuts: _Cuts, kept: Mapping[int, Kept]) -> Iterator[tuple[int, int]]
 
 
 def _counted(kept: Kept, counts: Sequence[int | None]) -> Kept:
-    """Give what is known of a revision with other counts; None: nobody knows."""
+    """Return what is known of a revision, with new counts; None: they are unknown."""
     annotations = dict(kept.annotations)
     for name, value in zip(_COUNTED, counts):
         annotations.pop(f"{PREFIX}{name}", None)
@@ -272,7 +272,7 @@ def _counted(kept: Kept, counts: Sequence[int | None]) -> Kept:
 def _bundles(
     facts: Sequence[Kept], pieces: Sequence[Piece]
 ) -> Iterator[tuple[Sequence[Kept], Sequence[Piece]]]:
-    """Divide what goes into packs into packs."""
+    """Divide facts and pieces into packs."""
     begin = count = size = 0
     end = 0
     numbers = sorted({each.number for each in facts} | {piece.last for piece in pieces})

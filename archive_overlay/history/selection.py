@@ -1,4 +1,4 @@
-"""A part of a layer, as a tar that has nothing else: what is needed of large layers to know a few paths."""
+"""Select certain paths of a layer, as a tar: to look up a few paths of large layers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _GIVEN = 2
 
 
 class PathSet:
-    """Paths that are wanted. Of each, 30 bytes are remembered: a number that is made of its directory's number and its name.
+    """The wanted paths. Each takes 30 bytes: a number made of its directory's number and its name.
 
     So nothing grows with the square of the depth. `ROOT` is the root's number.
     """
@@ -65,21 +65,21 @@ class PathSet:
         self._marks.add(number, _PATH | (_ENTRIES if entries else 0) | (_TREE if tree else 0))
 
     def has(self, number: int) -> bool:
-        """Say whether a path is wanted by itself."""
+        """Return whether a path is wanted by itself."""
         return self._marks.has(number, _PATH)
 
     def has_entries(self, number: int) -> bool:
-        """Say whether what is in a directory is wanted, whatever it is."""
+        """Return whether what is in a directory is wanted, whatever it is."""
         return self._marks.has(number, _ENTRIES | _TREE)
 
     def has_tree(self, number: int) -> bool:
-        """Say whether what is in a directory is wanted, however deep."""
+        """Return whether what is in a directory is wanted, however deep."""
         return self._marks.has(number, _TREE)
 
 
 def number_of(directory: int, name: str) -> int:
-    """Give the number of what has a name in a directory that has a number."""
-    # Of a text, Python's own hash has a key that nobody can know.
+    """Return the number of a path, by its directory's number and its name."""
+    # Python's own hash of a text has a secret key.
     return hash((directory, name))
 
 
@@ -89,8 +89,8 @@ def selected(
 ) -> Generator[LayerSource, None, None]:
     """Give a layer as a `compose.Source` that has only certain paths. The layer is read once, or twice if links need it.
 
-    Of directories that are wanted it has what the layer says of them, even if it does so only by what is in them. Of links
-    it has what they lead to. It may have more.
+    It has the layer's metadata of wanted directories, even of those that the layer lists only by their contents, and
+    the targets of links. It may have more.
 
     Args:
         open_layer: opens it.
@@ -147,11 +147,11 @@ class _Selection:
         self._levels = [root]  # from the root to the position
 
     def data(self) -> Iterator[tuple[int, bytes]]:
-        """Give the data of the present entry, if they are wanted."""
+        """Return the data of the present entry, if they are wanted."""
         return self._tar.data() if self._with_data else iter(())
 
     def entries(self) -> Iterator[Entry]:
-        """Give the entries that are wanted; see `TarReader.entries`."""
+        """Yield the entries that are wanted; see `TarReader.entries`."""
         if self._everything:
             yield from self._tar.entries()
             return
@@ -183,7 +183,7 @@ class _Selection:
                     yield made
 
     def _go_to(self, parts: list[str]) -> _Level:
-        """Give what is known of a directory."""
+        """Return what is known of a directory."""
         levels = self._levels
         common = 1
         for level, part in zip(levels[1:], parts):
@@ -209,9 +209,9 @@ class _Selection:
         )
 
     def _directory(self, parts: list[str], name: str) -> Entry | None:
-        """Give an entry that says of the deepest wanted directory of the present ones that it is there, once.
+        """Return an entry that shows that the deepest wanted directory here exists, once.
 
-        A directory need not be listed. What the entry says besides, of a name in it, is not wanted.
+        A directory need not be listed. The name in it that the entry mentions is not wanted.
         """
         for depth in range(len(self._levels) - 1, -1, -1):
             level = self._levels[depth]

@@ -1,8 +1,8 @@
-"""What an upperdir has changed since an earlier revision of it: only that goes into the next one.
+"""Find what an upperdir has changed since an earlier revision of it. Only that goes into the next one.
 
-An upperdir may be archived more than once: a snapshot is made while its container runs, the container stops later, and a
-root file system goes on when the container is started again. What the upperdir holds is cumulative, and what the earlier
-revisions hold of it is known:
+An upperdir may be archived more than once: by a snapshot while its container runs, at the stop, and, for a root file
+system, at the next stop after the container is started again. The upperdir is cumulative, and the earlier revisions say
+what it held:
 
     before    what those revisions have, composed: the change set of the upperdir at that time
     changes   what the upperdir holds now
@@ -61,10 +61,10 @@ def changes_since(
     owner: tuple[int, int] | None = None,
     leave_out: Callable[[Change], None] = lambda change: None,
 ) -> Iterator[Change]:
-    """Give what has changed: entries that are not the same as before, and deletions of those that are gone.
+    """Return what has changed: entries that are not the same as before, and deletions of those that are gone.
 
-    Directories that something has changed in come along with it. Where a file with several names is not the same under all
-    of them, all are given: a layer cannot link to what lower ones have.
+    Directories with changed contents are yielded, too. If a file with several names is not the same under all of them,
+    all are yielded: a layer cannot link to lower layers.
 
     Args:
         changes: all that the upperdir holds now, in the order of `compose.Source`.
@@ -176,7 +176,7 @@ class _Since:
             yield from self._gone(there[0])
 
     def learn(self, changes: Iterator[Change]) -> _Links:
-        """Read all, to know which files with several names are the same."""
+        """Read everything, to find which files with several names are the same."""
         for _ in self.run(changes):
             pass
         return self._links
@@ -220,7 +220,7 @@ class _Since:
         return None if same else change
 
     def _new(self, change: Change, number: int) -> Change:
-        """Give what was not there before, or was something else."""
+        """Return what was not there before, or was something else."""
         if change.kind is DIRECTORY:
             self._levels.append(_Level(number, merged=False, hidden=False, whole=False))
         elif change.shared:
@@ -284,7 +284,7 @@ class _Since:
             self._pass_over(depth)
         elif gone.shared and gone.link_to is None:
             self._old_facts[gone.shared] = Facts(gone, names=_attributes_of)
-        # If it is there in the lower layers, it is that: the upperdir never had anything under this name.
+        # If the lower layers have it, the upperdir never had anything under this name.
         if level.whole or not self._lies_below or not self._lies_below(gone.directory, gone.name):
             yield from self._with_directories(_deletion(gone))
 
@@ -325,7 +325,7 @@ class _Since:
         return held
 
     def _with_directories(self, change: Change) -> Iterator[Change]:
-        """Give a change after the directories that it is in."""
+        """Yield a change after the directories that it is in."""
         if self._held:
             positions, self._held = self._held, []
             for position in positions:
@@ -333,13 +333,13 @@ class _Since:
         yield change
 
     def _first_name(self, change: Change, number: int) -> int:
-        """Give the number of the first name of a file with several."""
+        """Return the number of the first name of a file with several."""
         first = self._first_names.setdefault(change.shared, number)
         self._links.seen.add(first)
         return first
 
     def _same_links(self, change: Change, old: Change, number: int) -> bool:
-        """Say whether a file with several names is the same as before, under all of them."""
+        """Return whether a file with several names is the same as before, under all of them."""
         first = self._first_name(change, number)
         if not self._learns:
             if not self._known:
@@ -370,11 +370,11 @@ class _Since:
         return False
 
     def _takes(self, old: Change, first: int) -> bool:
-        """Say whether what is now one file was one before."""
+        """Return whether names that are one file now were one file before."""
         return self._links.taken.setdefault(old.shared, first) == first
 
     def _same(self, change: Change, old: Change, facts: Facts | None, old_facts: Facts | None) -> bool:
-        """Say whether two entries of one kind, which are no directories, are the same."""
+        """Return whether two entries of one kind, not directories, are the same."""
         kind = change.kind
         if kind is SYMLINK and change.target != old.target:
             return False
@@ -390,13 +390,13 @@ class _Since:
         return Facts(change, metadata=self._metadata(change), names=_attributes_of)
 
     def _same_facts(self, change: Change, old: Change) -> bool:
-        """Say whether metadata and attributes of two entries are the same."""
+        """Return whether metadata and attributes of two entries are the same."""
         return self._metadata(change) == metadata_of(old) and same_attributes(
             change, old, names_of=_attributes_of
         )
 
     def _metadata(self, change: Change) -> tuple[int, int, int, int]:
-        """Give owner, mode and time as the revision is to have them."""
+        """Return owner, mode and time as the revision is to have them."""
         mode, uid, gid, mtime_ns = metadata_of(change)
         if self._owner is not None:
             if change.kind is FILE:
@@ -407,7 +407,7 @@ class _Since:
 
 
 def _attributes_of(change: Change) -> list[str]:
-    """Give the names of the attributes that a layer has of an entry, but for the host's label."""
+    """Return the names of the attributes that a layer has of an entry, but for the host's label."""
     return [
         name
         for name in change.attributes
@@ -416,13 +416,13 @@ def _attributes_of(change: Change) -> list[str]:
 
 
 def _number_of(level: _Level | None, name: str) -> int:
-    """Give a number for a path: deep trees take no square of their depth."""
+    """Return a number for a path: deep trees take no square of their depth."""
     # Of a text, Python's own hash has a key that nobody can know.
     return hash((level.number if level is not None else 0, name))
 
 
 def _copy(change: Change) -> Change:
-    """Give a directory's change that lasts."""
+    """Return a copy of a directory's change that outlives the next one."""
     copied = Change.__new__(Change)
     for name in Change.__slots__:
         setattr(copied, name, getattr(change, name))
@@ -435,7 +435,7 @@ def _size_of(change: Change) -> int:
 
 
 def _deletion(gone: Change) -> Change:
-    """Give what deletes the name of an entry that was there."""
+    """Return a change that deletes an entry's name."""
     gone.kind = WHITEOUT
     gone.mode = gone.uid = gone.gid = gone.size = gone.rdev = gone.shared = 0
     gone.attributes = {}

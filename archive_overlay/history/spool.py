@@ -1,4 +1,4 @@
-"""Entries of a layer kept aside, to be had in another order: in memory while they are few, and then in a file without a name."""
+"""Keep entries of a layer, to read them in another order: first in memory, then in a file without a name."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Spool:
         self._held = bytearray()  # what comes after them
 
     def close(self) -> None:
-        """Let go of all of it."""
+        """Release everything."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
@@ -107,7 +107,7 @@ class Spool:
         return number
 
     def get(self, number: int) -> Stored:
-        """Give an entry.
+        """Return an entry.
 
         Raises:
             ArchiveError: the file cannot be read.
@@ -133,7 +133,7 @@ class Spool:
         return Stored(entry, place, segments)
 
     def data(self, stored: Stored) -> Iterator[tuple[int, bytes]]:
-        """Give the data of a file: pieces, and at which offset each belongs.
+        """Yield the data of a file: pieces, and at which offset each belongs.
 
         Raises:
             ArchiveError: they cannot be read.
@@ -165,7 +165,7 @@ class Spool:
             self._held.clear()
 
     def _read(self, place: int, size: int) -> bytes:
-        """Give bytes that were written together."""
+        """Return bytes that were written together."""
         if place >= self._written:
             start = place - self._written
             return bytes(self._held[start : start + size])
@@ -187,7 +187,7 @@ def unnamed_file(directory: int) -> int:
     try:
         return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
     except OSError as error:
-        # Not every file system can do that, and an old kernel takes it for opening a directory.
+        # Not every file system supports this, and old kernels take it for opening a directory.
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
             raise
     name = f"spool-{secrets.token_hex(8)}"

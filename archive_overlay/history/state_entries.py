@@ -55,7 +55,7 @@ class StateEntries:
         self._change: Change | None = None
 
     def entries(self) -> Iterator[Entry]:
-        """Give what is wanted, depth first.
+        """Yield what is wanted, depth first.
 
         Raises:
             ArchiveError: the state cannot be read.
@@ -87,12 +87,12 @@ class StateEntries:
             yield _entry(change, path)
 
     def data(self) -> Iterator[tuple[int, bytes]]:
-        """Give the data of the present entry."""
+        """Return the data of the present entry."""
         assert self._change
         return data_of(self._change)
 
     def whole_data(self) -> bytes | None:
-        """Give all data of the present entry, if they are at hand."""
+        """Return all data of the present entry, if they are at hand."""
         assert self._change
         return self._change.data
 

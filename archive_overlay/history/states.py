@@ -1,7 +1,7 @@
-"""What pieces of a history come to, read as one change set: all of them, or what they say of certain paths.
+"""Read pieces of a history as one change set: all of it, or only certain paths.
 
-The state of a revision is that of all its pieces. It takes no extraction: of large layers only what is wanted is kept aside,
-in a file without a name.
+The state of a revision is what all its pieces make up. This extracts nothing: only the wanted paths of large layers are
+kept aside, in a file without a name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class States:
         self._wrong_diff_ids = wrong_diff_ids
 
     def opener(self, image: Image, piece: Piece) -> Opener:
-        """Give what opens a piece as a tar."""
+        """Return what opens a piece as a tar."""
         return lambda: image.read(piece, wrong_diff_ids=self._wrong_diff_ids)
 
     @contextmanager
@@ -66,7 +66,7 @@ class States:
         with ExitStack() as stack:
             spool = stack.enter_context(spool_directory()) if pieces else -1
             sources: list[Source] = []
-            # From the top down: what links lead to is wanted of all below, too, if it is not there.
+            # From the top down: if a link's target is not in this piece, all pieces below are searched for it.
             for piece in reversed(pieces):
                 opener = self.opener(image, piece)
                 if paths is None:
@@ -78,7 +78,7 @@ class States:
 
 
 def begins_with_its_base(image: Image) -> bool:
-    """Say whether nothing lies below an image's lowest piece: a container's change set always lies on something."""
+    """Return whether nothing lies below an image's lowest piece: a container's change set always lies on something."""
     return image.stored.first <= 1 and bool(image.revisions) and image.revisions[0].provenance is None
 
 

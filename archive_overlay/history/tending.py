@@ -1,4 +1,4 @@
-"""What is done at a history once a stop's revision is safe: layers are composed when there are too many of them."""
+"""Tend a history once a stop's revision is safe: compose layers if there are too many."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ class Unpacker:
                 self._go_to(split_path(entry.name)[:-1])
 
     def _is_link(self, entry: Entry, name: str) -> bool:
-        """Say whether a hard link is there already: perhaps it is one to itself."""
+        """Return whether a hard link is there already: perhaps it is one to itself."""
         parent, target = self._open_linked(split_link(entry.link), entry)
         try:
             there = os.lstat(name, dir_fd=self._descent.fd)
@@ -550,7 +550,7 @@ class Unpacker:
             os.utime(fd, ns=frame.times)
 
     def _path(self, name: str) -> str:
-        """Give the path of an entry of the directory at the position."""
+        """Return the path of an entry of the directory at the position."""
         return "/".join([*(frame.name for frame in self._frames[1:]), name])
 
 

@@ -191,7 +191,7 @@ class _Run:
             self._find(tag, digest, message)
 
     def _is_image(self, descriptor: Mapping[str, Any]) -> bool:
-        """Say whether a manifest is that of an image, and not of something else that has blobs."""
+        """Return whether a manifest is that of an image, and not of something else that has blobs."""
         with Blobs(self._layout) as blobs:
             config = read.read_json_blob(blobs, descriptor).get("config")
         media_type = config.get("mediaType", "") if isinstance(config, dict) else ""
@@ -363,7 +363,7 @@ class _Known:
             self._by_first.setdefault(piece.first, []).append((piece.last, piece.place))
 
     def lost(self, bad: Collection[tuple[str, int]]) -> tuple[Sequence[int], Sequence[int]]:
-        """Give the revisions whose state cannot be had without some pieces, and those whose changes cannot."""
+        """Return the revisions whose state cannot be had without some pieces, and those whose changes cannot."""
         reached = self._reached(self._first, None, bad)
         states = [each.number for each in self._revisions if each.number not in reached]
         changes = []
@@ -374,7 +374,7 @@ class _Known:
         return states, changes
 
     def _reached(self, first: int, last: int | None, bad: Collection[tuple[str, int]]) -> set[int]:
-        """Give the numbers up to which pieces are there, one after the other from a first number on."""
+        """Return the numbers up to which pieces are there, one after the other from a first number on."""
         pending, reached = [first - 1], {first - 1}
         while pending:
             for end, place in self._by_first.get(pending.pop() + 1, ()):
@@ -385,7 +385,7 @@ class _Known:
 
 
 def runs(numbers: Iterable[int], among: Sequence[int]) -> list[tuple[int, int]]:
-    """Give numbers as runs of first and last; those that are not among some others do not part a run.
+    """Return numbers as runs of first and last; those that are not among some others do not part a run.
 
     Args:
         numbers: in order.

@@ -1,4 +1,4 @@
-"""One more revision of a history in an OCI image layout: where it goes is judged, locked, and written to.
+"""Add a revision to a history in an OCI image layout: find its place, lock the layout, write.
 
 A run that is killed leaves at most blobs that nothing refers to (see `edit`).
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     Compare = Callable[[Read, Staging, Log], AbstractContextManager[Iterator[Change]]]
 
 _EMPTY_INDEX: dict[str, Any] = {"manifests": []}
-# Without the lock, an index is read anew at most so often.
+# Without the lock, an index is read again at most so often.
 _MOST_ATTEMPTS = 20
 
 
@@ -70,7 +70,7 @@ class Step(Record):
 
 
 class LayoutDestination:
-    """A tag of an image layout, which is to get one more revision.
+    """A tag of an image layout that gets one more revision.
 
     Args:
         wish: which tag, and what is known of the container's image.
@@ -128,19 +128,19 @@ class LayoutDestination:
         return self.wish.earlier
 
     def forget_earlier(self) -> None:
-        """Write all that the upperdir holds, because nobody knows what an earlier revision has of it."""
+        """Write everything that the upperdir holds, because what an earlier revision has of it is unknown."""
         self.wish = self.wish.replace(earlier=None)
         self.compare = None
 
     def stage(self, flush: Flush, log: Log, file_mode: int | None = None) -> Staging:
-        """Give the place in the layout to write the layer in."""
+        """Return the place in the layout to write the layer in."""
         self._stage = lambda: Staging(
             self.path, "", paths=self.paths, flush=flush, log=log, file_mode=file_mode
         )
         return self._stage()
 
     def stage_again(self) -> Staging:
-        """Give such a place once more."""
+        """Return such a place once more."""
         assert self._stage
         return self._stage()
 
@@ -156,11 +156,11 @@ class LayoutDestination:
 
     @property
     def outstanding(self) -> list[str]:
-        """What is asked for and not done; see `methods.Tended`."""
+        """What was asked for and could not be done; see `methods.Tended`."""
         return [step.what for step in self.steps if step.asked] if self.published else []
 
     def tend(self) -> list[str]:
-        """Do what is to be done once the revision is safe. What fails stops nothing else. See `methods.Tended`."""
+        """Do what is left once the revision is safe. A failure does not stop the other steps. See `methods.Tended`."""
         failures: list[str] = []
         while self.steps and self.published:
             step = self.steps[0]
@@ -215,7 +215,7 @@ class LayoutDestination:
         return until_published(edit, self.path, add)
 
     def _add_at(self, place: Place, layout: int, edit: Edit, layer: Layer) -> str:
-        """Add the revision at its place, and say what was done."""
+        """Add the revision at its place, and return what was done."""
         old = tagged(edit.index, place.tag)
         image = place.image
         said = self._annotate(place.tag, not layer.empty)
@@ -297,7 +297,7 @@ def judge_destination(
     patience: Patience,
     log: Log,
 ) -> LayoutDestination:
-    """Refuse all that can be refused before anything is written.
+    """Check everything that can be checked before anything is written.
 
     Args:
         archive_to: absolute path of the layout, with `:TAG` or without.
@@ -357,7 +357,7 @@ def judge_destination(
     finally:
         if layout >= 0:
             os.close(layout)
-    # The layer that is written now is right on that revision only.
+    # The layer that is written now fits only on top of that revision.
     wish = wish.replace(upper="", earlier=place.earlier)
     return LayoutDestination(
         wish, provenance=provenance, annotate=annotate, paths=paths, patience=patience, log=log
@@ -365,7 +365,7 @@ def judge_destination(
 
 
 def _find_place(layout: int, wish: Wish) -> tuple[Place, Mapping[str, Any]]:
-    """Find the place of a revision without the lock, and give the index as well.
+    """Find the place of a revision without the lock; return the index as well.
 
     Meanwhile others may add revisions, and delete what those made superfluous: then it is looked at again.
     """
@@ -382,7 +382,7 @@ def _find_place(layout: int, wish: Wish) -> tuple[Place, Mapping[str, Any]]:
 
 
 def expect_no_revision(tag: str) -> None:
-    """Refuse a tag that is called as the commands call a revision of another one."""
+    """Refuse a tag that looks like a revision of another one."""
     other, at, number = tag.rpartition("@")
     if at and number.isdigit():
         raise ArchiveError(
@@ -392,7 +392,7 @@ def expect_no_revision(tag: str) -> None:
 
 
 def expect_own_blobs(layout: int, path: str) -> None:
-    """Refuse a layout whose blobs are to be written elsewhere: whoever made it would choose where.
+    """Refuse a layout whose blobs would be written elsewhere: whoever made it would choose where.
 
     Raises:
         ArchiveError: a symbolic link is in the place of the directory of its blobs.

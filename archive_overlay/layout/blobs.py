@@ -1,8 +1,8 @@
-"""The blobs of an OCI image layout: found, opened, and as large as their descriptors say.
+"""Find and open the blobs of an OCI image layout, and check their sizes.
 
-A blob is what its digest says, wherever it lies. Where layouts share a store, `blobs`, `blobs/sha256` or single blobs
-are symbolic links. They are followed for reading, as `system/resolve.py` says: none that another user may have made,
-and none to what belongs to the kernel. Whatever is opened is a regular file.
+A blob is identified by its digest, wherever it is. Where layouts share a store, `blobs`, `blobs/sha256` or single blobs
+are symbolic links. They are followed for reading, by the rules of `system/resolve.py`: none that another user may have
+made, and none into the kernel's file systems. Only regular files are opened.
 
 Source: OCI image specification, image-layout.md, "Blobs"; descriptor.md.
 """
@@ -87,7 +87,7 @@ class Blobs:
         return fd
 
     def expect(self, descriptor: Mapping[str, Any]) -> None:
-        """See that a blob is there, as a regular file of the right size.
+        """Check that a blob exists as a regular file of the right size.
 
         Raises:
             ArchiveError: it is missing, or something else.
@@ -106,7 +106,7 @@ class Blobs:
             raise damaged(f"{name} is not what the manifest says")
 
     def has(self, descriptor: Mapping[str, Any]) -> bool:
-        """Say whether a blob is there, as it should be."""
+        """Return whether a blob exists as a regular file of the right size."""
         try:
             self.expect(descriptor)
         except (ArchiveError, OSError):
@@ -114,7 +114,7 @@ class Blobs:
         return True
 
     def lacks(self, descriptor: Mapping[str, Any]) -> bool:
-        """Say whether nothing is there in the place of a blob, not even something that is damaged.
+        """Return whether a blob does not exist at all, not even damaged.
 
         Raises:
             ArchiveError: the descriptor has no digest that is known.
@@ -127,7 +127,7 @@ class Blobs:
         return False
 
     def names(self) -> list[str]:
-        """Give the names of all that is there."""
+        """Return the names of all that is there."""
         fd = os.open(".", READ_DIRECTORY, dir_fd=self._directory)
         try:
             return os.listdir(fd)
@@ -139,7 +139,7 @@ class Blobs:
         return os.stat(name, dir_fd=self._directory, follow_symlinks=False)
 
     def delete(self, digest: str) -> None:
-        """Delete a blob, if it is there as a file of its own; what is a link to elsewhere is not this layout's alone.
+        """Delete a blob if it is a file of its own. A link leads to a blob that other layouts may share.
 
         Raises:
             ArchiveError: it is not a digest.
@@ -169,7 +169,7 @@ class Blobs:
             if error.errno != errno.ELOOP:
                 raise
         found, status = self._found(name)
-        # A device that is opened may do anything, whatever it is opened for.
+        # Opening a device may have any effect, whatever the flags.
         return open_resolved(found, READ if stat.S_ISREG(status.st_mode) else LOOK)
 
     def _found(self, name: str) -> tuple[Resolved, os.stat_result]:
@@ -183,7 +183,7 @@ class Blobs:
 
 
 def blob_path(descriptor: Mapping[str, Any]) -> str:
-    """Give the path of a blob in its layout.
+    """Return the path of a blob in its layout.
 
     Raises:
         ArchiveError: the descriptor has no digest that is known.
@@ -196,10 +196,10 @@ def blob_path(descriptor: Mapping[str, Any]) -> str:
 
 
 def is_size(value: object, size: int) -> bool:
-    """Say whether a descriptor's size is that of a file."""
+    """Return whether a descriptor's size is that of a file."""
     return type(value) is int and value == size
 
 
 def damaged(reason: str) -> ArchiveError:
-    """Give the error of a layout that is not what it has to be."""
+    """Return the error for an invalid layout."""
     return ArchiveError(f"the image layout is damaged: {reason}")

@@ -1,4 +1,4 @@
-"""Blobs of a layout that nothing refers to.
+"""Find blobs of a layout that nothing refers to.
 
 Source: OCI image specification, image-layout.md.
 """
@@ -37,12 +37,12 @@ class Unneeded(Record):
 
     @property
     def bytes(self) -> int:
-        """What the blobs take together."""
+        """The total size of the blobs."""
         return sum(size for _, size in self.blobs)
 
 
 def unneeded_blobs(layout: int, index: Mapping[str, Any], *, older: float) -> Unneeded:
-    """Find the blobs that nothing refers to. What is a link to a place outside is not this layout's.
+    """Find the blobs that nothing refers to. Links to blobs outside do not count: these are not this layout's.
 
     Args:
         layout: file descriptor of the layout's directory.

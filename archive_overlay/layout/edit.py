@@ -1,10 +1,10 @@
-"""Writing to an OCI image layout: blobs first, flushed; index.json last, in one step; then what is no longer needed goes.
+"""Write to an OCI image layout: blobs first, flushed; index.json last, in one step; then delete superfluous blobs.
 
 Whoever writes has the lock of the layout (see `lock`). Not every program takes it. So index.json is exchanged, and what comes
 out is compared with what was read: if it is something else, the exchange is taken back, and the caller begins again with
 what is there now.
 
-What a publication makes superfluous stays until the next one, for somebody may just be reading it.
+What a publication makes superfluous stays until the next one, because somebody may be reading it.
 
 Source: OCI image specification, image-layout.md.
 """
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 # Before something is deleted, all manifests are read. Beyond this many, it is left to `archive_overlay gc`.
 _MOST_READ = 200
-# Programs that do not take the lock may be faster again and again, but not for ever.
+# Programs without the lock may be faster again and again, but not for ever.
 _MOST_ATTEMPTS = 20
 
 
@@ -113,11 +113,11 @@ class Edit:
         self._blobs[blob] = name
 
     def staged(self) -> dict[str, str]:
-        """Give the names in staging of the blobs that are going to be published, by digest."""
+        """Return the names in staging of the blobs that are going to be published, by digest."""
         return {f"sha256:{blob}": name for blob, name in self._blobs.items()}
 
     def read_staged(self, name: str) -> bytes:
-        """Give what is in a small file that was written in staging."""
+        """Return what is in a small file that was written in staging."""
         with open(os.open(name, READ, dir_fd=self._staging.directory), "rb") as file:
             return file.read()
 
@@ -242,7 +242,7 @@ class Edit:
                 needed = reachable(blobs, old, at_most=_MOST_READ)
                 needed |= self._needed_by_new(blobs, written)
         except (ArchiveError, UnknownError, OSError):
-            return set()  # nobody knows: nothing is deleted
+            return set()  # unknown: nothing is deleted
         self._manifests = [
             each
             for each in self._manifests
@@ -251,7 +251,7 @@ class Edit:
         return self._discarded - needed - written
 
     def _needed_by_new(self, blobs: Blobs, written: set[str]) -> set[str]:
-        """Give the digests that documents in staging have in them: any that they name."""
+        """Return the digests that documents in staging have in them: any that they name."""
         found: set[str] = set()
         for blob, name in self._blobs.items():
             if name != blob:
@@ -330,7 +330,7 @@ class Edit:
 
 
 def until_published(edit: Edit, path: str, work: Callable[[], Done]) -> Done:
-    """Do what ends in a publication, and do it again as long as another program is faster.
+    """Do work that ends in a publication, and repeat it as long as another program is faster.
 
     Args:
         edit: is published by the work.
@@ -356,7 +356,7 @@ def until_published(edit: Edit, path: str, work: Callable[[], Done]) -> Done:
 
 
 def is_new(layout: int) -> bool:
-    """Say whether a directory is to become a layout: it is empty but for what killed runs left.
+    """Return whether a directory is to become a layout: it is empty but for what killed runs left.
 
     An index comes before the first blob, so where there are blobs and no index, that is lost.
 
@@ -394,7 +394,7 @@ def _digests_in(data: bytes) -> set[str]:
 
 
 def _packs_in(data: bytes) -> list[dict[str, Any]]:
-    """Give the descriptors of packs in a document; none if it is no history index."""
+    """Return the descriptors of packs in a document; none if it is no history index."""
     if b'"manifests":[' not in data:
         return []
     listed = json.loads(data).get("manifests")

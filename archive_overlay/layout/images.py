@@ -1,4 +1,4 @@
-"""Images that are about to be written to a layout: with one more layer, as of a revision, in the place of another.
+"""Images to be written to a layout: with one more layer, as of a revision, or in place of another.
 
 Source: OCI image specification, manifest.md; config.md; annotations.md.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from archive_overlay.layout.provenance import Provenance
     from archive_overlay.layout.stored import StoredImage
 
-# So many layers above a base are pulled in about the time that one takes; see `history.tiers`.
+# Pulling so many layers above a base takes about as long as pulling one; see `history.tiers`.
 COMFORTABLE = 20
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 # Of an index's entry: what is said of the image, and not of its name there.
@@ -56,7 +56,7 @@ _ARCHITECTURES = {
 
 
 def empty_image() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give manifest and config of an image of this machine without a layer."""
+    """Return manifest and config of an image of this machine without a layer."""
     machine = os.uname().machine
     manifest: dict[str, Any] = {
         "schemaVersion": 2,
@@ -83,7 +83,7 @@ def with_layer(
     number: int,
     now: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give manifest and config of an image with one more revision.
+    """Return manifest and config of an image with one more revision.
 
     Args:
         manifest, config: of the image.
@@ -121,7 +121,7 @@ def with_layer(
 def image_at(
     layout: int, image: StoredImage, number: int, edit: Edit
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give manifest and config of an image that is as a revision of another one was.
+    """Return manifest and config of an image that equals a revision of another one.
 
     Args:
         layout: file descriptor of the layout's directory.
@@ -148,7 +148,7 @@ def image_of(
     history: str,
     edit: Edit,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give manifest and config of an image like another one, but with certain pieces as its layers.
+    """Return manifest and config of an image like another one, but with certain pieces as its layers.
 
     Args:
         layout: file descriptor of the layout's directory.
@@ -217,12 +217,12 @@ def image_of(
 
 
 def entries_up_to(image: StoredImage, number: int) -> list[PackEntry]:
-    """Give the packs of an image's history that have revisions up to a number, cut off there."""
+    """Return the packs of an image's history that have revisions up to a number, cut off there."""
     return [entry.replace(up_to=min(entry.up_to, number)) for entry in image.packs if entry.first <= number]
 
 
 def descriptor_of(piece: Piece, kept: Kept | None) -> dict[str, Any]:
-    """Give the descriptor of a piece as a layer of an image.
+    """Return the descriptor of a piece as a layer of an image.
 
     Args:
         piece: it is, or is going to be, a blob of its own.
@@ -240,7 +240,7 @@ def descriptor_of(piece: Piece, kept: Kept | None) -> dict[str, Any]:
 
 
 def history_entry(piece: Piece, kept: Kept | None) -> dict[str, Any]:
-    """Give the entry of a piece in the history of an image's config; see `descriptor_of`."""
+    """Return the entry of a piece in the history of an image's config; see `descriptor_of`."""
     created = (kept.annotations.get(CREATED) or kept.created or None) if kept else None
     comment = kept.comment if kept and piece.first == piece.last else ""
     return {
@@ -253,7 +253,7 @@ def history_entry(piece: Piece, kept: Kept | None) -> dict[str, Any]:
 def with_composed(
     manifest: Mapping[str, Any], config: Mapping[str, Any], begin: int, end: int, piece: Piece, weight: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give manifest and config of an image with one layer in the place of several.
+    """Return manifest and config of an image with one layer in the place of several.
 
     Args:
         manifest, config: of the image.
@@ -293,7 +293,7 @@ def with_composed(
 def with_base(
     image: StoredImage, layers: Sequence[Layer], base: Mapping[str, Any] | None, ids: Iterable[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give manifest and config of an image with the image below it that it began with.
+    """Return manifest and config of an image with the image below it that it began with.
 
     Args:
         image: its lowest revision says that its base is absent.
@@ -345,7 +345,7 @@ def put_image(
     annotations: Mapping[str, str] = {},
     same_config: bool = False,
 ) -> str:
-    """Let a tag name a new image.
+    """Point a tag to a new image.
 
     Args:
         edit: is going to publish it. All its layers are there, or are in `edit`.
@@ -394,7 +394,7 @@ def put_same(edit: Edit, tag: str, image: StoredImage, annotations: Mapping[str,
 
 
 def superseded_by(manifest: Mapping[str, Any]) -> list[str]:
-    """Give the digests that the publication of an image made superfluous."""
+    """Return the digests that the publication of an image made superfluous."""
     said = manifest["annotations"].get(SUPERSEDED)
     return said.split() if isinstance(said, str) else []
 
@@ -417,10 +417,10 @@ _MOST_CHAINS = 16
 def with_ancestors(
     manifest: Mapping[str, Any], diff_ids: Sequence[object], old: StoredImage, *, up_to: int
 ) -> dict[str, Any]:
-    """Note in a manifest what an older image of its history was called in stores, as far as no layer says it any more.
+    """Note in a manifest the ids of an older image of its history in stores, if no layer has them any more.
 
-    Packs know it, too, but stay in their layout. An image that comes to another host says so itself that it goes on with
-    what that host has.
+    Packs have them, too, but stay in their layout. With this note, an image shows another host that it continues what
+    that host has.
 
     Args:
         manifest: of the new image; what it has noted stays.
@@ -442,7 +442,7 @@ def with_ancestors(
     return {**manifest, "annotations": annotations}
 
 
-# They take 20 KB of each manifest. A host that has missed more revisions than that cannot be told from a branch.
+# They take 20 KB of each manifest. A host that has missed more revisions looks like a branch.
 _MOST_ANCESTORS = 1000
 
 
@@ -451,7 +451,7 @@ def _is_of_revision(key: str) -> bool:
 
 
 def _history_below(config: Mapping[str, Any], layers: int, count: int) -> list[Any]:
-    """Give the config's history of the lowest layers, with what it says beside layers.
+    """Return the config's history of the lowest layers, with what it says beside layers.
 
     Args:
         config: of the image.
@@ -461,12 +461,12 @@ def _history_below(config: Mapping[str, Any], layers: int, count: int) -> list[A
     history = _full_history(config, layers)
     own = [position for position, entry in enumerate(history) if not entry.get("empty_layer")]
     if len(own) != layers:
-        return [{"created_by": "unknown"}] * count  # nobody knows which entry is of which layer
+        return [{"created_by": "unknown"}] * count  # which entry belongs to which layer is unknown
     return history[: own[count]] if count < layers else history
 
 
 def _full_history(config: Mapping[str, Any], layers: int) -> list[Any]:
-    """Give the config's history with an entry for each layer: readers take the n-th entry for the n-th layer's."""
+    """Return the config's history with an entry for each layer: readers take the n-th entry for the n-th layer's."""
     history = config["history"]
     known = sum(not each.get("empty_layer") for each in history)
     return [*history, *[{"created_by": "unknown"}] * (layers - known)]

@@ -12,7 +12,7 @@ from archive_overlay.system.record import Record
 _COUNTS = ("last", "daily", "weekly", "monthly", "yearly")
 _SECONDS = {"h": 3600, "d": 86400, "w": 7 * 86400, "m": 30 * 86400, "y": 365 * 86400}
 _KNOWN = "known are last=N, daily=N, weekly=N, monthly=N, yearly=N and within=30d"
-# A larger number means all of them anyway, and its text is no number to anybody else.
+# A larger number means all of them anyway, and other programs cannot read it as a number.
 _MOST_DIGITS = 6
 # podman 4.3 splits annotations at commas.
 _SEPARATORS = ",; \t"

@@ -1,4 +1,4 @@
-"""A layer: written, and what an image is to say of it.
+"""Write a layer, and return what an image says of it.
 
 Source: OCI image specification, descriptor.md; layer.md.
 """
@@ -37,7 +37,7 @@ class Layer(Record):
         size: of the compressed tar, in bytes.
         diff_id: digest of the tar itself.
         entries, deletions: how many are in it, the root directory not counted.
-        bytes: what the contents of its files are together.
+        bytes: total size of the contents of its files.
     """
 
     media_type: str
@@ -50,7 +50,7 @@ class Layer(Record):
 
     @property
     def empty(self) -> bool:
-        """Whether it holds nothing but the root directory."""
+        """Whether it holds only the root directory."""
         return not self.entries and not self.deletions
 
 
@@ -147,7 +147,7 @@ def write_tar(
 
 
 class _Counted:
-    """What changes come to that go by."""
+    """Counts the changes that pass through."""
 
     def __init__(self) -> None:
         self.entries = self.deletions = self.bytes = 0

@@ -1,9 +1,10 @@
-"""On which revision a new one lies: on what the container had mounted, as far as that is known.
+"""Find the revision that a new one goes on top of: what the container had mounted, if that is known.
 
-Engines name the layers of a pulled image by what is in them and below them (`stored.chains_of`), and a mount of an image says
-the name of its top layer. So the hook knows the revision that a container began with, whatever has become of the tag since.
+Engines name the layers of a pulled image by what is in them and below them (`stored.chains_of`), and a mount of an
+image shows the name of its top layer. So the hook knows the revision that a container started from, even if the tag has
+moved since.
 
-Words as git's: a new revision of a tag is a fast-forward if the container had the tag's last revision.
+As in git, a new revision of a tag is a fast-forward if the container had the tag's last revision.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ APPEND = "append"
 
 _NUMBERED = re.compile(r"(.+)@([1-9][0-9]{0,8})", re.DOTALL)
 _ID_LENGTH = 12
-# In how many other images of a layout the container's revision is looked for.
+# How many other images of a layout are searched for the container's revision.
 _MOST_IMAGES = 200
 
 
@@ -63,7 +64,7 @@ class Wish(Record):
 
 
 class Earlier(Record):
-    """The newest revision that there is of the same upperdir: a new one lies on it.
+    """The newest revision made from the same upperdir: a new one goes on top of it.
 
     Attributes:
         tag: of an image that has it; "" for none.
@@ -94,7 +95,7 @@ class Place(Record):
         number: of the revision that it lies on; 0 for none.
         parent: the same as "TAG@N", if that is a revision of another tag, or was not the last one; "" otherwise.
         base: see `provenance.Provenance`.
-        warning: what the user has to hear of it; "" for nothing.
+        warning: a warning for the user; "" for none.
         earlier: see `Wish`.
     """
 
@@ -171,7 +172,7 @@ def _find_earlier(layout: int, index: Mapping[str, Any], wish: Wish, usual: Plac
             if found := _earlier_in(_opened(layout, descriptor), wish.upper):
                 return found
         return None
-    # Packs are read only if the container did not begin with the last revision: that it did not is looked into anyway.
+    # Packs are read only if the container did not start from the last revision; that is checked in any case.
     moved = wish.had is not None and not _is_revision(image, image.last, wish.had)
     found = _earlier_in(image, wish.upper, packs=moved)
     if wish.if_moved == APPEND:
@@ -212,7 +213,7 @@ def _earlier(image: StoredImage, number: int, first: int, annotations: Mapping[s
 
 
 def _on_earlier(layout: int, index: Mapping[str, Any], wish: Wish, usual: Place, earlier: Earlier) -> Place:
-    """Give the place on an earlier revision of the same upperdir: it is what the container had, and changed since."""
+    """Return the place on an earlier revision of the same upperdir, which the container had and has changed since."""
     usual = usual.replace(earlier=earlier)
     if usual.image and _is_revision(usual.image, usual.number, earlier.chains):
         return usual
@@ -245,7 +246,7 @@ def _on_earlier(layout: int, index: Mapping[str, Any], wish: Wish, usual: Place,
 
 
 def _usual_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
-    """Give the place for a container that had what the annotations say."""
+    """Return the place for a container that had the revision that the annotations name."""
     descriptor = tagged(index, wish.tag)
     if descriptor is not None:
         image = open_stored(layout, descriptor)
@@ -270,7 +271,7 @@ def _usual_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
 
 
 def _on_unknown(usual: Place, wish: Wish) -> Place:
-    """Give the place for a container of which nobody knows what it had."""
+    """Return the place if it is unknown what the container had."""
     warning = ""
     if wish.count_base and not usual.image:
         warning = (
@@ -280,7 +281,7 @@ def _on_unknown(usual: Place, wish: Wish) -> Place:
 
 
 def _without_parent(index: Mapping[str, Any], wish: Wish, usual: Place, *, new: bool) -> Place:
-    """Give the place for a container that had what is nowhere in the layout."""
+    """Return the place for a container that had something that the layout does not have."""
     assert wish.had is not None
     base = f"{ABSENT} {next(iter(wish.had), '')}".rstrip()
     # Its revisions come first, when they are there.
@@ -321,7 +322,7 @@ def _named(wish: Wish, usual: Place) -> str:
 
 
 def _is_revision(image: StoredImage, number: int, had: Collection[str]) -> bool:
-    """Say whether a revision is the one that the container had."""
+    """Return whether a revision is the one that the container had."""
     if number == image.last:
         if image.chain() in had:
             return True
@@ -354,7 +355,7 @@ def find_revision(image: StoredImage, had: Collection[str]) -> int:
     for each in reversed(image.kept()):
         if any(chain in had for chain in chains_in(each.annotations)):
             return each.number
-    # Of what was there before, or is of 3.0, nobody has noted the ids.
+    # Nobody has noted the ids of older revisions and of those of 3.0.
     chains = chains_of(image.config["rootfs"]["diff_ids"])
     for piece, chain in zip(reversed(image.layers), reversed(chains)):
         if chain in had:
@@ -370,9 +371,9 @@ def _find_noted(image: StoredImage, had: Collection[str]) -> int:
 
 
 def _newest(index: Mapping[str, Any], wish: Wish) -> Sequence[Mapping[str, Any]]:
-    """Give the images of a layout in which a revision is looked for."""
+    """Return the images of a layout in which a revision is looked for."""
     descriptors = images(index)[::-1]
-    # Of several images that have it, the one that is asked for, or the one that it is to begin on.
+    # If several images have it, prefer the one that is asked for, or the one to begin on.
     begins_on = match[1] if (match := _NUMBERED.fullmatch(wish.parent)) else wish.parent
     descriptors.sort(key=lambda each: (not is_tagged(each, wish.tag), not is_tagged(each, begins_on)))
     if len(descriptors) > _MOST_IMAGES:
@@ -389,7 +390,7 @@ def _opened(layout: int, descriptor: Mapping[str, Any]) -> StoredImage | None:
 
 
 def _branch_name(tag: str, container: str) -> str:
-    """Give what the tags of branches begin with that nobody asked for."""
+    """Return the prefix of tags of branches that nobody asked for."""
     identifier = re.sub("[^A-Za-z0-9]", "", container)[:_ID_LENGTH] or "branch"
     return f"{tag}-{identifier}"
 

@@ -22,7 +22,7 @@ _MOST_LOCKS = 100_000
 
 
 def lock(layout: int, path: str, patience: Patience, log: Log) -> None:
-    """Wait until nobody else has a layout's lock, and take it. It goes when the layout is closed.
+    """Wait for a layout's lock, and take it. Closing the layout releases it.
 
     Args:
         layout: file descriptor of the layout's directory.
@@ -56,7 +56,7 @@ def lock(layout: int, path: str, patience: Patience, log: Log) -> None:
 
 
 def _holder(layout: int) -> str:
-    """Say who has the lock, as far as the kernel tells: not of a process in another pid namespace."""
+    """Return who has the lock, if the kernel says: it does not for a process in another PID namespace."""
     try:
         status = os.fstat(layout)
         places = {

@@ -1,4 +1,4 @@
-"""Packs: revisions whose change sets are in an image only composed with others, kept beside the image.
+"""Packs: revisions that an image holds only composed with others, kept beside the image.
 
     manifest of an image --annotation `history`--> history index --> packs
 
@@ -106,12 +106,12 @@ class PackEntry(Record):
     up_to: int
 
     def has(self, number: int) -> bool:
-        """Say whether a number counts in this history, and is not pruned."""
+        """Return whether a number counts in this history, and is not pruned."""
         return number <= self.up_to and not any(first <= number <= last for first, last in self.pruned)
 
 
 def history_of(annotations: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Give the descriptor of the history index that a manifest's annotations name; None: they name none."""
+    """Return the descriptor of the history index that a manifest's annotations name; None: they name none."""
     said = annotations.get(HISTORY)
     match = _HISTORY.fullmatch(said) if isinstance(said, str) else None
     return {"mediaType": INDEX_TYPE, "digest": match[1], "size": int(match[2])} if match else None
@@ -131,7 +131,7 @@ def read_history(blobs: Blobs, descriptor: Mapping[str, Any]) -> list[PackEntry]
 
 
 def read_pack(blobs: Blobs, entry: PackEntry) -> Pack:
-    """Read what a pack has that counts in a history.
+    """Read what counts in a history from a pack.
 
     Raises:
         ArchiveError: it is missing or damaged.
@@ -165,7 +165,7 @@ def read_pack(blobs: Blobs, entry: PackEntry) -> Pack:
 
 
 def blobs_of(blobs: Blobs, entry: PackEntry) -> list[str]:
-    """Give the digests of what a pack's manifest refers to.
+    """Return the digests of what a pack's manifest refers to.
 
     Raises:
         ArchiveError: it is missing or damaged.
@@ -305,7 +305,7 @@ def add_history(edit: Edit, entries: Sequence[PackEntry]) -> str:
 
 
 def format_ranges(ranges: Iterable[tuple[int, int]]) -> str:
-    """Give runs of numbers as text: "12-40 43"."""
+    """Return runs of numbers as text: "12-40 43"."""
     return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
@@ -394,7 +394,7 @@ def _listed(piece: Piece) -> dict[str, Any]:
 def _stored_bytes(
     edit: Edit, blobs: Blobs, pieces: Iterable[Piece], staged: Mapping[str, str]
 ) -> Iterator[tuple[Piece, bytes]]:
-    """Give small pieces with their bytes, whether they are blobs of their own, share one, or are in staging."""
+    """Yield small pieces with their bytes, whether they are blobs of their own, share one, or are in staging."""
     for piece in pieces:
         if piece.digest in staged:
             data = edit.read_staged(staged[piece.digest])

@@ -1,10 +1,10 @@
 """Pieces: the change sets that a layout holds, and which of them make up a state or a revision.
 
-A piece is the change set of revisions `first` to `last`, composed. Of two pieces that one host has made, one contains the
-other or they have no revision in common: compaction only ever composes neighbours. So the fewest pieces that make up a run
-of revisions are found by taking, from the first revision on, the longest piece that begins there and does not go too far.
-Pieces of several hosts may cross, because each host composes on its own, and so may what was composed up to a revision that is
-pruned later, and what is composed then. Where that way ends too early, all are tried.
+A piece is the change set of revisions `first` to `last`, composed. Two pieces made by one host either share no
+revision, or one contains the other, because compaction only composes neighbours. So to find the fewest pieces for a run
+of revisions, take the longest piece that begins at the first revision and does not go too far, and so on. Pieces of
+several hosts may cross, because each host composes on its own. So may pieces composed up to a revision that was pruned
+later and pieces composed since. If the simple way leads nowhere, all are tried.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Where a revision comes from: written into an image, and read from it.
+"""Write where a revision comes from into an image, and read it.
 
-It is kept twice. Annotations of layers say all of it, and are lost on the way through an engine's store; the image's
+It is stored twice. Annotations of layers have all of it, but are lost on the way through an engine's store; the image's
 history survives that.
 
 Source: OCI image specification, annotations.md; config.md, "history".
@@ -64,7 +64,7 @@ class Provenance(Record):
     upper: str = ""
 
     def annotations(self) -> dict[str, str]:
-        """Give what the layer and the manifest are annotated with."""
+        """Return what the layer and the manifest are annotated with."""
         facts = {
             "container": self.container,
             "archive": self.archive,
@@ -88,7 +88,7 @@ class Provenance(Record):
         }
 
     def comment(self, number: int) -> str:
-        """Give the comment of the entry in the image's history."""
+        """Return the comment of the entry in the image's history."""
         if not self.container:
             return f"{_NUMBER}{number}: {self.message}"  # a person made it
         return f"{_NUMBER}{number}: {_CONTAINER}{self.container}{_ARCHIVE}{self.archive}{_MOUNT_POINT}{self.mount_point}"
@@ -127,7 +127,7 @@ def read_provenance(annotations: Mapping[str, Any], history: Mapping[str, Any]) 
 
 
 def first_of(annotations: Mapping[str, Any], upper: str) -> int:
-    """Give the number of the first revision of an upperdir, if a layer is a revision of it; 0 if it is not.
+    """Return the number of the first revision of an upperdir, if a layer is a revision of it; 0 if it is not.
 
     Args:
         annotations: of the layer.
@@ -140,7 +140,7 @@ def first_of(annotations: Mapping[str, Any], upper: str) -> int:
 
 
 def composed_comment(first: int, last: int) -> str:
-    """Give the comment in the image's history for a layer of several revisions."""
+    """Return the comment in the image's history for a layer of several revisions."""
     return f"revisions {first} to {last}"
 
 

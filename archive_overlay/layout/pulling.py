@@ -1,7 +1,7 @@
-"""How an image of a layout gets into the store of podman, where `podman pull oci:LAYOUT:TAG` does not do it.
+"""How to get an image of a layout into podman's store if `podman pull oci:LAYOUT:TAG` refuses it.
 
-podman makes a name for the image in its store of what it pulls: up to 4.6 of the layout's path, from 4.7 on of the tag.
-It refuses what such a name cannot hold, capitals first of all. skopeo is told the name, and takes all paths and tags.
+podman names the image in its store after the layout's path up to 4.6, and after the tag from 4.7 on. It refuses what
+such a name cannot hold, above all capitals. skopeo is given the name, and accepts all paths and tags.
 
 Source: distribution's reference grammar, "name"; containers/common pull request 1630; tried with podman 4.3 and 5.4.
 """
@@ -24,7 +24,7 @@ _HARMLESS = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 
 
 def advice_on_pulling(path: str, tag: str) -> str:
-    """Say what `podman pull` does not take and what works instead; "" if it takes the image.
+    """Return what `podman pull` refuses and what works instead; "" if it accepts the image.
 
     Args:
         path: of the layout, absolute.
@@ -45,24 +45,24 @@ def advice_on_pulling(path: str, tag: str) -> str:
 
 
 def takes_path(path: str) -> bool:
-    """Say whether podman up to 4.6 pulls from a layout with this path."""
+    """Return whether podman up to 4.6 pulls from a layout with this path."""
     return bool(_PATH.fullmatch(path)) and len(f"localhost{path}") <= _LONGEST_NAME
 
 
 def takes_tag(tag: str) -> bool:
-    """Say whether podman from 4.7 on pulls an image with this tag."""
+    """Return whether podman from 4.7 on pulls an image with this tag."""
     whole = f"docker.io/library/{tag}"
     return bool(_TAG.fullmatch(tag)) and not _ID.fullmatch(tag) and len(whole) <= _LONGEST_NAME
 
 
 def quoted(text: str) -> str:
-    """Give a word of a shell's command line."""
+    """Quote a word for a shell's command line."""
     if _HARMLESS.fullmatch(text):
         return text
     return "'" + text.replace("'", "'\\''") + "'"
 
 
 def _name(path: str, tag: str) -> str:
-    """Give a name for an image in the store that is like what it is called here."""
+    """Return a valid name for an image in the store, similar to its name here."""
     name = _NO_NAME.sub("-", path.rpartition("/")[2].lower()).strip("-") or "data"
     return f"localhost/{name}:{_NO_TAG.sub('-', tag)[:_LONGEST_TAG]}"

@@ -21,13 +21,13 @@ MANIFESTS = (MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+jso
 
 
 class UnknownError(Exception):
-    """It cannot be told what is referred to; the message says why."""
+    """What is referred to cannot be known; the message says why."""
 
 
 def reachable(
     blobs: Blobs, descriptors: Collection[Mapping[str, Any]], *, at_most: int | None = None
 ) -> set[str]:
-    """Give the digests of all blobs that descriptors lead to.
+    """Return the digests of all blobs that descriptors lead to.
 
     Args:
         blobs: of the layout.

@@ -1,7 +1,7 @@
 """An OCI image layout on disk, read and verified.
 
-Whoever made it may mean harm: its files are opened by their names in it, and no link is followed but to blobs, which
-are what their digests say.
+Its author may mean harm: its files are opened by their names in it, and only links to blobs are followed, because
+digests verify these.
 
 Source: OCI image specification, image-layout.md, image-index.md, manifest.md, config.md, descriptor.md.
 """
@@ -66,7 +66,7 @@ def split_reference(text: str) -> tuple[str, str]:
 
 
 def check_tag(tag: str) -> None:
-    """Refuse what the image specification does not take for a tag.
+    """Refuse a tag that the image specification does not allow.
 
     Raises:
         ArchiveError: it is none.
@@ -78,7 +78,7 @@ def check_tag(tag: str) -> None:
 
 
 def check_name(name: str) -> None:
-    """Refuse what the image specification does not take for a name of an image: tags, and names as registries have them.
+    """Refuse a name that the image specification does not allow. Tags and registry names are allowed.
 
     Raises:
         ArchiveError: it is none.
@@ -91,7 +91,7 @@ def check_name(name: str) -> None:
 
 
 def tagged(index: Mapping[str, Any], tag: str) -> dict[str, Any] | None:
-    """Give the entry of an index that has a tag; None: no entry has it.
+    """Return the entry of an index that has a tag; None: no entry has it.
 
     Raises:
         ArchiveError: several images have the tag.
@@ -103,31 +103,31 @@ def tagged(index: Mapping[str, Any], tag: str) -> dict[str, Any] | None:
 
 
 def tag_of(descriptor: Mapping[str, Any]) -> str:
-    """Give the tag of an entry of an index; "" if it has none."""
+    """Return the tag of an entry of an index; "" if it has none."""
     annotations = descriptor.get("annotations")
     tag = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
     return tag if isinstance(tag, str) else ""
 
 
 def is_history(descriptor: Mapping[str, Any]) -> bool:
-    """Say whether an entry of an index is no image but revisions kept beside images (see `packs`)."""
+    """Return whether an entry of an index is not an image but revisions kept beside images (see `packs`)."""
     annotations = descriptor.get("annotations")
     return isinstance(annotations, dict) and HISTORY in annotations and not tag_of(descriptor)
 
 
 def images(index: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Give the entries of an index that are images."""
+    """Return the entries of an index that are images."""
     return [each for each in index["manifests"] if not is_history(each)]
 
 
 def only_untagged(index: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Give the image of an index that is the only one, if it has no tag: it is the one that is meant."""
+    """Return the only image of an index, if it has no tag: it is the one that is meant."""
     found = images(index)
     return found[0] if len(found) == 1 and not tag_of(found[0]) else None
 
 
 def is_tagged(descriptor: Mapping[str, Any], tag: str) -> bool:
-    """Say whether an entry of an index has a tag."""
+    """Return whether an entry of an index has a tag."""
     return tag_of(descriptor) == tag
 
 
@@ -283,7 +283,7 @@ def check_json(data: bytes, name: str) -> None:
         ArchiveError: it is too large, or has too many values.
     """
     most = _LARGEST_INDEX if name == INDEX_FILE else _LARGEST_BLOB
-    # Each value but the first comes after one of these. In texts they are counted too: real ones have few.
+    # Each value but the first comes after one of these. They also count in texts: real ones have few.
     values = data.count(b",") + data.count(b"[") + data.count(b"{")
     if len(data) > most or values > _MOST_VALUES:
         raise ArchiveError(
@@ -293,7 +293,7 @@ def check_json(data: bytes, name: str) -> None:
 
 
 def _open_regular(layout: int, name: str) -> int:
-    """Open a file of a layout; a FIFO would be waited for, and a device could do anything."""
+    """Open a file of a layout: opening a FIFO would wait, and opening a device could have any effect."""
     try:
         fd = os.open(name, READ, dir_fd=layout)
     except FileNotFoundError:
@@ -334,6 +334,6 @@ def _integer(text: str) -> int:
 
 
 def _or_empty(value: Mapping[str, Any], key: str, kind: Callable[[], Any]) -> Any:
-    """Give what a key stands for; programs in Go write null, or nothing, for what is empty."""
+    """Return the value of a key; programs in Go write null, or nothing, for empty values."""
     found = value.get(key)
     return kind() if found is None else found

@@ -1,6 +1,6 @@
-"""Where else the images of a layout belong, in a registry or in an engine's store: noted beside their tags, in index.json.
+"""Note beside tags in index.json where their images belong, in a registry or in an engine's store.
 
-What has not got there yet is known without a list: its digest is not the one that was last there.
+No list of waiting images is needed: their digest differs from the one that was last there.
 
 Source: OCI image specification, annotations.md, image-index.md.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PUSH_TO = f"{PREFIX}push-to"
 PUSHED = f"{PREFIX}pushed"
-# Of a branch that was made because the registry had what another tag lacked: that tag.
+# For a branch that was made because the registry had what another tag lacked: that tag.
 BRANCH_OF = f"{PREFIX}branch-of"
 
 # The name by which an image was to be loaded into the engine's store, and could not be; empty: that is done.
@@ -24,7 +24,7 @@ LOAD_FAILED = f"{PREFIX}load-failed"
 
 
 def noted(remote: str, pushed: str = "") -> dict[str, str]:
-    """Give what a tag is annotated with.
+    """Return what a tag is annotated with.
 
     Args:
         remote: where its images belong.
@@ -34,7 +34,7 @@ def noted(remote: str, pushed: str = "") -> dict[str, str]:
 
 
 def remote_of(descriptor: Mapping[str, Any]) -> str:
-    """Give where in a registry an image belongs; "" for nowhere.
+    """Return where in a registry an image belongs; "" for nowhere.
 
     Args:
         descriptor: its entry in the index.
@@ -43,27 +43,27 @@ def remote_of(descriptor: Mapping[str, Any]) -> str:
 
 
 def pushed_of(descriptor: Mapping[str, Any]) -> str:
-    """Give the digest of what was last pushed there; "" for nothing. See `remote_of`."""
+    """Return the digest of what was last pushed there; "" for nothing. See `remote_of`."""
     return _text(descriptor, PUSHED)
 
 
 def branch_of(descriptor: Mapping[str, Any]) -> str:
-    """Give the tag that a branch was made of because it could not be pushed; "" if it is no such branch."""
+    """Return the tag that a branch was made of because it could not be pushed; "" if it is no such branch."""
     return _text(descriptor, BRANCH_OF)
 
 
 def waits(descriptor: Mapping[str, Any]) -> bool:
-    """Say whether an image has not got to where it belongs; see `remote_of`."""
+    """Return whether an image waits to be pushed to where it belongs; see `remote_of`."""
     return bool(remote_of(descriptor)) and pushed_of(descriptor) != descriptor.get("digest")
 
 
 def noted_as_waiting(name: str) -> dict[str, str]:
-    """Give what a tag is annotated with that could not be loaded by a name; "": that has been done."""
+    """Return what a tag is annotated with that could not be loaded by a name; "": that has been done."""
     return {LOAD_FAILED: name}
 
 
 def load_failed_of(descriptor: Mapping[str, Any]) -> str:
-    """Give the name by which an image could not be loaded into the engine's store; "" if there is none."""
+    """Return the name by which an image could not be loaded into the engine's store; "" if there is none."""
     return _text(descriptor, LOAD_FAILED)
 
 

@@ -1,7 +1,7 @@
-"""An image of a layout as the history that it is: its revisions, and the pieces that hold them.
+"""An image of a layout as a history: its revisions, and the pieces that hold them.
 
-What the image's layers say of themselves is believed only as far as it adds up: their revisions follow one another. Other
-layers are a revision each, by their position.
+The annotations of layers are believed only if they are consistent: their revisions are consecutive. Any other layer is
+one revision, by its position.
 
 Source: OCI image specification, manifest.md; config.md, "history" and "rootfs.diff_ids".
 """
@@ -98,7 +98,7 @@ class StoredImage:
         return self._packs
 
     def packs_to_keep(self) -> list[PackEntry]:
-        """Give the packs of its history, for an image in its place.
+        """Return the packs of its history, for an image in its place.
 
         Raises:
             ArchiveError: they are in this layout, and cannot be read now: without them the history would lose them.
@@ -115,7 +115,7 @@ class StoredImage:
         return self.packs
 
     def kept(self) -> list[Kept]:
-        """Give what is known of all revisions, the lowest number first.
+        """Return what is known of all revisions, the lowest number first.
 
         What cannot be read is not among them; `lost` says why.
         """
@@ -137,11 +137,11 @@ class StoredImage:
         return [found[number] for number in sorted(found)]
 
     def history_of_layer(self, position: int) -> Mapping[str, Any]:
-        """Give the entry of a layer in the config's history; an empty one if nobody knows which it is."""
+        """Return the entry of a layer in the config's history; an empty one if that is unknown."""
         return self._history[position]
 
     def pieces(self, first: int, last: int) -> list[Piece]:
-        """Give all pieces within a run of revisions, those in the image before others."""
+        """Return all pieces within a run of revisions, those in the image before others."""
         found = [piece for piece in self.layers if piece.first >= first and piece.last <= last]
         for entry in self.packs:
             if entry.first <= last and entry.last >= first:
@@ -165,7 +165,7 @@ class StoredImage:
         return found
 
     def content(self, entry: PackEntry) -> tuple[Sequence[Kept], Sequence[Piece]]:
-        """Give the revisions and pieces of a pack.
+        """Return the revisions and pieces of a pack.
 
         Raises:
             ArchiveError: it is missing or damaged.
@@ -176,11 +176,11 @@ class StoredImage:
         return pack.revisions, pack.pieces
 
     def numbers_in(self, entry: PackEntry) -> set[int]:
-        """Give the numbers of the revisions in a pack; none if it is damaged."""
+        """Return the numbers of the revisions in a pack; none if it is damaged."""
         return {each.number for each in self._content(entry)[0]}
 
     def blobs_of(self, entry: PackEntry) -> list[str]:
-        """Give the digests of all blobs of a pack but its manifest.
+        """Return the digests of all blobs of a pack but its manifest.
 
         Raises:
             ArchiveError: it is missing or damaged.
@@ -190,7 +190,7 @@ class StoredImage:
             return blobs_of(blobs, entry)
 
     def chain(self) -> str:
-        """Give the id that its top layer has in a store that has pulled it; "" if there is none."""
+        """Return the id that its top layer has in a store that has pulled it; "" if there is none."""
         chains = chains_of(self.config["rootfs"]["diff_ids"])
         return chains[-1] if chains else ""
 
@@ -203,7 +203,7 @@ class StoredImage:
         return found
 
     def ancestors(self) -> dict[str, int]:
-        """Give the beginnings of ids that it has had, and no layer of it says any more, with their revisions."""
+        """Return the beginnings of ids that it has had, and no layer of it says any more, with their revisions."""
         said = ancestors_in(self.manifest["annotations"])
         return {each: number for each, number in said.items() if number <= self.last}
 
@@ -261,7 +261,7 @@ def open_stored(layout: int, descriptor: Mapping[str, Any], *, whole: bool = Tru
 
 
 def chains_of(diff_ids: Iterable[object]) -> list[str]:
-    """Give the ids that layers have in a store of podman's that has pulled them.
+    """Return the ids that layers have in a store of podman's that has pulled them.
 
     Args:
         diff_ids: of the layers, the lowest first.
@@ -285,7 +285,7 @@ def chains_of(diff_ids: Iterable[object]) -> list[str]:
 
 
 def chains_in(annotations: Mapping[str, Any]) -> list[str]:
-    """Give the ids that the top layer of an image ending in a revision has had in stores, as its annotations say."""
+    """Return the ids that the top layer of an image ending in a revision has had in stores, as its annotations say."""
     return _text(annotations, CHAINS).split()
 
 
@@ -296,7 +296,7 @@ def ancestors_in(annotations: Mapping[str, Any]) -> dict[str, int]:
 
 
 def is_ours(annotations: Mapping[str, Any], history: Mapping[str, Any]) -> bool:
-    """Say whether this program wrote a layer."""
+    """Return whether this program wrote a layer."""
     return (
         f"{PREFIX}container" in annotations
         or PRUNED in annotations
@@ -307,7 +307,7 @@ def is_ours(annotations: Mapping[str, Any], history: Mapping[str, Any]) -> bool:
 def _numbers(
     annotations: Mapping[str, Any], history: Mapping[str, Any], expected: int, *, lowest: bool
 ) -> tuple[int, int]:
-    """Give the first and the last revision of a layer."""
+    """Return the first and the last revision of a layer."""
     said = None
     if REVISION in annotations:
         try:
@@ -322,11 +322,11 @@ def _numbers(
 
 
 def _history_entries(config: Mapping[str, Any], layers: int) -> Sequence[Mapping[str, Any]]:
-    """Give the entry of each layer in the config's history."""
+    """Return the entry of each layer in the config's history."""
     entries = [
         each for each in config["history"] if isinstance(each, dict) and each.get("empty_layer") is not True
     ]
-    # Otherwise nobody knows which entry is of which layer.
+    # Otherwise which entry belongs to which layer is unknown.
     return entries if len(entries) == layers else [{} for _ in range(layers)]
 
 

@@ -89,7 +89,7 @@ if TYPE_CHECKING:
         def path(self) -> str: ...
 
         def stage(self, flush: Flush, log: Log, file_mode: int | None = None) -> Staging:
-            """Give the private place to make the archive in. See `Staging`."""
+            """Return the private place to make the archive in. See `Staging`."""
 
         def publish(self, staging: Staging, result: object) -> str:
             """Make the archive durable, and then visible.

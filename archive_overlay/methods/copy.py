@@ -180,7 +180,7 @@ class _Writer:
         self._set_aside.close()
 
     def _size(self, change: Change) -> int:
-        """Give the bytes that an entry takes: its name, attributes, target, and contents unless it may have holes."""
+        """Return the bytes that an entry takes: its name, attributes, target, and contents unless it may have holes."""
         size = len(os.fsencode(change.name)) + len(os.fsencode(change.target))
         if change.attributes:
             size += attributes_size(change.attributes)
@@ -307,7 +307,7 @@ class _SetAside:
         return _OnDisk(self, start, len(attributes))
 
     def take(self, start: int, count: int) -> Iterator[tuple[str, bytes]]:
-        """Give what was put at a place, and forget it."""
+        """Yield what was put at a place, and forget it."""
         self._end = place = start
         for _ in range(count):
             size = int.from_bytes(os.pread(self._file, _LENGTH, place), "little")
@@ -330,7 +330,7 @@ class _OnDisk:
         self._count = count
 
     def items(self) -> Iterator[tuple[str, bytes]]:
-        """Give names and values, one after the other."""
+        """Return names and values, one after the other."""
         return self._aside.take(self._start, self._count)
 
 

@@ -174,7 +174,7 @@ class _Below:
         self._way: list[tuple[TreePath, Directory]] = [(TOP, Directory(None, ""))]
 
     def has(self, directory: TreePath, name: str) -> bool:
-        """Say whether the lower layers have a name in a directory.
+        """Return whether the lower layers have a name in a directory.
 
         Raises:
             ArchiveError: they cannot be read.

@@ -148,7 +148,7 @@ class _Batch:
 
 
 def _packed(change: Change) -> tuple[Any, ...]:
-    """Give what is sent of a change. Of the directory that it is in, the depth says which it is."""
+    """Return what is sent of a change. Of the directory that it is in, the depth says which it is."""
     fields = (
         change.directory.depth,
         change.name,
@@ -342,7 +342,7 @@ class _Writer:
 
 
 def _can_talk(reader: _socket.socket, writer: _socket.socket) -> bool:
-    """Say whether the calls by which the two talk are allowed, by making each of them."""
+    """Return whether the calls by which the two talk are allowed, by making each of them."""
     try:
         reader.sendmsg([_WRITTEN])
         writer.recvmsg(len(_WRITTEN))
@@ -375,7 +375,7 @@ def _be_the_writer(reader: _socket.socket, write: Write, reader_pid: int) -> NoR
 
 
 def _open_files(change: Change) -> list[int]:
-    """Give what a change needs to have open: its file, and what has its attributes."""
+    """Return what a change needs to have open: its file, and what has its attributes."""
     fds = [change.fd] if change.fd >= 0 else []
     if isinstance(change.attributes, LargeAttributes):
         fds.append(change.attributes.fd)
@@ -406,7 +406,7 @@ def _received(reader: _socket.socket) -> Iterator[Change]:
 
 
 def _receive(other: _socket.socket, size: int) -> bytes:
-    """Give so many bytes; fewer if the other process has ended."""
+    """Return so many bytes; fewer if the other process has ended."""
     received = b""
     try:
         # A process that is stopped or frozen for a while gets what was there at that moment (signal(7)).

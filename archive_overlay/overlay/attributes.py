@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.change import Attributes, LargeAttributes
     from archive_overlay.overlay.dialect import Dialect
 
-# Up to so many bytes, names counted, the attributes of an entry are held together. An entry may have 16,000 of 64 KiB.
+# Attributes of an entry are held in memory up to so many bytes, names included. It may have 16,000 of 64 KiB.
 _HELD_TOGETHER = 64 * 1024
 
 
@@ -63,7 +63,7 @@ def read_attributes(
     shown: Callable[[], str],
     on_demand: Callable[[dict[str, int]], LargeAttributes],
 ) -> tuple[Attributes, Marks]:
-    """Read extended attributes of an entry, and tell whose they are.
+    """Read the extended attributes of an entry, and separate the container's from the overlay's.
 
     Args:
         file: a file descriptor, or the name of one in /proc/self/fd.
@@ -77,7 +77,7 @@ def read_attributes(
         The container's attributes by full name, and the overlay's marks.
 
     Raises:
-        ArchiveError: an attribute cannot be read, or says that something is where nobody looks.
+        ArchiveError: an attribute cannot be read, or refers to a place that the hook does not search.
     """
     attributes: dict[str, bytes] = {}
     sizes: dict[str, int] = {}
@@ -150,7 +150,7 @@ def read_attributes(
 
 
 def _owner(value: bytes) -> tuple[int, int, int] | None:
-    """Read "uid:gid:mode", as fuse-overlayfs 1.10 does; None: it could not."""
+    """Read "uid:gid:mode" as fuse-overlayfs 1.10 does; None: it would fail."""
     uid, _, rest = value.lstrip().partition(b":")
     gid, _, rest = rest.partition(b":")
     # The mode is octal, and what comes after it is for later versions.
@@ -163,7 +163,10 @@ def _owner(value: bytes) -> tuple[int, int, int] | None:
 
 
 def _flags(protection: bytes) -> str:
-    """Say what the kernel noted of an entry, whose real file has none of it (fs/overlayfs/util.c, ovl_check_protattr)."""
+    """Return the flags that the kernel noted for an entry, and that its real file lacks.
+
+    Source: fs/overlayfs/util.c, ovl_check_protattr.
+    """
     known = {ord("i"): "immutable", ord("a"): "append-only"}
     return " and ".join(known[flag] for flag in protection if flag in known) or repr(protection)
 
@@ -178,7 +181,7 @@ def _names_elsewhere(nlink: bytes) -> bool:
 
 
 def attributes_size(attributes: Attributes) -> int:
-    """Give the bytes of all names and values, reading none."""
+    """Return the size in bytes of all names and values, without reading them."""
     names = sum(len(os.fsencode(name)) for name in attributes)
     if isinstance(attributes, dict):
         return names + sum(map(len, attributes.values()))

@@ -1,6 +1,6 @@
-"""What a container started from: the image in the engine's store whose layers lie below its overlay.
+"""Find what a container started from: the image in the engine's store whose layers lie below its overlay.
 
-The place of a lower directory says it, at no price:
+The path of a lower directory tells, at no cost:
 
     STORE/overlay/LAYER/diff    the topmost layer below a container's root file system; also by way of STORE/overlay/l/SHORT
     STORE/overlay/LAYER/merged  an image that podman has mounted, below an image mount with rw=true
@@ -47,7 +47,7 @@ class ContainerBase(Record):
     dialect: Dialect
 
     def layers(self) -> list[Layer]:
-        """Give the image's layers, lowest first, as the store's list has them.
+        """Return the image's layers, lowest first, as the store's list has them.
 
         Raises:
             UnknownError: the store does not say.
@@ -57,7 +57,7 @@ class ContainerBase(Record):
         return layers.chain(self.ids[0], self.drivers)
 
     def with_all_ids(self) -> ContainerBase:
-        """Give the same, with all ids: the store's list of layers is read.
+        """Return the same, with all ids: the store's list of layers is read.
 
         Layers may have random ids, if the engine made copies of them with other owners, and ids of their own, if they were
         pulled by a table of contents.
@@ -82,7 +82,7 @@ class ContainerBase(Record):
 
 
 def container_base(overlay: OverlayMount, stores: Sequence[str]) -> ContainerBase:
-    """Find the image that lies below a container's overlay. Nothing but links in the store is read.
+    """Find the image below a container's overlay. Only links in the store are read.
 
     Args:
         overlay: what the container wrote into.
@@ -99,7 +99,7 @@ def _top_layer(overlay: OverlayMount, stores: Sequence[str]) -> tuple[str, tuple
     if overlay.lowers_unknown:
         raise store.UnknownError(overlay.lowers_unknown)
     layer = store.layer_of_upper(overlay.upper, stores)
-    # An engine that gives a container's files to other users keeps the former ones in the container's own layer.
+    # An engine that changes owners for a container keeps the original files in the container's own layer.
     lowers = [lower for lower in overlay.lowers if not (layer and lower.startswith(f"{layer}/"))]
     if not lowers:
         raise store.UnknownError("it has no lower directories")
@@ -109,7 +109,7 @@ def _top_layer(overlay: OverlayMount, stores: Sequence[str]) -> tuple[str, tuple
 
 
 def _below_container(layer: str, lower: str) -> tuple[str, tuple[Driver, ...]]:
-    """Give the topmost layer below a container's own one."""
+    """Return the topmost layer below a container's own one."""
     # The engine alone makes links in its stores, as in the paths of its mounts.
     directory, name = os.path.split(os.path.realpath(lower))
     path, identifier = os.path.split(directory)
@@ -120,14 +120,14 @@ def _below_container(layer: str, lower: str) -> tuple[str, tuple[Driver, ...]]:
         return identifier, (Driver(path=own),)
     if layers.parent(os.path.basename(layer), own) != identifier:
         raise store.UnknownError(f"{own}-layers does not say that the container lies on {directory}")
-    # The host's root may have made the second store, and a user namespace shows him as somebody else.
+    # The second store may belong to the host's root, whom a user namespace shows as another user.
     return identifier, (Driver(path=own), Driver(path=path, owners=(0, overflow_owner())))
 
 
 def _mounted_image(
     lowers: Sequence[str], stores: Sequence[str], *, listed: bool
 ) -> tuple[str, tuple[Driver, ...]]:
-    """Give the topmost layer of an image that is mounted at the only lower directory, or was (`listed`)."""
+    """Return the topmost layer of an image that is mounted at the only lower directory, or was (`listed`)."""
     lower = lowers[0]
     for path in dict.fromkeys([*stores, *map(os.path.realpath, stores)]):
         identifier, _, name = lower[len(path) + 1 :].partition("/")

@@ -1,7 +1,7 @@
 """One entry of a change set.
 
-What is in it is what an archive of any form has to say of the entry, and nothing of overlayfs but that it
-was deleted, or hides what lies below.
+It holds what archives of all forms store of the entry. Of overlayfs, it only says that a name was deleted, or that a
+directory hides what lies below.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ KINDS = {
 }
 
 
-# A path's text is kept up to this many characters, and made again whenever it is needed beyond.
+# A path's text is kept up to this many characters. A longer one is made again whenever it is needed.
 _LONGEST_KEPT = 1024
 _SHOWN_NAMES = 32  # from the top, and from the other end
 
@@ -52,7 +52,7 @@ _SHOWN_NAMES = 32  # from the top, and from the other end
 class TreePath:
     """A path below the root of a tree, as a name and the path of the directory that it is in.
 
-    A container makes directories thousands deep. The texts of all their paths would take memory that grows with the
+    A container can make directories thousands deep. The texts of all their paths would take memory that grows with the
     square of the depth.
 
     Args:
@@ -120,7 +120,7 @@ class TreePath:
         return length - 1
 
     def forget(self) -> None:
-        """Let go of the text that is kept: the walk has left the directory."""
+        """Drop the kept text: the walk has left the directory."""
         if self.parent:
             self._prefix = None
 
@@ -129,9 +129,9 @@ TOP = TreePath(None, "")
 
 
 class LargeAttributes:
-    """Attributes of one entry that are too many to be held: each is read when it is asked for.
+    """Attributes of one entry that are too large for memory: each is read when it is asked for.
 
-    It is used as a dictionary is, and what is put into it takes the place of what the entry has.
+    Use it as a dictionary. A value that is put into it replaces the entry's own.
 
     Args:
         fd: of the entry, at least for looking at it. It must stay open as long as attributes are asked for.
@@ -182,7 +182,7 @@ class LargeAttributes:
         self.replaced.pop(name, None)
 
     def items(self) -> Iterator[tuple[str, bytes]]:
-        """Give names and values, one after the other.
+        """Yield names and values, one after the other.
 
         Raises:
             ArchiveError: one cannot be read, or is not as long as it was.
@@ -295,7 +295,7 @@ class Change:
         return (TreePath(self.directory, self.name) if self.name else self.directory).shown
 
     def contents(self) -> bytes:
-        """Give all data of a small file.
+        """Return all data of a small file.
 
         Raises:
             ArchiveError: they cannot be read, or are not as many as they should be.
@@ -312,7 +312,7 @@ class Change:
         return data
 
     def changed(self) -> ArchiveError:
-        """Make the error that says that a file has not the size that it had."""
+        """Return the error for a file whose size has changed."""
         return ArchiveError(f"{self.shown} changed its size while it was read")
 
 
@@ -330,7 +330,7 @@ class Allowance:
         self._left = 0 if most is None else most
 
     def expect(self, count: int) -> None:
-        """Refuse what is going to be too much, before the first byte of it is written.
+        """Refuse bytes beyond the limit before the first one is written.
 
         Args:
             count: how many more bytes there will be.

@@ -27,22 +27,22 @@ if TYPE_CHECKING:
         """
 
         def ahead(self) -> tuple[int, str] | None:
-            """Give the depth of the directory that the next entry is in, and its name: -1 and "" for the root.
+            """Return the depth of the directory that the next entry is in, and its name: -1 and "" for the root.
 
             None: there is nothing more.
             """
 
         def is_directory(self) -> bool:
-            """Say whether the next entry is a directory."""
+            """Return whether the next entry is a directory."""
 
         def take(self) -> Change | None:
-            """Give the next entry, which is valid until the next `take`; None: it comes to nothing.
+            """Return the next entry, which is valid until the next `take`; None: it comes to nothing.
 
             If it is a directory, what is in it comes next.
             """
 
         def skip(self) -> None:
-            """Pass over the next entry, and all that is in it. Other names of the same file stand without it."""
+            """Skip the next entry and everything in it. Other names of the same file remain complete."""
 
 
 # What a change set has at a name.
@@ -59,7 +59,7 @@ MERGED = "merged"  # the entries of both directories; the newer one's metadata; 
 
 
 def at_one_name(older: str, newer: str, *, covered: bool) -> str:
-    """Say what two change sets come to at one name, if the newer one has something there.
+    """Decide what two change sets give at one name, if the newer one has something there.
 
     Args:
         older: NOTHING, OTHER or PLAIN, which stands for any directory.
@@ -90,7 +90,7 @@ def compose(sources: Sequence[Source]) -> Source:
 
 
 def changes_of(source: Source) -> Iterator[Change]:
-    """Give what is in a change set, each change valid until the next one is taken.
+    """Yield what is in a change set, each change valid until the next one is taken.
 
     Raises:
         ArchiveError: it cannot be read.
@@ -102,7 +102,7 @@ def changes_of(source: Source) -> Iterator[Change]:
 
 
 def comes_first(one: tuple[int, str], other: tuple[int, str]) -> bool:
-    """Say whether one place comes before another: what is deeper is in a directory that only one of them has."""
+    """Return whether one place comes before another: what is deeper is in a directory that only one of them has."""
     return one[0] > other[0] or (one[0] == other[0] and one[1] <= other[1])
 
 
@@ -176,13 +176,13 @@ class _Composed:
             self._describe(change)
         elif self._in_older:
             self._older.skip()
-            change.implicit = False  # nothing that is left below could say more of it
+            change.implicit = False  # no source left below can add to it
         if result is NEWER_OPAQUE:
             change.opaque = True
         return change if result is not NOTHING else None
 
     def _describe(self, change: Change) -> None:
-        """Take over what the older one knows of a directory, and leave out what it has in it."""
+        """Take over the older one's metadata of a directory, and skip its contents."""
         below = self._take_older()
         if below is not None:
             change.mode, change.uid, change.gid = below.mode, below.uid, below.gid

@@ -1,4 +1,4 @@
-"""From whose files are on disk to whose they are in the container: a stream of changes, with other owners.
+"""Map the owners in a stream of changes from those on disk to those in the container.
 
 Source: the kernel's security/commoncap.c, cap_inode_getsecurity. Where the maps come from: `overlay/mappings`.
 """
@@ -35,7 +35,7 @@ KEEP = "owners=host keeps the numbers that owners have on the host"
 
 
 class ContainerOwners(Record):
-    """From the numbers that are on disk to those of the container.
+    """Maps ids on disk to ids in the container.
 
     Attributes:
         files: those of the owners of files.
@@ -48,14 +48,14 @@ class ContainerOwners(Record):
     def applied(
         self, stream: Iterator[Change], log: Log, *, directory: bool, any_owner: bool
     ) -> Iterator[Change]:
-        """Give the changes with the owners that the container saw.
+        """Yield the changes with the owners that the container saw.
 
         Args:
             stream: the changes as they are on disk.
             log: takes warnings of what is left out.
-            directory: they become files of the host. The numbers are then those of other users, whose rights nobody is
-                to get by running a file: it loses its set-user-ID and set-group-ID bits and its capabilities.
-            any_owner: whose files are does not matter, because the archive replaces the owners.
+            directory: they become files of the host, where the ids belong to other users. So that nobody gets these
+                users' rights by running a file, it loses its set-user-ID and set-group-ID bits and its capabilities.
+            any_owner: owners do not matter, because the archive replaces them.
 
         Raises:
             ArchiveError: an owner has no number in the container, or cannot have it in a directory.
@@ -77,7 +77,7 @@ class ContainerOwners(Record):
             warnings.finish()
 
     def _give_owner(self, change: Change, here: OwnerMap | None, *, any_owner: bool) -> int:
-        """Give a change its owner in the container, and return the bits that mean somebody else then."""
+        """Set a change's owner in the container, and return the mode bits that would then mean another user."""
         user, group = self.files.user(change.uid), self.files.group(change.gid)
         if not any_owner and (user is None or group is None):
             unknown = f"user {change.uid}" if user is None else f"group {change.gid}"
@@ -127,7 +127,7 @@ class ContainerOwners(Record):
                 attributes[name] = self.attributes.acl(value)
 
     def _capability(self, value: bytes) -> bytes | None:
-        """Give the capabilities of a file as getxattr(2) does in the container; None: it has no access to them."""
+        """Return the capabilities of a file as getxattr(2) does in the container; None: it has no access to them."""
         root = root_of_capability(value)
         if root is None:
             return None
@@ -138,7 +138,7 @@ class ContainerOwners(Record):
 
 
 def _here() -> OwnerMap:
-    """Give those to whom this process can give files."""
+    """Return the owners that this process can set."""
     try:
         users, groups = user_namespace.numbers()
     except OSError as error:

@@ -107,7 +107,7 @@ FUSE_OVERLAYFS_WITHOUT_OWNERS = FUSE_OVERLAYFS.replace(
 # With force_mask, engines note so at the top of a layer that its owners are in attributes.
 ENGINE_OWNER_ATTRIBUTE = ENGINE_OWNER
 
-# No overlay: everything is what it is, the marks too.
+# Not an overlay: everything is taken as it stands, marks included.
 RAW = Dialect(
     name="no overlay",
     namespaces=(),

@@ -1,7 +1,7 @@
-"""Overlays whose process in user space has ended, killed perhaps: the upperdir is there, and nobody serves it.
+"""Find the upperdir of an overlay whose FUSE process has ended, for example because it was killed.
 
-The options on the command line are gone. So the upperdir is looked for only where the engine itself put it, in directories
-that are its own, and what it says of the options itself is believed:
+The options on the command line are gone. So the upperdir is only looked for where the engine itself put it, in its own
+directories, and its own attributes say what the options were:
 
     BUNDLE/overlay/NUMBER/{merge,upper,work}    podman's image mounts and volumes; the mount point is `merge`
     STORE/overlay/LAYER/{merged,diff,work}      a container's root file system; see `overlay/store`
@@ -29,7 +29,7 @@ _ENDED = (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def has_ended(mounted: MountedFilesystem, mount_program: str) -> bool:
-    """Say whether a mount was served by fuse-overlayfs, and is not any more.
+    """Return whether a mount was served by fuse-overlayfs, and is not any more.
 
     Args:
         mounted: a FUSE mount of this namespace.
@@ -38,7 +38,7 @@ def has_ended(mounted: MountedFilesystem, mount_program: str) -> bool:
     if mounted.type not in ("fuse.fuse-overlayfs", f"fuse.{os.path.basename(mount_program)}"):
         return False
     try:
-        # Of files the kernel may remember what it was told; of the whole it always asks.
+        # The kernel may cache the status of files, but always asks for that of the file system.
         os.statvfs(mounted.mount_point)
     except OSError as error:
         return error.errno in _ENDED
@@ -46,7 +46,7 @@ def has_ended(mounted: MountedFilesystem, mount_program: str) -> bool:
 
 
 def upper_in_bundle(mount_point: str, bundle: str) -> str:
-    """Give the upperdir of an overlay that podman mounted in a container's bundle; "" if it is none of those.
+    """Return the upperdir of an overlay that podman mounted in a container's bundle; "" if it is none of those.
 
     Args:
         mount_point: absolute path, without symbolic links.
@@ -58,7 +58,7 @@ def upper_in_bundle(mount_point: str, bundle: str) -> str:
     try:
         if name != "merge" or not containers or not os.path.samefile(above, f"{bundle}/overlay"):
             return ""
-        # Nobody else gets as far as to what is in there.
+        # Nobody else can reach what is in there.
         store.check_private(containers)
         for path in (above, directory, f"{directory}/upper", f"{directory}/work"):
             if not stat.S_ISDIR(os.lstat(path).st_mode):
@@ -69,7 +69,7 @@ def upper_in_bundle(mount_point: str, bundle: str) -> str:
 
 
 def overlay_on(upper: str, lowers: Sequence[str] = ()) -> OverlayMount:
-    """Give the overlay that fuse-overlayfs had on an upperdir.
+    """Return the overlay that fuse-overlayfs had on an upperdir.
 
     It gives the upperdir itself the attribute that has owners and modes, if its option xattr_permissions is on.
 

@@ -1,7 +1,8 @@
-"""Which upperdir one is: whether two archives, made at different times, are of the same one.
+"""Identify an upperdir: whether two archives, made at different times, are of the same one.
 
-The root file system of a container goes on when the container is started again; what an engine puts into a container's bundle is
-made anew at each start; a directory that a user gave, or another engine's snapshot, goes on as long as it is there.
+The root file system of a container stays when the container is started again. An engine makes the upperdirs in a
+container's bundle anew at each start. A directory that a user named, or another engine's snapshot, stays as long as it
+exists.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _DIGITS = 16
 
 
 def identity(upper: str, container: Place, *, archive: str, lower: Sequence[str]) -> str:
-    """Say which upperdir one is.
+    """Return an id of an upperdir.
 
     Args:
         upper: its path.
@@ -33,7 +34,7 @@ def identity(upper: str, container: Place, *, archive: str, lower: Sequence[str]
             upperdir for one thing to lie on, that does not matter. After a reboot it may not be known any more.
 
     Returns:
-        16 hexadecimal digits; "" if nobody knows.
+        16 hexadecimal digits; "" if it cannot be known.
     """
     layer = store.layer_of_upper(upper, store.stores_of(container.bundle, container.root))
     below: Sequence[str] = ()
@@ -48,7 +49,7 @@ def identity(upper: str, container: Place, *, archive: str, lower: Sequence[str]
         else:
             below = lower[:1]
             if not store.container_in_store(container.bundle)[1]:
-                # Somebody else's engine: nobody knows how long it keeps what.
+                # Another engine's: how long it keeps things is unknown.
                 facts = (*facts, container.container)
     text = repr((archive, *below, *facts))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_DIGITS]
@@ -61,7 +62,7 @@ def _is_made_for_one_start(upper: str, bundle: str) -> bool:
 
 
 def _directory(path: str) -> tuple[object, ...]:
-    """Give what tells a directory from any that has been in its place; () if the file system says nothing of that."""
+    """Return what tells a directory from earlier ones at its place; () if the file system does not say."""
     try:
         fd = os.open(path, LOOK)
     except OSError:

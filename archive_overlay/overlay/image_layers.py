@@ -1,8 +1,8 @@
-"""An image in an engine's store, to be copied: its layers, and its configuration.
+"""Read an image from an engine's store, to copy it: its layers and its configuration.
 
-A layer is given as the tar that it was made of, if the store still knows that, and as changes otherwise. Nobody but the
-engine writes into its store, but what a layer holds was written by whoever made the image: files are opened beneath the
-layer's directory, and no link in it is followed.
+A layer comes as its original tar, if the store can still rebuild that, and as changes otherwise. Only the engine writes
+into its store, but the author of the image wrote what a layer holds: files are opened beneath the layer's directory,
+and no link in it is followed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class StoredLayer(Record):
     dialect: Dialect
 
     def tar(self) -> Generator[bytes, None, None]:
-        """Give its tar. It is right only if nothing is raised up to its end; then its digest is `diff_id`.
+        """Yield its tar. Only if it ends without an error is it right, with `diff_id` as its digest.
 
         Close the iterator if it is not read to its end.
 
@@ -76,7 +76,7 @@ class StoredLayer(Record):
                 os.close(fd)
 
     def changes(self, log: Log) -> Generator[Change, None, None]:
-        """Give what it changes, read from the directory that it was unpacked to.
+        """Return what it changes, read from the directory that it was unpacked to.
 
         Close the iterator if it is not read to its end.
 
@@ -113,7 +113,7 @@ class StoredImage(Record):
 
 
 def image_of_store(base: ContainerBase) -> StoredImage:
-    """Find the layers of the image that a container started from, and its configuration.
+    """Find the layers and the configuration of the image that a container started from.
 
     Args:
         base: the image.
@@ -159,7 +159,7 @@ def _configuration(
 
 
 def _fits(configured: list[object], diff_ids: list[str]) -> bool:
-    """Say whether a configuration is that of these layers, as far as their diff IDs are known."""
+    """Return whether a configuration is that of these layers, as far as their diff IDs are known."""
     return len(configured) == len(diff_ids) and all(
         not known or each == known for each, known in zip(configured, diff_ids)
     )

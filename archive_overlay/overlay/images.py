@@ -1,4 +1,4 @@
-"""The images in an engine's store: which of them a container was made of, and their manifests.
+"""Find the images in an engine's store that a container was made from, and their manifests.
 
     STORE/DRIVER-containers/containers.json  the id of each container's image; see `overlay/store`
     STORE/DRIVER-layers/layers.json          the layer below each layer
@@ -42,7 +42,7 @@ _LONGEST_MANIFESTS = 1 << 26
 
 
 class Container(Record):
-    """What a spec says of the place of a container in a store.
+    """What a spec says of a container's place in a store.
 
     Attributes:
         bundle: its bundle.
@@ -123,7 +123,7 @@ class Listed(Record):
 
 
 def listed(driver: str) -> Iterator[Listed]:
-    """Give all images of a store.
+    """Yield all images of a store.
 
     Args:
         driver: the directory of its layers.
@@ -143,7 +143,7 @@ def listed(driver: str) -> Iterator[Listed]:
 
 
 def manifests(image: Image) -> Iterator[str]:
-    """Give all manifests that a store has of an image, each once.
+    """Yield all manifests that a store has of an image, each once.
 
     Raises:
         UnknownError: one cannot be read, or is longer than any that engines read.
@@ -202,7 +202,7 @@ def _of_record(
 
 
 def _below(drivers: Iterable[str], layer: str) -> str:
-    """Give the layer below another one; "" if there is none, or no store knows it."""
+    """Return the layer below another one; "" if there is none, or no store knows it."""
     for directory in (f"{driver}-layers" for driver in drivers if os.path.isdir(f"{driver}-layers")):
         store.check_private(directory)
         for path in (f"{directory}/{name}" for name in ("layers.json", "volatile-layers.json")):
@@ -228,7 +228,7 @@ def _with_id(drivers: Iterable[str], identifier: str, owners: Sequence[int] = ()
 
 
 def _all(drivers: Iterable[str], owners: Sequence[int] = ()) -> Iterator[tuple[str, dict[str, object]]]:
-    """Give what stores have on each of their images."""
+    """Yield what stores have on each of their images."""
     for driver in drivers:
         path = f"{driver}-images/images.json"
         if os.path.lexists(path):
@@ -251,7 +251,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _others(lowers: Iterable[str], known: Sequence[str]) -> list[str]:
-    """Give the stores, besides those that are known, in which lower layers are."""
+    """Return the stores, besides those that are known, in which lower layers are."""
     found = []
     for lower in lowers:
         layer, name = os.path.split(os.path.realpath(lower))

@@ -17,7 +17,7 @@ _MAY_MOUNT = 1 << 21
 
 
 def can_ask() -> bool:
-    """Say whether this process may ask what `is_mounted` asks.
+    """Return whether this process may ask what `is_mounted` asks.
 
     Raises:
         OSError: /proc is not mounted.
@@ -30,10 +30,10 @@ def can_ask() -> bool:
 
 
 def is_mounted(overlay: OverlayMount) -> bool:
-    """Say whether the kernel has an overlay mounted, in any namespace, that writes into an upperdir.
+    """Return whether the kernel has an overlay mounted, in any namespace, that writes into an upperdir.
 
-    The mount tables of other namespaces are not read: whoever has a namespace chooses the paths in its table, and so
-    could claim any upperdir. The kernel itself knows by the inode.
+    The mount tables of other namespaces are not read: the owner of a namespace chooses the paths in its table, and so
+    could claim any upperdir. The kernel goes by the inode.
 
     Args:
         overlay: whose upperdir.
@@ -49,7 +49,7 @@ def is_mounted(overlay: OverlayMount) -> bool:
 
 
 def has_overlay(upper: str) -> bool:
-    """Say whether the kernel has an overlay mounted that writes into a directory.
+    """Return whether the kernel has an overlay mounted that writes into a directory.
 
     Args:
         upper: its path.
@@ -65,7 +65,7 @@ def has_overlay(upper: str) -> bool:
 
 
 def is_mounted_elsewhere(upper: str) -> bool:
-    """Say whether the kernel has an overlay mounted that writes into a directory, and this namespace has none.
+    """Return whether the kernel has an overlay mounted that writes into a directory, and this namespace has none.
 
     Args:
         upper: its path.
@@ -77,7 +77,7 @@ def is_mounted_elsewhere(upper: str) -> bool:
 
 
 def _is_in_table(status: os.stat_result) -> bool:
-    """Say whether this namespace's table has such an overlay.
+    """Return whether this namespace's table has such an overlay.
 
     The kernel's mark is that of the first overlay on an upperdir. If somebody mounted a second one and unmounted the
     first, only the table shows it.

@@ -1,6 +1,7 @@
-"""What people call a container and its image: for people, and for nothing else.
+"""The names of a container and its image, for people only.
 
-Whoever starts a container chooses its name, its annotations and, by a tag, its image's name. Nothing may be decided by them.
+Whoever starts a container chooses its name, its annotations and, by a tag, its image's name. No decision may depend on
+them.
 
 Source: containers.go of containers/storage and pkg/annotations of CRI-O; pkg/cri/annotations of containerd; the stores and
 specs of podman 4.3, CRI-O and containerd.
@@ -27,7 +28,7 @@ _LONGEST_METADATA = 1 << 20
 
 
 class Labels(Record):
-    """What people call a container.
+    """The names of a container and its image.
 
     Attributes:
         name: of the container; "" if it is unknown.
@@ -58,7 +59,7 @@ def _first(annotations: Mapping[str, object], keys: Iterable[str]) -> str:
 
 
 def _record(container: Place) -> Mapping[str, object]:
-    """Give what the engine's store has on a container; nothing if it does not know it, or cannot be read."""
+    """Return what the engine's store has on a container; nothing if it does not know it, or cannot be read."""
     containers, identifier = store.container_in_store(container.bundle)
     elsewhere, same = store.container_in_store(os.path.dirname(container.environment_file))
     places = [containers, elsewhere] if same == identifier else [containers]
@@ -85,7 +86,7 @@ def _metadata(record: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def _label(value: object) -> str:
-    """Give a text of others as one short line: without control characters and halves of characters."""
+    """Return a text of others as one short line: without control characters and halves of characters."""
     if not isinstance(value, str):
         return ""
     return "".join(character for character in value[: 2 * _LONGEST] if character.isprintable())[:_LONGEST]

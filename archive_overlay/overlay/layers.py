@@ -65,7 +65,7 @@ class Layer(Record):
 
 
 def chain(identifier: str, drivers: Sequence[Driver]) -> list[Layer]:
-    """Give a layer and all below it, lowest first.
+    """Return a layer and all below it, lowest first.
 
     Args:
         identifier: of the layer.
@@ -98,7 +98,7 @@ def chain(identifier: str, drivers: Sequence[Driver]) -> list[Layer]:
 
 
 def parent(identifier: str, driver: str) -> str:
-    """Give the id of the layer below another one; "" if there is none, or the store does not know it.
+    """Return the id of the layer below another one; "" if there is none, or the store does not know it.
 
     Raises:
         UnknownError: a list cannot be read.
@@ -110,7 +110,7 @@ def parent(identifier: str, driver: str) -> str:
 
 
 def canonical(diff_ids: Sequence[str]) -> str:
-    """Give the id that engines give to a layer that they pull, by the diff IDs up to it, lowest first.
+    """Return the id that engines give to a layer that they pull, by the diff IDs up to it, lowest first.
 
     It is the first diff ID, and then the SHA-256 of "ID+DIFFID", both in hexadecimal digits. (The chain ID of the OCI
     image specification has a space and prefixes.)
@@ -125,7 +125,7 @@ def canonical(diff_ids: Sequence[str]) -> str:
 
 
 def _diff_id(record: dict[str, object]) -> str:
-    """Give the diff ID in a layer's record; "" where the store does not know it.
+    """Return the diff ID in a layer's record; "" where the store does not know it.
 
     What was pulled by a table of contents (zstd:chunked) has none: nobody has seen its tar.
     """
@@ -139,7 +139,7 @@ def _diff_id(record: dict[str, object]) -> str:
 
 
 def is_sha256(digest: str) -> bool:
-    """Say whether something is a digest that this program can compare."""
+    """Return whether something is a digest that this program can compare."""
     digits = digest[len(_ALGORITHM) :]
     return digest.startswith(_ALGORITHM) and len(digits) == 64 and not digits.strip(_DIGITS)
 

@@ -1,8 +1,8 @@
 """Which mounted overlays have a directory among their layers.
 
-Whoever changes a layer of a mounted overlay changes what its users see, and what they see is then undefined. The kernel
-does not say which directories are lower layers. So the mount tables of all namespaces are read that this process may look
-at. What is in the table of somebody else's is that one's choice: it can have this program refuse, and nothing more.
+If somebody changes a layer of a mounted overlay, what its users see is undefined. The kernel does not say which
+directories are lower layers. So this reads the mount tables of all namespaces that the process may look at. Other users
+choose what is in their tables, but can only cause a refusal.
 
 Source: overlayfs.rst, "Changes to underlying filesystems"; proc(5).
 """
@@ -48,7 +48,7 @@ class LayerInUse(Record):
 
 
 class _Place(Record):
-    """Where a directory is, whatever is mounted where.
+    """The place of a directory on its file system, independent of mounts.
 
     Attributes:
         device: number of its file system.
@@ -61,7 +61,7 @@ class _Place(Record):
     status: os.stat_result
 
     def overlaps(self, other: _Place) -> bool:
-        """Say whether one is the other, or in it."""
+        """Return whether one is the other, or in it."""
         if os.path.samestat(self.status, other.status):
             return True
         if not self.device or self.device != other.device:
@@ -96,7 +96,7 @@ def layer_in_use(directory: int) -> LayerInUse | None:
 def _layers_of_all(
     here: MountTable,
 ) -> Iterator[tuple[MountedFilesystem | None, MountTable, LayerInUse]]:
-    """Give all layers of mounted overlays, with their mount and the table of the namespace that names them."""
+    """Yield all layers of mounted overlays, with their mount and the table of the namespace that names them."""
     seen = set()
     own = os.stat("/proc/self/ns/mnt")
     seen.add((own.st_dev, own.st_ino))
@@ -139,7 +139,7 @@ def _layers_of_table(
 def _open_place(layer: LayerInUse, table: MountTable) -> _Place | None:
     """Find out where a layer is; None: it is not to be found."""
     if layer.pid and table.is_served_by_a_program(layer.path):
-        return None  # its server may let us wait for ever, and no engine stacks on such
+        return None  # its server might never answer, and no engine stacks on such a file system
     try:
         root = f"/proc/{layer.pid}/root" if layer.pid else ""
         fd = os.open(root + layer.path, LOOK & ~os.O_NOFOLLOW)

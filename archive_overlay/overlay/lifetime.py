@@ -1,7 +1,7 @@
-"""How long an upperdir lasts: what may be renamed away, and what the next container will look for.
+"""Find out how long an upperdir lasts: whether it may be renamed, or the next container will need it.
 
-An engine makes upperdirs for one start of a container, and deletes them afterwards. Those it has where it keeps
-everything else of the container:
+An engine makes upperdirs for one start of a container and deletes them afterwards. It keeps them with everything else
+of the container:
 
     BUNDLE/overlay/N/upper                  podman, for volumes with :O and for image mounts
     BUNDLE/...                              whoever runs runc or crun on a bundle of his own
@@ -13,8 +13,8 @@ Whatever is elsewhere, somebody else made. With `-v DIR:/x:O,upperdir=U,workdir=
 as usual, but writes into U, which it never deletes. What other programs made is UNKNOWN: they
 may delete it or keep it.
 
-Nobody but the engine can give an upperdir such a path: it is resolved, without mounts on the way, and the directories
-belong to the engine's user. Who names the upperdir in an engine's options has to name one of those, and so gives it away.
+Only the engine can give an upperdir such a path: it is resolved, without mounts on the way, and the directories belong
+to the engine's user. A user who names one of them as an upperdir gives it up.
 
 Source: MountWithOptions in pkg/overlay of containers/buildah; drivers/overlay of containers/storage; experiments.
 """
@@ -37,7 +37,7 @@ _SNAPSHOTTER = "io.containerd.snapshotter.v1."
 
 
 def lifetime(upper: str, mount_point: str, mounts: Sequence[Mount], *, root: str, bundle: str) -> str:
-    """Say what becomes of a container's upperdir when the hook has done nothing to it.
+    """Return what becomes of a container's upperdir if the hook leaves it alone.
 
     Args:
         upper: absolute path.
@@ -61,7 +61,7 @@ def lifetime(upper: str, mount_point: str, mounts: Sequence[Mount], *, root: str
 
 
 def _is_inside(path: str, directory: str) -> bool:
-    """Say whether a resolved path is in a directory, and in the same file system from there on."""
+    """Return whether a resolved path is in a directory, and in the same file system from there on."""
     top = os.path.realpath(directory)
     if not directory.startswith("/") or not path.startswith(f"{top}/"):
         return False

@@ -1,9 +1,9 @@
-"""Symbolic links on the way to what a container has mounted.
+"""Follow symbolic links on the way to what a container has mounted.
 
-The spec has paths, and the engine followed them when the container was started. Since then a link may have been put
-there. One is followed only if neither the container nor another user can have made it: its directory belongs to root or
-to the hook's user, nobody else may write there unless the link itself is one of theirs, and it lies in nothing that the
-container has mounted.
+The engine followed the spec's paths when the container was started. Since then, somebody may have put a link there. A
+link is followed only if neither the container nor another user can have made it: its directory belongs to root or to
+the hook's user, nobody else may write there unless the link itself belongs to one of them, and it is not in anything
+that the container has mounted.
 
 Source: path_resolution(7); user_namespaces(7) for the owner of what has none in a namespace.
 """
@@ -25,7 +25,7 @@ _ROOT = 0
 
 
 class ForeignLinkError(Exception):
-    """A link on the way may be somebody else's; the message says which one and why."""
+    """A link on the way may be another user's; the message says which one and why."""
 
 
 def followed(path: str, mounts: Sequence[Mount]) -> str:
@@ -70,7 +70,7 @@ def _components(path: str) -> list[str]:
 
 
 def _is_writable(mount: Mount) -> bool:
-    """Say whether the container could change what a mount has, and is no more than a container all the same."""
+    """Return whether the container could change what a mount has, without having the whole host anyway."""
     return mount.source.startswith("/") and mount.source != "/" and "ro" not in mount.options
 
 
@@ -84,16 +84,16 @@ def _judge(link: str, directory: str, mounted: Iterable[str]) -> None:
 
 
 def _is_own(link: str) -> bool:
-    """Say whether a link is root's or this user's, and nobody can have given it another name.
+    """Return whether a link is root's or this user's, and nobody can have given it another name.
 
-    With the umask of many distributions, 002, a user's directories are his group's too, though nobody else is in that.
+    With the umask of many distributions, 002, a user's group may write to his directories, though nobody else is in it.
     """
     status = os.lstat(link)
     return status.st_uid in (_ROOT, os.geteuid()) and status.st_nlink == 1
 
 
 def _root_of_the_host() -> int:
-    """Give the owner that root of the host is shown as. In a user namespace, others are shown as the same one."""
+    """Return the owner that the host's root appears as. In a user namespace, other users appear as the same one."""
     try:
         return _ROOT if user_namespace.has_all_users() else user_namespace.overflow_owner()
     except OSError:

@@ -1,4 +1,4 @@
-"""From a mount of the spec to the overlay behind it.
+"""Find the overlay behind a mount of the spec.
 
 Source: OCI runtime specification, config.md, "Mounts"; proc(5); the mounts that engines were seen to make.
 """
@@ -46,7 +46,7 @@ def find_overlay(
         mount_point: the destination, normalised; "/" without a mount is the root file system.
         mount_program: path of the executable that serves overlays in user space.
         bundle: absolute path of the container's bundle, which podman has in its store; "" if it has none.
-        ended: whether the host may have been started again since the container ran, so that nothing is mounted any more.
+        ended: whether the host may have rebooted since the container ran, so that nothing is mounted any more.
 
     Raises:
         ArchiveError: there is no such mount, it is no overlay, or its upperdir is gone.
@@ -99,22 +99,22 @@ def find_overlay(
 
 
 def mount_at(mounts: Sequence[Mount], mount_point: str) -> Mount | None:
-    """Give the mount that the container saw at a mount point, the last one there; None: the spec has none."""
+    """Return the mount that the container saw at a mount point, the last one there; None: the spec has none."""
     return next((mount for mount in reversed(mounts) if mount.destination == mount_point), None)
 
 
 def _is_of_a_process(path: str) -> bool:
-    """Say whether a path leads through what a process has open, by its text."""
+    """Return whether a path leads through what a process has open, by its text."""
     return f"/{os.path.normpath(path).lstrip('/')}".startswith(("/proc/", "/dev/fd/"))
 
 
 def environment_file(mounts: Sequence[Mount]) -> str:
-    """Give the source of the file at /run/.containerenv, which podman has in one of its stores; "" without one."""
+    """Return the source of the file at /run/.containerenv, which podman has in one of its stores; "" without one."""
     return next((mount.source for mount in reversed(mounts) if mount.destination == _ENVIRONMENT_FILE), "")
 
 
 class _Believed(Record):
-    """What is believed beside the kernel and the spec.
+    """The facts that are believed besides the kernel and the spec.
 
     Attributes:
         mount_program: path of the executable that serves overlays in user space.
@@ -193,7 +193,7 @@ def _mounts() -> mountinfo.MountTable:
 
 
 def _behind(mounted: mountinfo.MountedFilesystem, believed: _Believed) -> OverlayMount | None:
-    """Give the overlay that is mounted; None: it is a part of one, or something else."""
+    """Return the mounted overlay; None: the mount is a part of one, or something else."""
     if mounted.type == "overlay" and mounted.root == "/":
         upper = _upper_in_table(mounted)
         overlay = from_mount_table(mounted.options, f"the mount at {mounted.mount_point}", upper=upper)
@@ -202,7 +202,7 @@ def _behind(mounted: mountinfo.MountedFilesystem, believed: _Believed) -> Overla
 
 
 def _upper_in_table(mounted: mountinfo.MountedFilesystem) -> str:
-    """Give the upperdir of an overlay in the mount table; "" if it has none.
+    """Return the upperdir of an overlay in the mount table; "" if it has none.
 
     Raises:
         ArchiveError: the table's text means two directories, and the kernel does not say which.
@@ -236,7 +236,7 @@ def _of_ended_server(
         layer: whose root file system it is; "" if it is none.
 
     Returns:
-        None: it is no such mount.
+        None: it is not such a mount.
 
     Raises:
         ArchiveError: its upperdir is not to be found, or cannot be read.
@@ -277,8 +277,8 @@ def _not_an_overlay(
 def _of_root(root: str, *, environment_file: str, believed: _Believed) -> OverlayMount:
     """Find the overlay of a container's root file system.
 
-    Where the container's root user could not reach the engine's store, root.path is a second place where it is mounted,
-    and often in a mount namespace of the container's monitor alone. What the store says leads to the first.
+    If the container's root user cannot reach the engine's store, root.path is a second mount point, often only in the
+    mount namespace of the container's monitor. The store leads to the first one.
     """
     unknown = ""
     place = root
@@ -310,7 +310,7 @@ def _of_root(root: str, *, environment_file: str, believed: _Believed) -> Overla
 
 
 def _known_lowers(layer: str) -> list[str]:
-    """Give the lowerdirs of a layer, by which its image is known; an empty list if they are not to be found."""
+    """Return the lowerdirs of a layer, by which its image is known; an empty list if they are not to be found."""
     try:
         return store.lowers(layer)
     except store.UnknownError:
@@ -329,14 +329,14 @@ def _left_in_bundle(mount_point: str, believed: _Believed) -> OverlayMount | Non
     if not upper:
         return None
     try:
-        # What lay below is on the command line of a process that is gone, and nowhere else.
+        # Only the command line of a process that is gone said what lay below.
         return ended_servers.overlay_on(upper)
     except OSError as error:
         fail(f"the upperdir {upper} cannot be read", error)
 
 
 def _with_layers_of_image(overlay: OverlayMount, believed: _Believed) -> OverlayMount:
-    """Give an overlay on an image the layers of that image, if the engine has unmounted it since."""
+    """Return an overlay on an image, with that image's layers if the engine has unmounted it since."""
     lower = overlay.lowers[0] if len(overlay.lowers) == 1 else ""
     layer = store.layer_at(lower)
     if not layer or os.path.dirname(layer) not in map(os.path.realpath, believed.stores):
@@ -360,7 +360,7 @@ def _left_in(layer: str, root: str, *, ended: bool) -> OverlayMount | None:
         None: something else is where it was mounted.
 
     Raises:
-        ArchiveError: the store does not say all that has to be known.
+        ArchiveError: the store lacks some of the facts.
     """
     place = f"{layer}/merged"
     try:
@@ -386,8 +386,8 @@ def _left_in(layer: str, root: str, *, ended: bool) -> OverlayMount | None:
             f"the container's root file system {root} is not mounted any more, and what it was made of is"
             f" not to be found: {reason}"
         ) from error
-    # The driver mounts with userxattr when it is rootless. In a user namespace there is nothing else: trusted
-    # attributes can be neither set nor read.
+    # A rootless driver mounts with userxattr. Nothing else works in a user namespace: trusted attributes can be neither
+    # set nor read there.
     return OverlayMount(
         upper=upper,
         lowers=tuple(lowers),

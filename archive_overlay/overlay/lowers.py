@@ -30,7 +30,7 @@ _NO_ATTRIBUTE = (errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP)
 class Place:
     """Something in a lower layer.
 
-    Each directory on the way of the walk may have a place in each of hundreds of layers, so what is held is little.
+    Each directory on the way of the walk may have a place in each of hundreds of layers, so this must stay small.
 
     Args:
         layer: see below.
@@ -67,7 +67,7 @@ class Place:
         return self.type == stat.S_IFREG
 
     def is_still(self, status: os.stat_result) -> bool:
-        """Say whether a status is that of the same thing."""
+        """Return whether a status is that of the same file."""
         return (self._device, self._inode) == (status.st_dev, status.st_ino)
 
 
@@ -85,7 +85,7 @@ class Found(Record):
 
 
 class Directory:
-    """A directory of the overlay; what is below it is looked up only when somebody asks.
+    """A directory of the overlay. What lies below is looked up only when it is asked for.
 
     Args:
         parent: the directory that it is in; None for the root.
@@ -127,7 +127,7 @@ class Lowers:
         self._unknown = overlay.lowers_unknown
         self._roots: list[Place] | None = None
         self._path = TOP  # that was made last: most layers have a name at the same path
-        # Of some layers, the directory that was looked into last, open: what is in it is asked for next.
+        # For some layers, the directory that was used last, open: its contents are usually asked for next.
         self._open_directories: dict[int, tuple[TreePath, int]] = {}
 
     def close(self) -> None:
@@ -141,12 +141,12 @@ class Lowers:
         return self._merged > 1
 
     def below(self, directory: Directory) -> list[Place]:
-        """Give the places that are merged into a directory, topmost first.
+        """Return the places that are merged into a directory, topmost first.
 
         Raises:
             ArchiveError: a lower layer cannot be read, or a redirect is not one that the kernel follows.
         """
-        # Not by recursion: a container makes directories deeper than Python's stack.
+        # Not by recursion: a container can make directories deeper than Python's stack.
         unknown = []
         step: Directory | None = directory
         while step is not None and step.places is None:
@@ -171,7 +171,7 @@ class Lowers:
         return self._find(directory, name, redirect="", is_directory=False, metacopy=False)
 
     def find_metacopy(self, directory: Directory, name: str, redirect: str) -> tuple[list[Place], Place]:
-        """Find what lies below a file of which the upperdir has only the metadata.
+        """Find what lies below a file if the upperdir has only its metadata.
 
         Args:
             directory: that it is in.
@@ -189,7 +189,7 @@ class Lowers:
         return found.places, found.data
 
     def roots(self) -> list[Place]:
-        """Give the tops of the layers that are merged, topmost first.
+        """Return the tops of the layers that are merged, topmost first.
 
         Raises:
             ArchiveError: see `below`.
@@ -207,7 +207,7 @@ class Lowers:
         return self._roots
 
     def names(self, places: list[Place]) -> set[str]:
-        """List what is in the lower layers of a directory; what turns out to be deleted is in it too.
+        """List the names in the lower layers of a directory, including deleted ones.
 
         Raises:
             ArchiveError: a lower layer cannot be read.
@@ -271,7 +271,7 @@ class Lowers:
             fail(f"cannot read {self.shown(place.layer, place.path)}", error)
 
     def shown(self, layer: int, path: TreePath) -> str:
-        """Give the path of something in a lower layer, for messages."""
+        """Return the path of something in a lower layer, for messages."""
         return os.path.join(self._layers[layer], path.shown) if path.parent else self._layers[layer]
 
     def _find(
@@ -439,7 +439,7 @@ class Lowers:
         return os.open(path.name, flags, dir_fd=self._directory(layer, path.parent))
 
     def _directory(self, layer: int, path: TreePath) -> int:
-        """Give a directory of a layer, open; it stays so until another one is asked for."""
+        """Return an open directory of a layer, which stays open until another one is asked for."""
         known, fd = self._open_directories.pop(layer, (None, -1))
         if known is not path:
             way = []

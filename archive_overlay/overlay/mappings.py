@@ -1,7 +1,7 @@
-"""Whose a container's files are, as the container itself counts users and groups: what the spec and the mounts say.
+"""Find the id mappings of a container's files: what the spec and the mounts say.
 
-A container in a user namespace has other numbers for them than the hook. From the disk to the container there are up to
-three steps, each with a map of its own:
+A container in a user namespace has other ids than the hook. There are up to three steps from the disk to the container,
+each with a map of its own:
 
     on disk ─▶ what the mount program shows ─▶ what an id-mapped mount shows ─▶ what the container sees
                uidmapping of fuse-overlayfs    uidMappings of the mount         uidMappings of the container
@@ -39,7 +39,7 @@ _OF_CRUN = {"uids": "uidMappings", "gids": "gidMappings"}
 def find(
     user_namespace: Mapping[str, object], mount: Mount | None, overlay: OverlayMount
 ) -> ContainerOwners | None:
-    """Find whose the files of an overlay are in the container.
+    """Find the map from the owners on disk of an overlay to those in the container.
 
     Args:
         user_namespace: what the spec says of the container's; empty: it has the hook's.
@@ -47,7 +47,7 @@ def find(
         overlay: how it is mounted.
 
     Returns:
-        None: they have the same numbers on disk.
+        None: the ids are the same.
 
     Raises:
         ArchiveError: the spec or the mount does not say.
@@ -55,7 +55,7 @@ def find(
     container = _container(user_namespace)
     program = overlay.program_owners or _same()
     if mount and _is_mapped_for_container(mount):
-        # What the mount shows outside of the container, the container's own map takes back.
+        # The container's own map undoes what the mount shows outside the container.
         container = _same()
     elif mount and (by_mount := _of_mount(mount)):
         shown, relative = by_mount
@@ -79,7 +79,7 @@ def _same() -> OwnerMap:
 
 
 def _container(said: Mapping[str, object]) -> OwnerMap:
-    """Give the map from the hook's numbers to the container's."""
+    """Return the map from the hook's numbers to the container's."""
     if not said or _is_own(said.get("path")):
         return _same()
     maps = _maps(said, "linux", "containerID", "hostID")
@@ -92,7 +92,7 @@ def _container(said: Mapping[str, object]) -> OwnerMap:
 
 
 def _is_own(path: object) -> bool:
-    """Say whether a path names the hook's own user namespace."""
+    """Return whether a path names the hook's own user namespace."""
     try:
         return isinstance(path, str) and bool(path) and os.path.samefile(path, "/proc/self/ns/user")
     except (OSError, ValueError):
@@ -100,12 +100,12 @@ def _is_own(path: object) -> bool:
 
 
 def _is_mapped_for_container(mount: Mount) -> bool:
-    """Say whether a mount is mapped by the container's own user namespace, as the bare option idmap asks for."""
+    """Return whether the container's own user namespace maps a mount, as the bare option idmap requests."""
     return not mount.mappings and any(option in IDMAP for option in mount.options)
 
 
 def _of_mount(mount: Mount) -> tuple[OwnerMap, bool] | None:
-    """Give what an id-mapped mount shows for what is on disk, and whether that is in the container's own numbers."""
+    """Return what an id-mapped mount shows for what is on disk, and whether that is in the container's own numbers."""
     what = f"the mount at {mount.destination}"
     maps = _maps(mount.mappings, what, "containerID", "hostID")
     if maps:
@@ -147,7 +147,7 @@ def _as_number(digits: str) -> int:
 def _maps(
     said: Mapping[str, object], what: str, before: str, after: str, count: str = "size"
 ) -> OwnerMap | None:
-    """Read mappings; None: there are none. Where there are some of users alone, groups have the same numbers."""
+    """Read mappings; None: there are none. If only users have mappings, groups have the same ids."""
     ranges = {}
     for kind in _KINDS:
         listed = said.get(kind)
@@ -173,5 +173,5 @@ def _ranges(listed: object, what: str, keys: Sequence[str]) -> list[Range]:
 
 
 def _number(value: object) -> int:
-    """Give a number of a user or of users; -1 if it is not one."""
+    """Return a number of a user or of users; -1 if it is not one."""
     return value if type(value) is int and 0 <= value <= _LARGEST_ID else -1

@@ -1,4 +1,4 @@
-"""A mount as the spec has it, and the overlay behind it."""
+"""A mount of the spec, and the overlay behind it."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class OverlayMount(Record):
         may_refer_to_lowers: whether the upperdir may have files whose data, directories whose contents,
             or names of files, are in the lower layers.
         lowers_unknown: why it is not known what the lowerdirs are; "" if it is.
-        lower_owners: whose it is what lies in the lowerdirs; None: whose it is on disk.
+        lower_owners: owners of what lies in the lowerdirs; None: those on disk.
         program_owners: which owners the program that serves it shows for those on disk; None: the same.
-        container_owners: whose files are, as the container counts; None: nobody asked, or it counts as the hook does.
+        container_owners: the map to the container's owners; None: nobody asked, or the ids are the hook's.
         lowers_are_listed: whether the lowerdirs are those that the engine's store lists, and not mounts.
         may_lack: why the upperdir may lack something that the container wrote; "" if nothing is known.
     """

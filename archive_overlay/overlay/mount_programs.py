@@ -1,7 +1,7 @@
-"""Overlays that a process serves in user space: their options are nowhere but on its command line.
+"""Overlays that a process serves in user space: only its command line has their options.
 
-Whoever runs a container can run a program in it with any name and any command line. So a process is believed only if the
-kernel says of it what no container can bring about: see `overlay_at`.
+A container can run a program with any name and any command line. So a process is believed only if the kernel confirms
+what no container can fake: see `overlay_at`.
 
 Source: proc(5); namespaces(7); fuse(4); fuse-overlayfs(1); the kernel's fs/fuse/dev.c for `fuse_connection`.
 """
@@ -71,7 +71,7 @@ def overlay_at(mounted: MountedFilesystem, mount_program: str) -> OverlayMount |
             server = _server(int(pid), mounted, program, here)
             if server:
                 servers.append(server)
-    # Of two processes for one mount point, the kernel's word counts: the other is what is left of an earlier mount.
+    # If two processes claim one mount point, the kernel's word counts: the other is left over from an earlier mount.
     servers = [server for server in servers if server.is_certain] or servers
     if not servers:
         return None
@@ -90,7 +90,7 @@ def overlay_at(mounted: MountedFilesystem, mount_program: str) -> OverlayMount |
 
 
 def server_not_believed(mounted: MountedFilesystem, mount_program: str) -> str:
-    """Say what serves a FUSE mount behind which no overlay was found, for a message.
+    """Describe what serves a FUSE mount behind which no overlay was found, for a message.
 
     Args:
         mounted: a mount of this namespace.
@@ -114,7 +114,7 @@ def server_not_believed(mounted: MountedFilesystem, mount_program: str) -> str:
                     told += ", and is not believed: it has another namespace, user or root directory"
                 return told
         except OSError:
-            continue  # it has ended, or is none of ours
+            continue  # it has ended, or is another user's
         finally:
             os.close(process)
     # Before Linux 6.18 the kernel does not name the process.
@@ -149,14 +149,14 @@ class _Program:
             pass  # it was deleted while it runs
 
     def is_that_of(self, process: int) -> bool:
-        """Say whether a process runs it; its mount namespace has been judged already."""
+        """Return whether a process runs it; its mount namespace has been judged already."""
         if self._status and os.path.samestat(self._status, os.stat("exe", dir_fd=process)):
             return True
         path = os.readlink("exe", dir_fd=process)
         return (
             path.endswith(_DELETED)
             and path[: -len(_DELETED)] in self._paths
-            and not os.path.lexists(path)  # a file that is called so
+            and not os.path.lexists(path)  # the file's name itself ends in this
         )
 
 
@@ -167,11 +167,11 @@ class _Namespaces:
         self._own = {kind: os.stat(f"/proc/self/ns/{kind}") for kind in ("mnt", "user", "pid")}
 
     def own_mounts(self, process: int) -> bool:
-        """Say whether a process is in the hook's mount namespace."""
+        """Return whether a process is in the hook's mount namespace."""
         return os.path.samestat(os.stat("ns/mnt", dir_fd=process), self._own["mnt"])
 
     def hold(self, process: int) -> bool:
-        """Say whether a process is in those of users and of processes, and has the hook's root directory."""
+        """Return whether a process is in those of users and of processes, and has the hook's root directory."""
         for kind in ("user", "pid"):
             if not os.path.samestat(os.stat(f"ns/{kind}", dir_fd=process), self._own[kind]):
                 return False
@@ -182,7 +182,7 @@ class _Namespaces:
 def _server(pid: int, mounted: MountedFilesystem, program: _Program, here: _Namespaces) -> _Server | None:
     """Judge a process; None: it does not serve the mount, or is not believed."""
     try:
-        # All that is read through this descriptor is one process's, whoever gets its id when it has ended.
+        # Everything read through this descriptor belongs to one process, even if another one gets its id.
         process = os.open(f"/proc/{pid}", READ_TOP_DIRECTORY)
     except OSError:
         return None
@@ -214,7 +214,7 @@ def _server(pid: int, mounted: MountedFilesystem, program: _Program, here: _Name
             is_certain=connection == mounted.device,
         )
     except OSError:
-        return None  # it has ended, or is none of ours
+        return None  # it has ended, or is another user's
     finally:
         os.close(process)
 
@@ -232,7 +232,7 @@ def _overlay(options: Sequence[str], mounted: MountedFilesystem) -> OverlayMount
 
 
 def _fuse_connection(process: int) -> int:
-    """Give the device number of the file system that a process serves."""
+    """Return the device number of the file system that a process serves."""
     directory = os.open("fd", READ_TOP_DIRECTORY, dir_fd=process)
     try:
         numbers = sorted(os.listdir(directory), key=int)
@@ -255,7 +255,7 @@ def _fuse_connection(process: int) -> int:
 
 
 def _is_here(path: str, process: int) -> bool:
-    """Say whether a path leads to the same directory in a process's mount namespace and here."""
+    """Return whether a path leads to the same directory in a process's mount namespace and here."""
     if not path.startswith("/"):
         return False
     try:
@@ -265,7 +265,7 @@ def _is_here(path: str, process: int) -> bool:
 
 
 def _has_mount(process: int, mounted: MountedFilesystem) -> bool:
-    """Say whether a process's mount namespace has the same file system, by its number, at the same mount point."""
+    """Return whether a process's mount namespace has the same file system, by its number, at the same mount point."""
     there = MountTable(_read("mountinfo", process).splitlines()).exactly_at(mounted.mount_point)
     return there is not None and (there.device, there.root) == (mounted.device, mounted.root)
 

@@ -1,4 +1,4 @@
-r"""The mount options of an overlay, by each of the sources that has them, each with its own escapes.
+r"""Read the mount options of an overlay from each of their sources, which all escape names differently.
 
 A backslash, where it escapes anything, stands for the byte after it. In an overlay's options it does so in some values
 and not in others. Tried with Linux 6.18 and fuse-overlayfs 1.10 and 1.13-dev, name by name:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.overlay.dialect import Dialect
 
-# Options with which an upperdir does not say all by itself. (nfs_export needs index.)
+# Options with which an upperdir may refer to lower layers. (nfs_export needs index.)
 _REFERRING = ("metacopy", "redirect_dir", "index")
 
 _BACKSLASH, _COMMA = b"\\,"
@@ -87,7 +87,7 @@ def from_command_line(options: Sequence[str], origin: str) -> OverlayMount:
 
 
 def upperdirs(options: Sequence[str]) -> list[str]:
-    """Give the directories that an upperdir of the mount table may be, one or two; an empty list if there is none.
+    """Return the directories that an upperdir of the mount table may be, one or two; an empty list if there is none.
 
     Args:
         options: see `from_mount_table`.
@@ -99,7 +99,7 @@ def upperdirs(options: Sequence[str]) -> list[str]:
 
 
 def layers_of_mount_table(options: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Give all directories that an overlay in the mount table may have, in each reading.
+    """Yield all directories that an overlay in the mount table may have, in each reading.
 
     Args:
         options: see `from_mount_table`.
@@ -118,7 +118,7 @@ def layers_of_mount_table(options: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def layers_of_command_line(options: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Give all directories of an overlay that is served in user space, as `layers_of_mount_table` does.
+    """Yield all directories of an overlay that is served in user space, as `layers_of_mount_table` does.
 
     Args:
         options: see `from_command_line`.
@@ -207,7 +207,7 @@ def split(text: str, separator: str) -> list[str]:
 
 
 def _options_of_mount(options: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Give keys and values of options that were split at commas, escaped ones too."""
+    """Return keys and values of options that were split at commas, escaped ones too."""
     return _keys_and_values(split(",".join(options), ","))
 
 
@@ -240,7 +240,7 @@ def _separated_by_libfuse(options: str) -> list[str]:
 def _program_owners(mappings: Mapping[str, str], origin: str) -> OwnerMap:
     """Read what fuse-overlayfs is told of owners: [:]DISK:SHOWN:COUNT[:DISK:SHOWN:COUNT...].
 
-    podman puts a colon first, which is passed over.
+    podman puts a colon first, which is skipped.
     """
     ranges = {}
     for key, text in mappings.items():
@@ -257,7 +257,7 @@ def _program_owners(mappings: Mapping[str, str], origin: str) -> OwnerMap:
 
 
 def _makes_references(options: Mapping[str, str]) -> bool:
-    """Say whether an overlay leaves data or contents in the lower layers, by its options or by default."""
+    """Return whether an overlay leaves data or contents in the lower layers, by its options or by default."""
     for key in _REFERRING:
         value = options.get(key)
         if value is None:
@@ -272,7 +272,7 @@ def _makes_references(options: Mapping[str, str]) -> bool:
 
 
 def _lowerdirs(value: str) -> tuple[list[str], list[str]]:
-    """Give the merged and the data-only layers of a lowerdir option: `::` stands before the latter."""
+    """Return the merged and the data-only layers of a lowerdir option: `::` stands before the latter."""
     parts = split(value, ":")
     merged = parts.index("") if "" in parts else len(parts)
     return [_unescaped(part) for part in parts[:merged]], [

@@ -63,15 +63,15 @@ class OwnerMap(Record):
         return OwnerMap(users=_inverse(self.users), groups=_inverse(self.groups))
 
     def then(self, other: OwnerMap) -> OwnerMap:
-        """Give the map that does what this one does, and then what another one does."""
+        """Return the map that does what this one does, and then what another one does."""
         return OwnerMap(users=_chain(self.users, other.users), groups=_chain(self.groups, other.groups))
 
     def user(self, number: int) -> int | None:
-        """Give a user's other number; None: there is none."""
+        """Return a user's other number; None: there is none."""
         return _mapped(number, self.users, None)
 
     def group(self, number: int) -> int | None:
-        """Give a group's other number; None: there is none."""
+        """Return a group's other number; None: there is none."""
         return _mapped(number, self.groups, None)
 
     def apply(self, change: Change) -> None:
@@ -93,13 +93,13 @@ class OwnerMap(Record):
                 attributes[name] = self.acl(attributes[name])
 
     def capability(self, value: bytes) -> bytes | None:
-        """Give the capabilities of a file to the root user by its other number; None: it has none."""
+        """Return the capabilities of a file to the root user by its other number; None: it has none."""
         root = root_of_capability(value)
         root = None if root is None else self.user(root)
         return None if root is None else with_root(value, root)
 
     def acl(self, value: bytes) -> bytes:
-        """Give an ACL with the other numbers of those whom it names; -1 stands for who has none."""
+        """Return an ACL with the other numbers of those whom it names; -1 stands for who has none."""
         shown = bytearray(value)
         for place, is_user in _named(value):
             ranges = self.users if is_user else self.groups
@@ -108,7 +108,7 @@ class OwnerMap(Record):
         return bytes(shown)
 
     def unknown_in_acl(self, value: bytes) -> str:
-        """Give the first one named by an ACL who has no other number, as "user 7"; "" if all have one."""
+        """Return the first one named by an ACL who has no other number, as "user 7"; "" if all have one."""
         for place, is_user in _named(value):
             number = int.from_bytes(value[place], "little")
             if (self.user if is_user else self.group)(number) is None:
@@ -127,7 +127,7 @@ def root_of_capability(value: bytes) -> int | None:
 
 
 def with_root(value: bytes, root: int) -> bytes:
-    """Give the capabilities of a file for the user namespace with another root user.
+    """Return the capabilities of a file for the user namespace with another root user.
 
     Args:
         value: one of which `root_of_capability` knows the form.
@@ -146,7 +146,7 @@ def unknown_capability(change: Change) -> ArchiveError:
 
 
 def _named(acl: bytes) -> Iterator[tuple[slice, bool]]:
-    """Give where in an ACL the numbers of users and groups are, and whether it is a user."""
+    """Yield where in an ACL the numbers of users and groups are, and whether it is a user."""
     for entry in range(_ACL_HEADER, len(acl) - _ACL_ENTRY + 1, _ACL_ENTRY):
         tag = int.from_bytes(acl[entry : entry + 2], "little")
         if tag in (_ACL_USER, _ACL_GROUP):

@@ -151,7 +151,7 @@ class _Origins:
         self._empty = [root for root in lowers.roots() if self._is_empty(root)]
 
     def empty_below(self, place: Place) -> str:
-        """Give a layer below that of a place which is empty, the first time that it is asked for one; or else ""."""
+        """Return a layer below that of a place which is empty, the first time that it is asked for one; or else ""."""
         below = [root for root in self._empty if root.layer > place.layer]
         if not below or self._told:
             return ""

@@ -82,7 +82,7 @@ class UnknownError(Exception):
 
 
 def lasting_directory(bundle: str, root: str) -> str:
-    """Give the directory that an engine keeps of a container as long as it has the container, reboots included.
+    """Return the directory that an engine keeps of a container as long as it has the container, reboots included.
 
     podman has the bundle there. CRI-O has a copy of the bundle's config.json there, and the bundle where a reboot removes it.
 
@@ -129,7 +129,7 @@ def layer_of_container(bundle: str, environment_file: str) -> str:
 
 
 def is_of_store(bundle: str, root: str) -> bool:
-    """Say whether a container may be one of an engine's store, by the paths in its spec alone.
+    """Return whether a container may be one of an engine's store, by the paths in its spec alone.
 
     Args:
         bundle: its bundle.
@@ -152,13 +152,13 @@ def container_in_store(directory: str) -> tuple[str, str]:
 
 
 def layer_at(mount_point: str) -> str:
-    """Give the directory of the layer that has its mount point there; "" for any other place."""
+    """Return the directory of the layer that has its mount point there; "" for any other place."""
     layer, name = os.path.split(mount_point)
     return layer if name == "merged" and os.path.lexists(f"{layer}/diff") else ""
 
 
 def stores_of(bundle: str, root: str) -> list[str]:
-    """Give the directories of layers of the engine that ran a container, by what the runtime says of the container.
+    """Return the directories of layers of the engine that ran a container, by what the runtime says of the container.
 
     Args:
         bundle: the container's.
@@ -171,7 +171,7 @@ def stores_of(bundle: str, root: str) -> list[str]:
 
 
 def layer_of_upper(upper: str, stores: Sequence[str]) -> str:
-    """Give the directory of the layer that an upperdir belongs to; "" where it belongs to none.
+    """Return the directory of the layer that an upperdir belongs to; "" where it belongs to none.
 
     Args:
         upper: absolute path.
@@ -184,7 +184,7 @@ def layer_of_upper(upper: str, stores: Sequence[str]) -> str:
 
 
 def directory_of_relative(upper: str, mount_point: str, stores: Sequence[str]) -> str:
-    """Give the directory that an overlay's relative paths are relative to; "" if nobody knows.
+    """Return the directory that an overlay's relative paths are relative to; "" if nobody knows.
 
     To fit many layers into a page, drivers mount from the store's directory, with paths relative to it. The layer whose
     mount point it is has its upperdir as ID/diff there.
@@ -202,7 +202,7 @@ def directory_of_relative(upper: str, mount_point: str, stores: Sequence[str]) -
 
 
 def upper(layer: str) -> str:
-    """Give a layer's upperdir.
+    """Return a layer's upperdir.
 
     Raises:
         UnknownError: it is not there as a directory.
@@ -211,7 +211,7 @@ def upper(layer: str) -> str:
 
 
 def lowers(layer: str) -> list[str]:
-    """Give the directories that a layer's overlay has below its upperdir, topmost first.
+    """Return the directories that a layer's overlay has below its upperdir, topmost first.
 
     Raises:
         UnknownError: the list of lower layers is missing or malformed, or a layer is not there as a directory.
@@ -227,7 +227,7 @@ def lowers(layer: str) -> list[str]:
 
 
 def directories(layer: str) -> list[str]:
-    """Give the directories that a layer of an image is in, topmost first.
+    """Return the directories that a layer of an image is in, topmost first.
 
     Args:
         layer: its directory.
@@ -241,7 +241,7 @@ def directories(layer: str) -> list[str]:
 
 
 def image_directories(layer: str) -> list[str]:
-    """Give all directories of the image whose topmost layer this is, topmost first.
+    """Return all directories of the image whose topmost layer this is, topmost first.
 
     Args:
         layer: its directory.
@@ -257,7 +257,7 @@ def image_directories(layer: str) -> list[str]:
 
 
 def lower_owners(layer: str) -> OwnerMap | None:
-    """Give the owners that a layer's overlay shows for what lies in its lower layers; None: those on disk.
+    """Return the owners that a layer's overlay shows for what lies in its lower layers; None: those on disk.
 
     Raises:
         UnknownError: they are others, and the store does not say which.
@@ -272,7 +272,7 @@ def lower_owners(layer: str) -> OwnerMap | None:
 
 
 def program_owners(layer: str) -> OwnerMap | None:
-    """Give the owners that a program in user space showed for what is in a container's layer; None: those on disk.
+    """Return the owners that a program in user space showed for what is in a container's layer; None: those on disk.
 
     Where the container has a user namespace, the engine tells fuse-overlayfs to show the container's numbers on disk as those
     of the host.
@@ -284,7 +284,7 @@ def program_owners(layer: str) -> OwnerMap | None:
 
 
 def _container_owners(layer: str) -> OwnerMap | None:
-    """Give the map that the store has for the user namespace of the container with this layer; None: it has none."""
+    """Return the map that the store has for the user namespace of the container with this layer; None: it has none."""
     name = os.path.basename(layer)
     for record in records(_containers_of(layer)):
         if record.get("layer") == name:
@@ -299,7 +299,7 @@ def _containers_of(layer: str) -> str:
 
 
 def has_mount_program(layer: str) -> bool:
-    """Say whether the overlays of a layer's store are served in user space.
+    """Return whether the overlays of a layer's store are served in user space.
 
     Raises:
         UnknownError: the store's note of that cannot be read.
@@ -309,7 +309,7 @@ def has_mount_program(layer: str) -> bool:
 
 
 def records(containers: str) -> Iterator[dict[str, object]]:
-    """Give what a store has on each of its containers.
+    """Yield what a store has on each of its containers.
 
     Args:
         containers: the directory STORE/DRIVER-containers.
@@ -324,7 +324,7 @@ def records(containers: str) -> Iterator[dict[str, object]]:
 
 
 def elements(path: str, *, owners: Collection[int] = ()) -> Iterator[dict[str, object]]:
-    """Give the objects in one of the store's lists, one after the other, so that no more than one is in memory.
+    """Yield the objects in one of the store's lists, one after the other, so that no more than one is in memory.
 
     Args:
         path: of a file of JSON.
@@ -364,7 +364,7 @@ class AsLoads:
 
 
 def after_space(text: str, position: int) -> int:
-    """Give the position of what comes next in JSON.
+    """Return the position of what comes next in JSON.
 
     Raises:
         IndexError: nothing comes.
@@ -393,7 +393,7 @@ def _list(value: object) -> list[object]:
 
 
 def _lower_layer(store: str, entry: str) -> list[str]:
-    """Give the directories of an entry l/SHORT in a list of lower layers, topmost first."""
+    """Return the directories of an entry l/SHORT in a list of lower layers, topmost first."""
     directory, _, name = entry.partition("/")
     if directory != "l" or not is_identifier(name):
         raise UnknownError(f"{entry[:80]!r} names no lower layer")
@@ -408,7 +408,7 @@ def _lower_layer(store: str, entry: str) -> list[str]:
 
 
 def _older(layer: str) -> list[str]:
-    """Give what a layer was before its owners were mapped to others: diff1 and so on, below its diff."""
+    """Return what a layer was before its owners were mapped to others: diff1 and so on, below its diff."""
     found: list[str] = []
     while os.path.lexists(f"{layer}/diff{len(found) + 1}"):
         found.append(_directory(f"{layer}/diff{len(found) + 1}"))
@@ -416,7 +416,7 @@ def _older(layer: str) -> list[str]:
 
 
 def is_identifier(name: str) -> bool:
-    """Say whether something can be the id of a layer, an image or a container."""
+    """Return whether something can be the id of a layer, an image or a container."""
     return name.isascii() and name.isalnum()
 
 

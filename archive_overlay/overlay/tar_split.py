@@ -69,7 +69,7 @@ def reassembled(
 
 
 def _lines(fd: int) -> Iterator[bytes]:
-    """Give the lines of a compressed file.
+    """Yield the lines of a compressed file.
 
     Raises:
         ValueError: one is too long, or the end is missing.
@@ -110,7 +110,7 @@ def _part(line: bytes, directories: Sequence[int]) -> Iterator[bytes]:
 
 
 def _path(entry: dict[str, object]) -> str:
-    """Give the path of a file below the directory that the layer was unpacked to."""
+    """Return the path of a file below the directory that the layer was unpacked to."""
     name, raw = entry.get("name"), entry.get("name_raw")
     if isinstance(raw, str) and raw:
         name = os.fsdecode(base64.b64decode(raw, validate=True))

@@ -46,7 +46,7 @@ class Group(Record):
         return (b"0", b"1") if self.unified else (b"THAWED", b"FROZEN")
 
     def is_asked(self) -> bool:
-        """Say whether somebody has paused it, or is about to.
+        """Return whether somebody has paused it, or is about to.
 
         Raises:
             OSError: nobody can say.
@@ -54,7 +54,7 @@ class Group(Record):
         return _read(self.switch).strip() != self.words[0]
 
     def has_stopped(self) -> bool:
-        """Say whether all of its processes are paused.
+        """Return whether all of its processes are paused.
 
         Raises:
             OSError: nobody can say.
@@ -102,7 +102,7 @@ def group_of(name: str, proc: str = "/proc") -> Group | None:
 
 
 def _groups(path: str) -> list[tuple[bool, str]]:
-    """Give the groups of a process that may be paused: whether each is one of v2, and its path."""
+    """Return the groups of a process that may be paused: whether each is one of v2, and its path."""
     found = []
     for line in os.fsdecode(_read(path)).splitlines():
         number, controllers, group = line.split(":", 2)
@@ -114,7 +114,7 @@ def _groups(path: str) -> list[tuple[bool, str]]:
 
 
 def _called_after(name: str, path: str) -> str:
-    """Give the path of the topmost group that is called after a container; "" if it is another one's, or none is."""
+    """Return the path of the topmost group that is called after a container; "" if it is another one's, or none is."""
     parts = path.split("/")
     for position, part in enumerate(parts):
         if name in part:
@@ -123,7 +123,7 @@ def _called_after(name: str, path: str) -> str:
 
 
 def _below(path: str, root: str) -> str | None:
-    """Give a path relative to the root of a mount; None: it is not there."""
+    """Return a path relative to the root of a mount; None: it is not there."""
     if root == "/":
         return path
     return path[len(root) :] if path == root or path.startswith(f"{root}/") else None

@@ -89,7 +89,7 @@ def rename_new(
 
 
 def identity(name: str, directory: int) -> str:
-    """Give what tells an entry from all others on its file system, and from those that had its inode number before.
+    """Return what tells an entry from all others on its file system, and from those that had its inode number before.
 
     Returns:
         The inode number, and after a dot a digest of what else the file system knows it by, if anything; "": there is
@@ -109,7 +109,7 @@ def identity(name: str, directory: int) -> str:
 
 
 def file_handle(fd: int) -> tuple[int, bytes] | None:
-    """Give what a file system knows an open file by: a type and a value; None: this one has nothing of the kind.
+    """Return what a file system knows an open file by: a type and a value; None: this one has nothing of the kind.
 
     Args:
         fd: file descriptor; O_PATH is enough.
@@ -144,7 +144,7 @@ def end_with_parent() -> None:
 
 
 def can_end_with_parent() -> bool:
-    """Say whether `end_with_parent` can be called, by asking for what this process has already."""
+    """Return whether `end_with_parent` can be called, by asking for what this process has already."""
     now = ctypes.c_int()
     if _libc.prctl(_GET_PARENT_DEATH_SIGNAL, ctypes.byref(now), 0, 0, 0):
         return False
@@ -152,7 +152,7 @@ def can_end_with_parent() -> bool:
 
 
 def may_mount_overlays() -> bool:
-    """Say whether the kernel listens when an overlay is asked for, whatever capabilities this process has.
+    """Return whether the kernel listens when an overlay is asked for, whatever capabilities this process has.
 
     A filter of system calls or a security module may be in the way, and a user namespace mounts nothing in a mount
     namespace that is not its own, or no overlays (before Linux 5.11).
@@ -165,7 +165,7 @@ def may_mount_overlays() -> bool:
 
 
 def is_written_by_overlay(fd: int) -> bool:
-    """Say whether an overlay is mounted, in whatever namespace, that has a directory as upperdir or workdir.
+    """Return whether an overlay is mounted, in whatever namespace, that has a directory as upperdir or workdir.
 
     The kernel marks such directories, and refuses a second overlay on one if it is to have index=on. Only then does it
     see that the overlay asked for here can never be, for its workdir would be its upperdir. So nothing is mounted or

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         """Extended attributes by their full names, as a dictionary has them."""
 
         def items(self) -> Iterable[tuple[str, bytes]]:
-            """Give names and values."""
+            """Return names and values."""
 
 
 # The host's label for a file, not the container's doing.
@@ -148,7 +148,7 @@ def make_twin(name: str, directory: int, twin: str, twin_directory: int) -> None
 
 
 def is_twin(path: str) -> bool:
-    """Say whether a directory was left by `make_twin` in the place of one that was renamed.
+    """Return whether a directory was left by `make_twin` in the place of one that was renamed.
 
     An engine that runs the hook twice would else have an empty change set archived over the true one.
 

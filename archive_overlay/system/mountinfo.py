@@ -82,7 +82,7 @@ class MountTable:
             self._at[mounted.mount_point] = mounted  # the last one covers the others
 
     def at(self, path: str) -> MountedFilesystem | None:
-        """Give the mount that is visible at a path; None if the path is no mount point.
+        """Return the mount that is visible at a path; None if the path is no mount point.
 
         Args:
             path: absolute; symbolic links in it are resolved.
@@ -90,7 +90,7 @@ class MountTable:
         return self._at.get(path) or self._at.get(os.path.realpath(path))
 
     def exactly_at(self, path: str) -> MountedFilesystem | None:
-        """Give the mount that is visible at a path; None if the path is no mount point.
+        """Return the mount that is visible at a path; None if the path is no mount point.
 
         Args:
             path: absolute; no symbolic link in it is followed.
@@ -98,11 +98,11 @@ class MountTable:
         return self._at.get(path)
 
     def numbered(self, number: int) -> MountedFilesystem | None:
-        """Give the mount with an id; None: there is none in this namespace."""
+        """Return the mount with an id; None: there is none in this namespace."""
         return next((mounted for mounted in self._all if mounted.number == number), None)
 
     def below(self, path: str) -> list[str]:
-        """Give the mount points below a directory.
+        """Return the mount points below a directory.
 
         Args:
             path: absolute, without symbolic links.
@@ -110,7 +110,7 @@ class MountTable:
         return [mount_point for mount_point in self._at if mount_point.startswith(path.rstrip("/") + "/")]
 
     def is_served_by_a_program(self, path: str) -> bool:
-        """Say whether what is mounted where a path leads through, nearest to its end, is a FUSE program's.
+        """Return whether what is mounted where a path leads through, nearest to its end, is a FUSE program's.
 
         Args:
             path: absolute; no symbolic link in it is followed.
@@ -120,7 +120,7 @@ class MountTable:
         return path in self._at and self._at[path].type.partition(".")[0] == "fuse"
 
     def of_type(self, type: str) -> list[MountedFilesystem]:
-        """Give all mounts of a type, covered ones too."""
+        """Return all mounts of a type, covered ones too."""
         return [mounted for mounted in self._all if mounted.type == type]
 
 
@@ -145,7 +145,7 @@ def read_devices() -> Devices:
 
 
 def devices_of(lines: Iterable[bytes]) -> Devices:
-    """Give what `read_devices` reads.
+    """Return what `read_devices` reads.
 
     Args:
         lines: of a mountinfo file.
@@ -162,7 +162,7 @@ def devices_of(lines: Iterable[bytes]) -> Devices:
 
 
 def device_below(fd: int) -> int | None:
-    """Give the device number of the mount that an open file is in: on btrfs it is another one than stat(2) gives.
+    """Return the device number of the mount that an open file is in: on btrfs it is another one than stat(2) gives.
 
     Returns:
         None: this process's namespace has no such mount any more.
@@ -182,7 +182,7 @@ def _device(mount: bytes) -> int:
 
 
 def _is_of_another(served: bytes) -> bool:
-    """Say whether a FUSE mount is another user's; without allow_other, nobody but that user gets in."""
+    """Return whether a FUSE mount is another user's; without allow_other, nobody but that user gets in."""
     options = served.split()[-1].split(b",")
     return b"allow_other" in options and not {b"user_id=0", b"user_id=%d" % os.geteuid()} & set(options)
 
@@ -195,7 +195,7 @@ def _decoded(field: bytes) -> str:
 
 
 def _unescaped(part: bytes) -> bytes:
-    """Give what a backslash and these bytes stand for; not every file system escapes its own options."""
+    """Return what a backslash and these bytes stand for; not every file system escapes its own options."""
     digits = part[:3]
     if len(digits) < 3 or digits[0] not in b"0123" or digits.strip(b"01234567"):
         return b"\\" + part

@@ -10,7 +10,7 @@ import os
 
 
 def processors() -> int:
-    """Give the number of processors, at least 1: those it may run on, but no more than its quota pays for."""
+    """Return the number of processors, at least 1: those it may run on, but no more than its quota pays for."""
     try:
         allowed = len(os.sched_getaffinity(0))
     except OSError:  # a filter of system calls
@@ -20,7 +20,7 @@ def processors() -> int:
 
 
 def _quotas() -> list[float]:
-    """Give the processors that each control group above this process has, where it has a limit."""
+    """Return the processors that each control group above this process has, where it has a limit."""
     found = []
     for version, mounted, path in _groups():
         while True:

@@ -121,7 +121,7 @@ def run_program(
 
 
 def _before_it_begins(largest_file: int | None) -> Callable[[], None] | None:
-    """Give what the new process does before it becomes the program; None: nothing."""
+    """Return what the new process does before it becomes the program; None: nothing."""
     end_with_parent = kernel.end_with_parent if kernel.can_end_with_parent() else None
     if largest_file is None:
         return end_with_parent

@@ -40,7 +40,7 @@ class Record:
         self.__dict__.update(values)
 
     def replace(self, **values: Any) -> Self:
-        """Give the same record with other values of some fields, by name."""
+        """Return the same record with other values of some fields, by name."""
         return type(self)(**{**self.__dict__, **values})
 
     def __setattr__(self, name: str, value: object) -> NoReturn:

@@ -78,7 +78,7 @@ class Resolver:
             way.close()
 
     def is_ours(self, status: os.stat_result) -> bool:
-        """Say whether something belongs to root or to this process's user, and has no second name."""
+        """Return whether something belongs to root or to this process's user, and has no second name."""
         return self._owner(status) in (0, os.geteuid()) and _has_one_name(status)
 
     def _walk(self, way: _Way, path: str) -> os.stat_result | None:
@@ -136,7 +136,7 @@ class Resolver:
         return owner >= 0 and owner in (0, os.geteuid(), self._owner(directory)) and _has_one_name(entry)
 
     def _owner(self, status: os.stat_result) -> int:
-        """Give an owner; -1: it is not known who that is, and may be anybody.
+        """Return an owner; -1: it is not known who that is, and may be anybody.
 
         In a user namespace, all that have no id in it are shown as one. So may a mount that maps ids.
         """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def segments(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Give the parts of a file that are no holes, in their order.
+    """Yield the parts of a file that are no holes, in their order.
 
     Args:
         fd: the file; its position is moved.

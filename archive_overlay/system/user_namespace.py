@@ -13,7 +13,7 @@ _NOBODY = 65534
 
 
 def has_all_users() -> bool:
-    """Say whether every user of the host has his own id here, as in the initial namespace.
+    """Return whether every user of the host has his own id here, as in the initial namespace.
 
     Raises:
         OSError: /proc is not mounted.
@@ -23,7 +23,7 @@ def has_all_users() -> bool:
 
 
 def sees_trusted_attributes() -> bool:
-    """Say whether the kernel shows this process the extended attributes that begin with `trusted.`.
+    """Return whether the kernel shows this process the extended attributes that begin with `trusted.`.
 
     From whoever lacks CAP_SYS_ADMIN in the initial user namespace it hides them: it says that there are none. To remove
     one is forbidden then, before the kernel looks whether there is one. A pipe never has any.
@@ -43,7 +43,7 @@ def sees_trusted_attributes() -> bool:
 
 
 def numbers() -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Give the users and the groups that there are here, as ranges: the first one, and how many.
+    """Return the users and the groups that there are here, as ranges: the first one, and how many.
 
     Raises:
         OSError: /proc is not mounted.
@@ -57,7 +57,7 @@ def _ranges(path: str) -> list[tuple[int, int]]:
 
 
 def overflow_owner() -> int:
-    """Give the user id that stands for all users who have none here."""
+    """Return the user id that stands for all users who have none here."""
     try:
         with open("/proc/sys/kernel/overflowuid", "rb") as file:
             return int(file.read())
@@ -66,7 +66,7 @@ def overflow_owner() -> int:
 
 
 def outside(user: int) -> int:
-    """Give the id that a user of this namespace has in the one around it; the same id if that is unknown."""
+    """Return the id that a user of this namespace has in the one around it; the same id if that is unknown."""
     try:
         with open(_MAP, encoding="ascii") as file:
             for line in file:

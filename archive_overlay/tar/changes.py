@@ -184,7 +184,7 @@ def read_changes(tar: TarReader, form: Form, marks: Marks) -> Iterator[Change]:
 
 
 def whiteout_of(mark: str, path: str) -> str:
-    """Give the name that an entry deletes.
+    """Return the name that an entry deletes.
 
     Args:
         mark: the entry's name, which begins with `WHITEOUT_PREFIX`.
@@ -292,11 +292,11 @@ class Marks:
         self._bits[slot] |= mark
 
     def has(self, path: str | int, mark: int) -> bool:
-        """Say whether something is remembered of a path."""
+        """Return whether something is remembered of a path."""
         return bool(self._bits[self._slot(_hash(path))] & mark)
 
     def is_only_on_the_way(self, directory: str) -> bool:
-        """Say whether it may be that a directory is in the tar only for what is in it.
+        """Return whether it may be that a directory is in the tar only for what is in it.
 
         Args:
             directory: one that has an entry of its own and is not opaque.

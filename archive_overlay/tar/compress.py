@@ -407,7 +407,7 @@ def write_all(fd: int, data: bytes | bytearray) -> None:
 
 @cache  # `require` looks for it, and nobody again when an archive has begun
 def standard_library_zstd() -> Any:
-    """Give compression.zstd; None: this Python has none."""
+    """Return compression.zstd; None: this Python has none."""
     try:
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]  # novm
     except ImportError:  # before Python 3.14

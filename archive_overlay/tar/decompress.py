@@ -59,7 +59,7 @@ class Reader:
         self._pieces = filter(None, self._decompressed())
 
     def read(self, size: int) -> bytes:
-        """Give the next bytes, fewer only at the end.
+        """Return the next bytes, fewer only at the end.
 
         Raises:
             ArchiveError: they are not what was compressed.
@@ -73,7 +73,7 @@ class Reader:
         return self._read_across_pieces(size)
 
     def read_some(self, most: int) -> bytes:
-        """Give some of the next bytes, as many as cost nothing to give; none only at the end."""
+        """Return some of the next bytes, as many as cost nothing to give; none only at the end."""
         if self._position == len(self._rest):
             self._rest = next(self._pieces, b"")
             self._position = 0
@@ -96,12 +96,12 @@ class Reader:
             pass
 
     def digest(self) -> str:
-        """Give the digest of what was read from the file, "sha256:..."."""
+        """Return the digest of what was read from the file, "sha256:..."."""
         assert self._file_hash
         return f"sha256:{self._file_hash.hexdigest()}"
 
     def data_digest(self) -> str:
-        """Give the digest of what it became."""
+        """Return the digest of what it became."""
         assert self._data_hash
         return f"sha256:{self._data_hash.hexdigest()}"
 
@@ -231,7 +231,7 @@ class _ZstdProgram:
             ) from None
 
     def pieces(self) -> Iterator[bytes]:
-        """Give what it makes."""
+        """Yield what it makes."""
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         while piece := self._process.stdout.read(_PIECE):

@@ -52,7 +52,7 @@ _NO_LINK = bytes(_NAME_SIZE)
 
 
 def of_file(name: bytes, mode: int, uid: int, gid: int, mtime_ns: int, size: int) -> bytes:
-    """Give what `of_entry` gives for a regular file without records, in a third of the time.
+    """Return what `of_entry` gives for a regular file without records, in a third of the time.
 
     Nearly all entries are such files, of which at most the time needs a record, of a fixed length.
     """
@@ -93,7 +93,7 @@ def of_entry(
     device: int = 0,
     records: Mapping[bytes, bytes] | None = None,
 ) -> bytes:
-    """Give the header of an entry, with an extended header before it where something does not fit.
+    """Return the header of an entry, with an extended header before it where something does not fit.
 
     Args:
         name: path in the archive; of a directory with a slash at the end.
@@ -145,12 +145,12 @@ def with_room(entry: bytes, size: int) -> tuple[bytes, bytes]:
 
 
 def records_size(entry: bytes) -> int:
-    """Give the bytes of all records that are in what `of_entry` gave."""
+    """Return the bytes of all records that are in what `of_entry` gave."""
     return int(entry[_SIZE_FIELD], 8) if len(entry) > BLOCK else 0
 
 
 def record_size(key: bytes, size: int) -> int:
-    """Give the bytes that a record takes.
+    """Return the bytes that a record takes.
 
     Args:
         key: its key.
@@ -163,7 +163,7 @@ def record_size(key: bytes, size: int) -> int:
 
 
 def record(key: bytes, value: bytes) -> bytes:
-    """Give a record of an extended header."""
+    """Return a record of an extended header."""
     return b"%d %b=%b\n" % (record_size(key, len(value)), key, value)
 
 

@@ -15,7 +15,7 @@ _LARGEST_OWNER = _ALL_OWNERS - 2
 
 
 def number(field: bytes) -> int:
-    """Give a number of a header: octal digits, or of GNU's form with a first bit of 1 all other bits."""
+    """Return a number of a header: octal digits, or of GNU's form with a first bit of 1 all other bits."""
     first = field[0]
     if first >= 0x80:
         found = int.from_bytes(field, "big", signed=first == 0xFF)
@@ -30,7 +30,7 @@ def number(field: bytes) -> int:
 
 
 def natural(field: bytes) -> int:
-    """Give a number of a header that must not be negative."""
+    """Return a number of a header that must not be negative."""
     found = number(field)
     if found < 0:
         raise ValueError("a negative number where there is none")
@@ -38,7 +38,7 @@ def natural(field: bytes) -> int:
 
 
 def owner(found: int) -> int:
-    """Give the user or group that a number stands for: what is negative counts from 2^32 down, as in chown(2).
+    """Return the user or group that a number stands for: what is negative counts from 2^32 down, as in chown(2).
 
     -2 is nobody on some systems, whose tars have it so.
     """
@@ -49,7 +49,7 @@ def owner(found: int) -> int:
 
 
 def decimal(text: bytes | None, otherwise: int) -> int:
-    """Give a number of a record, which is neither negative nor too large."""
+    """Return a number of a record, which is neither negative nor too large."""
     if text is None:
         return otherwise
     if not (text.isdigit() and len(text) < 20 and int(text) <= LARGEST_NUMBER):
@@ -58,14 +58,14 @@ def decimal(text: bytes | None, otherwise: int) -> int:
 
 
 def signed_decimal(text: bytes | None, otherwise: int) -> int:
-    """Give a number of a record, which is not too large."""
+    """Return a number of a record, which is not too large."""
     if text is not None and text.startswith(b"-"):
         return -decimal(text[1:], 0)
     return decimal(text, otherwise)
 
 
 def nanoseconds(text: bytes) -> int:
-    """Give a time in seconds, with a fraction or without, in nanoseconds."""
+    """Return a time in seconds, with a fraction or without, in nanoseconds."""
     sign = -1 if text.startswith(b"-") else 1
     whole, _, fraction = text.lstrip(b"-").partition(b".")
     if not (whole.isdigit() and len(whole) < 19 and (fraction.isdigit() or not fraction)):

@@ -150,7 +150,7 @@ class TarReader:
         self._padding = 0
 
     def entries(self) -> Iterator[Entry]:
-        """Give the entries; what was not taken of an entry's data is left out.
+        """Yield the entries; what was not taken of an entry's data is left out.
 
         Not every program writes the two blocks of zeros that are the end of a tar. This one does.
 
@@ -229,7 +229,7 @@ class TarReader:
                 records, segments, name, link = self._global, array("q"), None, None
 
     def data(self) -> Iterator[tuple[int, bytes]]:
-        """Give the data of the present entry, a file: pieces, and at which offset each belongs.
+        """Yield the data of the present entry, a file: pieces, and at which offset each belongs.
 
         Raises:
             ArchiveError: the tar ends too early.
@@ -251,7 +251,7 @@ class TarReader:
                 offset += len(piece)
 
     def whole_data(self) -> bytes | None:
-        """Give all data of the present entry at once; None: there are holes in it, so that `data` is needed."""
+        """Return all data of the present entry at once; None: there are holes in it, so that `data` is needed."""
         if self._sparse is not None:
             return None
         data = self._source.read(self._left)
@@ -386,7 +386,7 @@ def _is_header(header: bytes) -> bool:
 
 
 def _marks_of(first: Entry, records: Mapping[bytes, bytes]) -> str:
-    """Give what the first entry of a tar of this program, the root directory, says of the marks in it."""
+    """Return what the first entry of a tar of this program, the root directory, says of the marks in it."""
     comment = records.get(COMMENT, b"").decode("latin-1")
     marks = comment[len(FORM_COMMENT) :]
     says = first.name == "." and first.type == headers.DIRECTORY and comment.startswith(FORM_COMMENT)

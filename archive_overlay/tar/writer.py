@@ -390,7 +390,7 @@ class TarWriter:
         return change.mode & ~lost
 
     def _attribute_keys(self, change: Change) -> list[tuple[bytes, str]]:
-        """Give the keys by which a tar has attributes, and the attributes' names."""
+        """Return the keys by which a tar has attributes, and the attributes' names."""
         keys = []
         attributes = change.attributes
         sizes = attributes.sizes if isinstance(attributes, LargeAttributes) else None
@@ -439,7 +439,7 @@ def _judge_length(change: Change) -> None:
 
 
 def _path(change: Change) -> bytes:
-    """Give the path that an entry has in a tar.
+    """Return the path that an entry has in a tar.
 
     Raises:
         ArchiveError: it is longer than any.
@@ -497,7 +497,7 @@ class SparseMap:
         return self.map_size + -self.map_size % headers.BLOCK + self.data_size
 
     def records(self, change: Change) -> dict[bytes, bytes]:
-        """Give the records of the extended header."""
+        """Return the records of the extended header."""
         name = os.fsencode(change.name)
         return {
             # First, because Python's tarfile believes the last one that names the file.
@@ -509,7 +509,7 @@ class SparseMap:
         }
 
     def lines(self, change: Change) -> Iterator[bytes]:
-        """Give the map."""
+        """Yield the map."""
         yield b"%d\n" % self.segments
         for offset, length in sparse.segments(change.fd, change.size):
             yield _map_line(offset, length)

@@ -15,7 +15,7 @@ _NO_HOME = "/"
 
 
 def engine_environment(spare_home: str = _NO_HOME) -> dict[str, str]:
-    """Give the variables for a program that deals with the engine's store, or with its user's passwords.
+    """Return the variables for a program that deals with the engine's store, or with its user's passwords.
 
     In a rootless engine's user namespace, they name the user outside of it, and say that it has been entered.
 
@@ -38,7 +38,7 @@ def engine_environment(spare_home: str = _NO_HOME) -> dict[str, str]:
 
 
 def _home(user: int) -> str:
-    """Give the home of a user; "" if there is none that can be written to."""
+    """Return the home of a user; "" if there is none that can be written to."""
     from pwd import getpwuid
 
     try:

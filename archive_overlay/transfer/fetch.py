@@ -106,7 +106,7 @@ class Place(Record):
     tag: str
 
     def index(self) -> Mapping[str, Any]:
-        """Give the layout's index; an empty one if there is no layout yet."""
+        """Return the layout's index; an empty one if there is no layout yet."""
         return {"manifests": []} if is_new(self.layout) else read_index(self.layout)
 
 
@@ -307,7 +307,7 @@ def put_note(place: Place, index: Mapping[str, Any], remote: Remote, edit: Edit)
 
 
 def is_noted(descriptor: Mapping[str, Any], remote: Remote) -> bool:
-    """Say whether a tag says where its image belongs, and that it is there if it is.
+    """Return whether a tag says where its image belongs, and that it is there if it is.
 
     A tag whose images belong elsewhere stays as it is.
     """
@@ -342,7 +342,7 @@ def _link_blobs(remote: Remote, place: Place, staging: Staging) -> set[str]:
 
 
 def _link(blob: str, layout: int, staging: int) -> bool:
-    """Give a blob a second name where skopeo looks for it, if it is a file of its own."""
+    """Return a blob a second name where skopeo looks for it, if it is a file of its own."""
     name = f"{_FETCHED}/{blob}"
     try:
         os.link(blob, name, src_dir_fd=layout, dst_dir_fd=staging, follow_symlinks=False)
@@ -374,7 +374,7 @@ def _expect_room(remote: Remote, here: set[str], staging: Staging) -> int:
 
 
 def _largest_file(remote: Remote) -> int | None:
-    """Give how many bytes a file may have that skopeo writes: it compares sizes when all of a blob is there."""
+    """Return how many bytes a file may have that skopeo writes: it compares sizes when all of a blob is there."""
     if not remote.layers:
         return None  # nobody knows yet
     return _LARGEST_OF_ITS_OWN + max(int(layer["size"]) for layer in remote.layers)

@@ -101,7 +101,7 @@ class LoadAtStop:
             self.complaint = f"the revision will not be loaded: {error}"
 
     def annotations(self, tag: str, *, added: bool) -> dict[str, str]:
-        """Give what a tag is annotated with that gets the revision: that it waits, until it is loaded.
+        """Return what a tag is annotated with that gets the revision: that it waits, until it is loaded.
 
         A new revision waits from its publication on: whatever ends this process before it is loaded, the next stop loads it.
         """
@@ -213,7 +213,7 @@ class LoadAtStop:
         return f"archive_overlay load {quoted(f'{path}:{tag}')} {quoted(str(self._name))}"
 
     def _by_hand(self, path: str) -> str:
-        """Give the command by which the engine's user loads the revision."""
+        """Return the command by which the engine's user loads the revision."""
         return f"skopeo copy {quoted(f'oci:{path}:{self._tag}')} {quoted(f'containers-storage:{self._name}')}"
 
     def _note(self, fd: int, layout: LayoutDestination, name: str) -> None:
@@ -274,7 +274,7 @@ class LoadAtStop:
 
 
 def _lacks_base(image: StoredImage) -> bool:
-    """Say whether a history began with changes alone, and what they lay on has not been copied into it."""
+    """Return whether a history began with changes alone, and what they lay on has not been copied into it."""
     if image.base or not image.layers:
         return False
     first = next(iter(image.kept()), None)

@@ -34,7 +34,7 @@ def find_named(place: EngineStore, name: Name) -> Listed | None:
 
 
 def ids_of(place: EngineStore, image: Listed) -> Sequence[str]:
-    """Give the ids that stores may have for an image's topmost layer.
+    """Return the ids that stores may have for an image's topmost layer.
 
     Raises:
         UnknownError: the store's list cannot be read.
@@ -67,10 +67,10 @@ def remove_superseded(place: EngineStore, name: Name, skopeo: Skopeo, say: Calla
 
 
 def _is_superseded(image: Listed, name: Name) -> bool:
-    """Say whether an image has no name, and never had another one."""
+    """Return whether an image has no name, and never had another one."""
     return not image.names and image.former == (str(name),)
 
 
 def _is_ours(image: Listed) -> bool:
-    """Say whether this program made an image: others keep theirs, whoever took its name away."""
+    """Return whether this program made an image: others keep theirs, whoever took its name away."""
     return any(PREFIX in manifest for manifest in images.manifests(image.image))

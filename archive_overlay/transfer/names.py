@@ -53,7 +53,7 @@ class Name(Record):
         return f"{SCHEME}{self}"
 
     def with_tag(self, tag: str) -> Name:
-        """Give the same with another tag.
+        """Return the same with another tag.
 
         Raises:
             ArchiveError: registries do not take it.
@@ -121,7 +121,7 @@ def parse_prefix(text: str) -> Name:
 
 
 def is_allowed(name: Name, prefixes: Collection[str]) -> bool:
-    """Say whether a name begins with one of some prefixes: whole words, and the port is a part of the host.
+    """Return whether a name begins with one of some prefixes: whole words, and the port is a part of the host.
 
     Args:
         name: it.
@@ -139,7 +139,7 @@ def _begins_with(name: Name, prefix: Name) -> bool:
 
 
 def _is_host(text: str) -> bool:
-    """Say whether the first word of a name is a host: else a search list would complete it."""
+    """Return whether the first word of a name is a host: else a search list would complete it."""
     return text.lower() == LOCALHOST or any(each in text for each in ".:")
 
 

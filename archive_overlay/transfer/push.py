@@ -270,7 +270,7 @@ class _Pusher:
         return True
 
     def _is_there(self, image: StoredImage, there: RemoteImage | None, known: str) -> bool:
-        """Say whether a name needs no push any more.
+        """Return whether a name needs no push any more.
 
         Raises:
             _RefusedError: it must not be pushed.
@@ -407,14 +407,14 @@ def _expect_allowed(source: Source, name: Name) -> None:
 
 
 def _ids(image: StoredImage) -> frozenset[str]:
-    """Give the ids that the topmost layer of an image may have in stores."""
+    """Return the ids that the topmost layer of an image may have in stores."""
     annotations = image.manifest["layers"][-1].get("annotations") if image.layers else None
     noted = chains_in(annotations) if isinstance(annotations, dict) else []
     return frozenset({image.chain(), *noted} - {""})
 
 
 def _container(image: StoredImage) -> str:
-    """Give the id of the container that made the last revision; "" if none did."""
+    """Return the id of the container that made the last revision; "" if none did."""
     kept = image.kept()
     said = read_provenance(kept[-1].annotations, {}) if kept else None
     return said.container if said else ""

@@ -62,7 +62,7 @@ class PushAtStop:
             self.complaint = f"the revision will not be pushed: {error}"
 
     def annotations(self, tag: str, *, added: bool) -> dict[str, str]:
-        """Give what a tag is annotated with that gets the revision: so it waits from then on, whatever happens."""
+        """Return what a tag is annotated with that gets the revision: so it waits from then on, whatever happens."""
         try:
             return noted(self._name(tag).reference) if self._remote else {}
         except ArchiveError:
@@ -123,7 +123,7 @@ class PushAtStop:
         return is_allowed(name, self._settings.push_prefixes)
 
     def _name(self, tag: str) -> Name:
-        """Give where a tag goes: a branch of what was asked for goes beside that."""
+        """Return where a tag goes: a branch of what was asked for goes beside that."""
         assert self._remote
         suffix = tag[len(self._tag) :] if tag.startswith(self._tag) else f"-{tag}"
         return self._remote.with_suffix(suffix)

@@ -61,12 +61,12 @@ class RemoteHistory(Record):
     ancestors: frozenset[str]
 
     def has(self, ids: Iterable[str]) -> bool:
-        """Say whether a layer is among its own, or was, by the ids that it may have in stores."""
+        """Return whether a layer is among its own, or was, by the ids that it may have in stores."""
         return any(each in self.known or each[:ANCESTOR_DIGITS] in self.ancestors for each in ids)
 
 
 def by_digest(name: Name, digest: str) -> str:
-    """Give the name of an image by its digest: what that names cannot change, and it needs no tag."""
+    """Return the name of an image by its digest: what that names cannot change, and it needs no tag."""
     return f"{SCHEME}{name.host}/{name.path}@{digest}"
 
 

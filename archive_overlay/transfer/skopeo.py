@@ -131,7 +131,7 @@ class Skopeo:
         self._run(what, "copy", "--quiet", *arguments, largest_file=largest_file)
 
     def manifest(self, reference: str) -> bytes | None:
-        """Give an image's manifest; None: there is no such image.
+        """Return an image's manifest; None: there is no such image.
 
         Raises:
             TransferError: that cannot be said.
@@ -146,7 +146,7 @@ class Skopeo:
             raise
 
     def config(self, reference: str) -> bytes:
-        """Give an image's config.
+        """Return an image's config.
 
         Raises:
             TransferError: it cannot be read.
@@ -197,7 +197,7 @@ class Skopeo:
 
 
 def _reason(error: ProgramError) -> str:
-    """Give what skopeo said in the end, without the form of its log."""
+    """Return what skopeo said in the end, without the form of its log."""
     lines = [] if error.timed_out else _FATAL.findall(error.said)
     if not lines:
         return str(error)

@@ -46,7 +46,7 @@ class EngineStore(Record):
         return f"{self.graph_root}/{_DRIVER}"
 
     def transport(self, name: Name | str) -> str:
-        """Give what skopeo calls an image of the store.
+        """Return what skopeo calls an image of the store.
 
         Args:
             name: of the image; or "@" and its id.
@@ -56,14 +56,14 @@ class EngineStore(Record):
 
     @property
     def podman_options(self) -> list[str]:
-        """Give the options by which podman works on it."""
+        """Return the options by which podman works on it."""
         options = [f"--root={self.graph_root}", f"--runroot={self.run_root}", f"--storage-driver={_DRIVER}"]
         if self.mount_program:
             options.append(f"--storage-opt={_DRIVER}.mount_program={self.mount_program}")
         return options
 
     def mounted(self) -> set[str]:
-        """Give the ids of the layers that are mounted now.
+        """Return the ids of the layers that are mounted now.
 
         Raises:
             UnknownError: the store does not say.
