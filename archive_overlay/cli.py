@@ -32,8 +32,9 @@ _MOST_JOBS = 1024
 _LONGEST_TIMEOUT = 86400
 # What may come after a number, and how many bits that is.
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
-# Of --help. Else argparse would ask the environment, by way of shutil, which takes 2 ms to import.
-_WIDTH = 78
+# Of help that nobody reads on a terminal. argparse itself would ask the environment, by way of shutil, which takes 2 ms.
+_WIDTH = 80
+_STDIN = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from archive_overlay import commands
 
             return commands.run(asked)
+        if not asked.bundle and os.isatty(_STDIN):
+            from archive_overlay.commands import usage
+
+            return usage.greet()
         logger = log.open_log(asked.log_level, path=asked.log_file, syslog=asked.syslog)
 
         from archive_overlay.hook import hook
@@ -102,8 +107,8 @@ def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
     if not arguments[0].startswith("-"):
         return _parse_command(arguments)
     # Only people ask for help: what hooks have in their configuration is read without the parsers of the commands.
-    parser = _build_hook_parser(add_help=False)
-    parser.error = lambda message: build_parser().error(message)  # type: ignore[method-assign]
+    parser = _build_hook_parser()
+    parser.error = lambda message: _refuse(arguments, message=message)  # type: ignore[method-assign]
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         _refuse(arguments, unknown)
@@ -142,12 +147,19 @@ def _load_prefixes(options: argparse.Namespace) -> tuple[str, ...] | None:
     return None
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the whole command line, from which the man page and the completions are made."""
+def build_parser(*, width: int = _WIDTH) -> argparse.ArgumentParser:
+    """Build the parser of the whole command line, from which the man pages and the completions are made.
+
+    Args:
+        width: of help, in columns.
+    """
+    from archive_overlay.commands import usage
     from archive_overlay.commands.parsers import add_commands
 
-    parser = _build_hook_parser(add_help=True)
-    add_commands(parser, parse=parse, width=_WIDTH)
+    parser = _build_hook_parser(usage.Parser, width=width)
+    parser.usage = usage.USAGE
+    parser.add_argument("-h", "--help", action="help", help="show this help and exit")
+    add_commands(parser, parse=parse, width=width)
     return parser
 
 
@@ -161,48 +173,79 @@ def _parse_command(arguments: Sequence[str]) -> argparse.Namespace:
     if name == COMPLETE:
         return argparse.Namespace(command=name, words=rest)
 
+    from archive_overlay.commands import terminal, usage
     from archive_overlay.commands.parsers import commands_of
 
-    parser = build_parser()
-    command = commands_of(parser).get(name)
+    parser = build_parser(width=terminal.help_width())
+    commands = commands_of(parser)
+    command = commands.get(name)
     if command is None:
-        return parser.parse_args([name])  # says which there are
+        usage.refuse_command(parser, name, commands)
+    usage.refuse_unknown_options(command, parser, rest)
     options, unknown = command.parse_known_args(rest)
     if unknown:
         # Arguments may stand on both sides of an option (log LAYOUT --json PATH), though argparse by itself gives all that
         # an argument may have what stands before it.
         options = command.parse_intermixed_args(rest)
+    if name == usage.HELP:
+        commands.get(options.topic, parser).print_help()
+        sys.exit()
     options.command = name
     return options
 
 
-def _refuse(arguments: Sequence[str], unknown: Sequence[str]) -> NoReturn:
-    """End the program because of what the hook does not take, or show the help that is asked for."""
-    parser = build_parser()
-    options, _ = parser.parse_known_args(arguments)
-    if options.command:
-        parser.error(f"the options of the hook mean nothing to {options.command}")
-    parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+def _refuse(arguments: Sequence[str], unknown: Sequence[str] = (), message: str = "") -> NoReturn:
+    """End the program because of what the hook does not take, or show the help that is asked for.
+
+    Args:
+        arguments: the command line.
+        unknown: what the hook does not take; or else
+        message: what is wrong with the rest.
+    """
+    from archive_overlay.commands import terminal, usage
+    from archive_overlay.commands.parsers import commands_of
+
+    parser = build_parser(width=terminal.help_width())
+    if message:
+        # This one knows what was perhaps meant.
+        _build_hook_parser(usage.Parser, usage=parser.usage).parse_known_args(arguments)
+        parser.error(message)
+    commands = commands_of(parser)
+    if "-h" in unknown or "--help" in unknown:
+        commands.get(next((word for word in unknown if word in commands), ""), parser).print_help()
+        sys.exit()
+    usage.refuse_hook_arguments(parser, commands, arguments, unknown)
 
 
-def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
+def _build_hook_parser(
+    kind: type[argparse.ArgumentParser] | None = None, *, width: int = _WIDTH, usage: str | None = None
+) -> argparse.ArgumentParser:
+    """Build the parser of the hook's options.
+
+    Args:
+        kind: what it is; None: argparse's own.
+        width: of help, in columns.
+        usage: that wrong command lines get.
+    """
     import argparse
 
     # It would look for translations of its messages where the environment says.
     argparse._ = str  # type: ignore[attr-defined]
     argparse.ngettext = _numbered  # type: ignore[attr-defined]
 
-    parser = argparse.ArgumentParser(
+    parser = (kind or argparse.ArgumentParser)(
         prog="archive_overlay",
+        usage=usage,
         description=(
             "Save what a container changed in its overlay mounts. An OCI runtime runs this program"
             " as a poststop hook, with the container's state on standard input; annotations of the"
             " container say which mounts are saved, where, and how."
         ),
         allow_abbrev=False,
-        add_help=add_help,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=_WIDTH),
+        add_help=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=width - 2),
     )
+    parser.color = False  # type: ignore[attr-defined]  # Python 3.14 would ask the environment
     parser.add_argument(
         "--log-level",
         metavar="LEVEL",
@@ -365,7 +408,10 @@ def _log_level(value: str) -> str:
     try:
         return log.canonical_level(value)
     except ValueError as error:
-        raise _wrong(f"{error}, choose from {', '.join(log.LEVEL_NAMES)}") from error
+        from archive_overlay.commands.usage import perhaps
+
+        known = f"{error}, choose from {', '.join(log.LEVEL_NAMES)}"
+        raise _wrong(known + perhaps(value, log.LEVEL_NAMES)) from error
 
 
 def _number(value: str) -> int:
@@ -389,7 +435,7 @@ def _file_mode(value: str) -> int:
 
 def _count(value: str) -> int:
     if not (value.isascii() and value.isdigit() and 0 < int(value[:9]) <= _MOST_JOBS and len(value) < 9):
-        raise _wrong(f"{value!r} is no number from 1 to {_MOST_JOBS}")
+        raise _wrong(f"{value!r} is not a number from 1 to {_MOST_JOBS}")
     return int(value)
 
 
@@ -414,7 +460,7 @@ def _name_prefix(value: str) -> str:
 
 def _absolute_path(value: str) -> str:
     if not value.startswith("/"):
-        raise _wrong(f"{value!r} is a relative path, but a hook runs in any directory")
+        raise _wrong(f"{value!r} is not an absolute path, such as /usr/bin/{os.path.basename(value)}")
     return os.path.normpath("/" + value.lstrip("/"))
 
 

@@ -49,6 +49,8 @@ _STDOUT = 1
 _STDERR = 2
 # Lines are gathered up to this size before they go on.
 _GATHERED = 64 * 1024
+# Smaller sizes have no unit.
+_LEAST_HUMAN = 1000
 
 
 def run(options: argparse.Namespace) -> int:
@@ -122,7 +124,7 @@ def write_bytes(data: bytes) -> None:
 
 def human_size(size: int) -> str:
     """Give a size as people read it, as 999, 1.2K or 34M, with 1024 for a step."""
-    if size < 1000:
+    if size < _LEAST_HUMAN:
         return str(size)
     value = float(size)
     for unit in "KMGTPE":
@@ -132,6 +134,11 @@ def human_size(size: int) -> str:
         if value < 999.5:
             return f"{value:.0f}{unit}"
     return f"{value:.0f}E"
+
+
+def size_in_words(size: int, *, human: bool) -> str:
+    """Give a size in a sentence, as 999 bytes or 1.2K."""
+    return human_size(size) if human and size >= _LEAST_HUMAN else f"{size} byte{'s' if size != 1 else ''}"
 
 
 def shown(text: str) -> str:

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     Args:
         options: `what`; `other` or None; `kind` (one of `cli.KINDS`) and `marks`, or None; `everything`, whether
             directories that are there only for what is in them are listed, and what was in deleted ones; `stat`,
-            `json`, `human`; perhaps `force`: diff IDs may be wrong.
+            `json`, and how it is shown; perhaps `force`: diff IDs may be wrong.
         log: takes a warning if marks may be there that this process does not see, and of each wrong diff ID.
 
     Raises:

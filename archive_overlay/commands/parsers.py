@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import unicodedata
 
+from archive_overlay.commands import terminal, usage
 from archive_overlay.commands.engine_parsers import add_engine_commands
 from archive_overlay.errors import ArchiveError
 from archive_overlay.layout.keep import parse_count, parse_duration
@@ -15,7 +16,7 @@ from archive_overlay.methods import DEFAULT_LAYERS, LAYERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Callable, Union
 
     from archive_overlay.settings import Settings
@@ -47,11 +48,15 @@ def add_commands(parser: argparse.ArgumentParser, *, parse: Parse, width: int) -
         title="commands",
         dest="command",
         metavar="COMMAND",
+        prog=usage.PROGRAM,
         description=(
             "For people, who look at what was saved (log, diff, show, cat, extract), use it (apply), tidy"
             " histories (tag to verify), or look at what is set up (check). COMMAND --help has examples:"
         ),
+        parser_class=usage.Parser,
     )
+    parser._optionals.title = "options of the hook"
+    parser._action_groups.insert(0, parser._action_groups.pop())
 
     def add(name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
         command = commands.add_parser(
@@ -59,12 +64,12 @@ def add_commands(parser: argparse.ArgumentParser, *, parse: Parse, width: int) -
             help=summary,
             description=description,
             epilog=f"examples:\n{examples}",
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=width),
+            formatter_class=lambda prog: usage.Formatter(prog, width=width - 2),
             allow_abbrev=False,
             add_help=False,
         )
         command.set_defaults(refuse=command.error)
-        command.add_argument("--help", action="help", help="show this help and exit")
+        command.add_argument("-h", "--help", action="help", help="show this help and exit")
         return command
 
     _add_log(add)
@@ -82,6 +87,7 @@ def add_commands(parser: argparse.ArgumentParser, *, parse: Parse, width: int) -
     _add_verify(add)
     add_engine_commands(add, parse)
     _add_check(add, parse)
+    _add_help(add, commands.choices)
 
 
 def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -94,11 +100,11 @@ def _add_log(add: Add) -> None:
     command = add(
         "log",
         "list the revisions of an image, newest first",
-        "List the revisions of an image in an OCI image layout, newest first: number, time (UTC), container, how many\n"
-        "entries were added or changed (+) and deleted (-), stored size in bytes, and what else is known. Without a tag, all\n"
-        "images of the layout are listed.",
+        "List the revisions of an image in an OCI image layout, newest first: number, time (UTC), container, how many"
+        " entries were added or changed (+) and deleted (-), stored size in bytes, and what else is known. Without a tag, all"
+        " images of the layout are listed.",
         "  archive_overlay log /srv/data\n"
-        "  archive_overlay log -h /srv/data:main\n"
+        "  archive_overlay log /srv/data:main\n"
         "  archive_overlay log /srv/data:main etc/passwd var/lib\n"
         "  archive_overlay log --graph /srv/data\n"
         "  archive_overlay log --json /srv/data:main | jq '.[0].created'",
@@ -119,15 +125,15 @@ def _add_diff(add: Add) -> None:
     command = add(
         "diff",
         "list what an archive, a revision or an upperdir changes, or how two of them differ",
-        "List what a change set changes, or how the second of two things differs from the first, one line a path: a letter, the\n"
-        "size of a file in bytes, and the path. The letters are A (added), M (contents changed), m (only owner, mode, time or\n"
-        "other attributes changed), D (deleted), O (opaque: a directory that hides all that was below) and R (renamed). Where it\n"
-        "is not known what a change set lies on, as with an archive alone, A stands for added or changed.",
+        "List what a change set changes, or how the second of two things differs from the first, one line a path: a letter, the"
+        " size of a file in bytes, and the path. The letters are A (added), M (contents changed), m (only owner, mode, time or"
+        " other attributes changed), D (deleted), O (opaque: a directory that hides all that was below) and R (renamed). Where it"
+        " is not known what a change set lies on, as with an archive alone, A stands for added or changed.",
         "  archive_overlay diff /srv/changes.tar.gz\n"
         "  archive_overlay diff /srv/data:main\n"
         "  archive_overlay diff /srv/data:main@3 /srv/data:main@7\n"
         "  archive_overlay diff --as layout /srv/data\n"
-        "  archive_overlay diff --stat -h /srv/data:main@3\n"
+        "  archive_overlay diff --stat --bytes /srv/data:main@3\n"
         "  zstd -dc /srv/changes.tar.zst | archive_overlay diff -",
     )
     command.add_argument("what", metavar="WHAT", help=f"{_CHANGE_SET}; - is a tar on standard input")
@@ -156,11 +162,11 @@ def _add_show(add: Add) -> None:
     command = add(
         "show",
         "show a revision, or a directory or file in it",
-        "Show what is known of a revision, and what it changed. With a path, list that directory, or show what is known of\n"
-        "that file, as it was in the revision.",
+        "Show what is known of a revision, and what it changed. With a path, list that directory, or show what is known of"
+        " that file, as it was in the revision.",
         "  archive_overlay show /srv/data:main\n"
         "  archive_overlay show /srv/data:main@3\n"
-        "  archive_overlay show -h /srv/data:main@3:etc",
+        "  archive_overlay show /srv/data:main@3:etc",
     )
     command.add_argument("what", metavar="LAYOUT:TAG[@N][:PATH]", help=f"{_REVISION}; and a path in it")
     _add_form(command)
@@ -181,8 +187,8 @@ def _add_extract(add: Add) -> None:
     command = add(
         "extract",
         "make a directory of a revision of an image, or of parts of it",
-        "Make a plain directory of a revision of an image: all layers up to it, one on top of the other.\n"
-        "The directory is whole in the end, or not there.",
+        "Make a plain directory of a revision of an image: all layers up to it, one on top of the other."
+        " The directory is whole in the end, or not there.",
         "  archive_overlay extract /srv/data:main /srv/now\n"
         "  archive_overlay extract /srv/data:main@3 /srv/as-it-was\n"
         "  archive_overlay extract /srv/data:main@3 /srv/some-of-it etc var/lib",
@@ -208,9 +214,9 @@ def _add_apply(add: Add) -> None:
     command = add(
         "apply",
         "make a change set the new state of a directory",
-        "Carry out a change set on a plain directory: what was added or changed is put there, what was deleted is\n"
-        "removed. DIR is then what a container saw that had DIR below and the change set on top. Each entry is the old one\n"
-        "or the new one at every moment. If it is interrupted, run it again without --reverse.",
+        "Carry out a change set on a plain directory: what was added or changed is put there, what was deleted is"
+        " removed. DIR is then what a container saw that had DIR below and the change set on top. Each entry is the old one"
+        " or the new one at every moment. If it is interrupted, run it again without --reverse.",
         "  archive_overlay apply --dry-run /srv/changes.tar.gz /srv/data\n"
         "  archive_overlay apply --reverse /srv/undo.tar.zst /srv/changes /srv/data\n"
         "  archive_overlay apply /srv/undo.tar.zst /srv/data\n"
@@ -241,8 +247,8 @@ def _add_tag(add: Add) -> None:
     command = add(
         "tag",
         "give a revision a tag of its own",
-        "Give a revision a tag of its own, in the same layout. Containers that are archived to the new tag begin a branch.\n"
-        "The tag keeps the revision whatever prune and squash make of the others.",
+        "Give a revision a tag of its own, in the same layout. Containers that are archived to the new tag begin a branch."
+        " The tag keeps the revision whatever prune and squash make of the others.",
         "  archive_overlay tag /srv/data:main@3 before-upgrade\n"
         "  archive_overlay tag /srv/data:main release-1",
     )
@@ -255,8 +261,8 @@ def _add_untag(add: Add) -> None:
     command = add(
         "untag",
         "remove a tag, with the revisions that no other tag has",
-        "Remove a tag from a layout. Revisions that no other tag has are gone with it. Other programs that use the image's\n"
-        "files are not asked: gc removes what nothing refers to.",
+        "Remove a tag from a layout. Revisions that no other tag has are gone with it. Other programs that use the image's"
+        " files are not asked: gc removes what nothing refers to.",
         "  archive_overlay untag /srv/data:try",
     )
     command.add_argument("layout", metavar="LAYOUT:TAG", help="an image")
@@ -297,9 +303,9 @@ def _add_prune(add: Add) -> None:
     command = add(
         "prune",
         "drop revisions, but for those that rules keep",
-        "Drop the revisions of an image that no rule keeps; what they changed goes to the next one that is kept. Without a\n"
-        "tag, each image of the layout is pruned by itself. The newest revision, those that tags name, those of other programs\n"
-        "and those whose time is not known are always kept. Days, weeks (from Monday), months and years are those of UTC.",
+        "Drop the revisions of an image that no rule keeps; what they changed goes to the next one that is kept. Without a"
+        " tag, each image of the layout is pruned by itself. The newest revision, those that tags name, those of other programs"
+        " and those whose time is not known are always kept. Days, weeks (from Monday), months and years are those of UTC.",
         "  archive_overlay prune --keep-last 30 --dry-run /srv/data:main\n"
         "  archive_overlay prune --keep-daily 14 --keep-monthly 12 /srv/data:main\n"
         "  archive_overlay prune --keep-within 30d /srv/data",
@@ -325,7 +331,8 @@ def _add_prune(add: Add) -> None:
     command.add_argument(
         "--dry-run", action="store_true", help="list what would be kept, and why; change nothing"
     )
-    command.add_argument("--json", action="store_true", help="write JSON, for programs")
+    _add_color(command)
+    _add_json(command)
     _add_writing(command)
 
 
@@ -360,8 +367,8 @@ def _add_verify(add: Add) -> None:
     command = add(
         "verify",
         "check that a layout is whole",
-        "Check that a layout is whole: that all that its images refer to is there, and that each revision can be extracted.\n"
-        "The exit status is 1 if something is damaged; the revisions that this concerns are named.",
+        "Check that a layout is whole: that all that its images refer to is there, and that each revision can be extracted."
+        " The exit status is 1 if something is damaged; the revisions that this concerns are named.",
         "  archive_overlay verify /srv/data\n"
         "  archive_overlay verify --read-data /srv/data\n"
         "  archive_overlay verify --json /srv/data",
@@ -370,15 +377,15 @@ def _add_verify(add: Add) -> None:
     command.add_argument(
         "--read-data", action="store_true", help="read all data, and compare digests and diff IDs"
     )
-    command.add_argument("--json", action="store_true", help="write JSON, for programs")
+    _add_form(command)
 
 
 def _add_check(add: Add, parse: Parse) -> None:
     command = add(
         "check",
         "say whether this host is set up",
-        "Say whether this host is set up, one line for each finding: ok, note, warning, or problem, which stops\n"
-        "archives. Nothing is written. Run it as root, or rootless as the user whose containers it is about.",
+        "Say whether this host is set up, one line for each finding: ok, note, warning, or problem, which stops"
+        " archives. Nothing is written. Run it as root, or rootless as the user whose containers it is about.",
         "  archive_overlay check\n"
         "  archive_overlay check --json\n"
         "  archive_overlay check --hooks-dir /etc/containers/oci/hooks.d",
@@ -393,14 +400,53 @@ def _add_check(add: Add, parse: Parse) -> None:
             " podman reads, as containers.conf says)"
         ),
     )
-    command.add_argument("--json", action="store_true", help="write JSON, for programs")
+    _add_color(command)
+    _add_json(command)
     command.set_defaults(parse=parse)
 
 
-def _add_form(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "-h", "--human-readable", dest="human", action="store_true", help="show sizes as 1.2K, 34M"
+def _add_help(add: Add, commands: Iterable[str]) -> None:
+    command = add(
+        usage.HELP,
+        "show how a command is used",
+        "Show how a command is used, as COMMAND --help does. Without one, list all commands and the options of the hook.",
+        "  archive_overlay help\n  archive_overlay help log",
     )
+    command.add_argument("topic", metavar="COMMAND", nargs="?", choices=[*commands], help="the command")
+
+
+def _add_form(command: argparse.ArgumentParser) -> None:
+    """Add how the output looks."""
+    sizes = command.add_mutually_exclusive_group()
+    sizes.add_argument(
+        "--bytes",
+        dest="sizes",
+        action="store_const",
+        const=terminal.BYTES,
+        help="show sizes in bytes (default, unless output is a terminal)",
+    )
+    sizes.add_argument(
+        "--human-readable",
+        dest="sizes",
+        action="store_const",
+        const=terminal.HUMAN,
+        help="show sizes as 1.2K, 34M (default on a terminal)",
+    )
+    _add_color(command)
+    _add_json(command)
+
+
+def _add_color(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--color",
+        metavar="WHEN",
+        choices=terminal.COLOURS,
+        default=terminal.COLOURS[0],
+        help="use colors: auto, always or never; auto is on a terminal, unless NO_COLOR is set or TERM is dumb",
+    )
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="write JSON, for programs")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from archive_overlay.commands import Output, shown
+from archive_overlay.commands.terminal import GREEN, RED, coloured, find_screen
 from archive_overlay.commands.writing import find_layout_or_image, make_room_in, open_layout
 from archive_overlay.errors import ArchiveError
 from archive_overlay.history.pruning import choose, named_elsewhere, runs_of, wanted_without
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
+    from archive_overlay.commands.terminal import Screen
     from archive_overlay.commands.writing import Layout
     from archive_overlay.history.pruning import Choice
     from archive_overlay.layout.edit import Edit
@@ -28,7 +30,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     """Drop the revisions that no rule keeps.
 
     Args:
-        options: `layout`, LAYOUT or LAYOUT:TAG; the rules: `keep_last`, `keep_daily` and so on, `within`; `dry_run`; `json`;
+        options: `layout`, LAYOUT or LAYOUT:TAG; the rules: `keep_last`, `keep_daily` and so on, `within`; `dry_run`; `json`; `color`;
             `max_layers`; `fsync`.
         log: is told for whom it waits.
 
@@ -61,7 +63,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
         if options.json:
             done.append(_object(name, choice, dry=options.dry_run))
         else:
-            _write(output, name, choice, dry=options.dry_run)
+            _write(output, name, choice, find_screen(options), dry=options.dry_run)
     if options.json:
         output.line(json.dumps(done, indent=2))
     output.flush()
@@ -89,12 +91,12 @@ def _prune(layout: Layout, tag: str, keep: Keep, edit: Edit | None, *, dry: bool
     return choice
 
 
-def _write(output: Output, tag: str, choice: Choice, *, dry: bool) -> None:
+def _write(output: Output, tag: str, choice: Choice, screen: Screen, *, dry: bool) -> None:
     if dry:
         for number, reasons in choice.kept.items():
-            output.line(f"keep  {shown(tag)}@{number}  {', '.join(reasons)}")
+            output.line(f"{coloured('keep', GREEN, screen)}  {shown(tag)}@{number}  {', '.join(reasons)}")
         for number in choice.dropped:
-            output.line(f"drop  {shown(tag)}@{number}")
+            output.line(f"{coloured('drop', RED, screen)}  {shown(tag)}@{number}")
     if not choice.dropped:
         output.line(f"{shown(tag)}: nothing to drop; {_revisions(len(choice.kept))} stay")
         return

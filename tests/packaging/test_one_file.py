@@ -318,10 +318,10 @@ def test_it_reads_no_environment_variable() -> None:
             names += [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
             used |= {(path.name, name) for name in names if name in forbidden}
     # What people want to see on their terminals; the hook loads no such module.
-    assert used - {("revision_table.py", "environ")} == set()
-    table = (TOP / "archive_overlay/commands/revision_table.py").read_text()
-    assert set(re.findall(r'environ\.get\("(\w+)"', table)) == {"NO_COLOR", "TERM", "COLUMNS"}
-    assert table.count("os.environ") == 3
+    assert used - {("terminal.py", "environ")} == set()
+    terminal = (TOP / "archive_overlay/commands/terminal.py").read_text()
+    assert set(re.findall(r'environ\.get\("(\w+)"', terminal)) == {"NO_COLOR", "TERM", "COLUMNS"}
+    assert terminal.count("os.environ") == 3
 
 
 def test_it_starts_from_compiled_modules(executable: Path, change: Change) -> None:

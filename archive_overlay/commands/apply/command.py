@@ -61,15 +61,17 @@ def run(options: argparse.Namespace, log: Log) -> None:
     """Carry out a change set.
 
     Args:
-        options: `archive` and `directory`; `kind` and `marks` as for `diff`; `dry_run`, and `json` and `human` for that;
+        options: `archive` and `directory`; `kind` and `marks` as for `diff`; `dry_run`, and `json` and `sizes` for that;
             `reverse`, or None; `fsync`.
         log: takes warnings.
 
     Raises:
         ArchiveError: the directory cannot be changed or must not be, or there is no such change set, or it is damaged.
     """
-    if (options.json or options.human) and not options.dry_run:
-        raise ArchiveError("--json and -h are for --dry-run", hint="add it, or leave them out")
+    if (options.json or options.sizes) and not options.dry_run:
+        raise ArchiveError(
+            "--json, --bytes and --human-readable are for --dry-run", hint="add it, or leave them out"
+        )
     paths = Paths()
     path = paths.resolve(os.path.abspath(options.directory), "DIR")
     if path == "/":

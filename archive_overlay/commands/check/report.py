@@ -12,6 +12,7 @@ from archive_overlay import __version__
 from archive_overlay.commands import Output
 from archive_overlay.commands.check import access, hook_files, hooks_dirs, host, podman, programs
 from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding, combined
+from archive_overlay.commands.terminal import CYAN, GREEN, RED, YELLOW, coloured, find_screen
 from archive_overlay.log import escape
 from archive_overlay.settings import DEFAULT_MOUNT_PROGRAM, DEFAULT_SKOPEO, Settings, swallowed_options
 
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from archive_overlay.commands.check.hook_files import HookFile
     from archive_overlay.commands.check.hooks_dirs import Directories
     from archive_overlay.commands.check.host import Host
+    from archive_overlay.commands.terminal import Screen
     from archive_overlay.log import Log
 
     Parser = Callable[[Sequence[str]], object]  # Settings, if it runs as a hook with these arguments
 
-_COLOURS = {OK: 32, NOTE: 36, WARNING: 33, PROBLEM: 31}
+_COLOURS = {OK: GREEN, NOTE: CYAN, WARNING: YELLOW, PROBLEM: RED}
 _STATUS_WIDTH = max(map(len, _COLOURS))
 _TOPIC_WIDTH = len("fuse-overlayfs")
 
@@ -55,8 +57,9 @@ def run(options: argparse.Namespace, log: Log) -> int:
     if options.json:
         output.line(json.dumps(_object(here, directories, hooks, findings), indent=2))
     else:
+        screen = find_screen(options)
         for finding in findings:
-            output.line(_line(finding, terminal=output.terminal))
+            output.line(_line(finding, screen))
         output.line(_summary(problems))
     output.flush()
     return 1 if problems else 0
@@ -128,7 +131,8 @@ def understood(arguments: Sequence[str], parse: Parser) -> Settings:
     except SystemExit as end:
         if not end.code:
             raise ValueError("they ask for the version or for help") from end
-        raise ValueError(said.getvalue().strip().rpartition("error: ")[2]) from end
+        (_, _, error) = said.getvalue().partition("error: ")
+        raise ValueError(error.splitlines()[0]) from end
     if not isinstance(settings, Settings):
         raise ValueError(f"{arguments[0]} is a command for people")
     if settings.bundle:
@@ -319,10 +323,8 @@ def _judge_logs(asked: list[Settings], here: Host) -> list[Finding]:
     return findings
 
 
-def _line(finding: Finding, *, terminal: bool) -> str:
-    status = finding.status.ljust(_STATUS_WIDTH)
-    if terminal:
-        status = f"\x1b[{_COLOURS[finding.status]}m{status}\x1b[0m"
+def _line(finding: Finding, screen: Screen) -> str:
+    status = coloured(finding.status.ljust(_STATUS_WIDTH), _COLOURS[finding.status], screen)
     advice = f"; {finding.advice}" if finding.advice else ""
     return f"{status}  {finding.topic.ljust(_TOPIC_WIDTH)}  {escape(finding.found + advice)}"
 

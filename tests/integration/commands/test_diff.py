@@ -388,7 +388,7 @@ def test_totals(any_changed: overlays.Overlay) -> None:
         return any_changed.inside(lambda: history.output_of("diff", "--stat", *options, any_changed.upper))
 
     assert totals() == "7 entries (1 opaque), 3 deletions, 2004 bytes\n"
-    assert totals("-h") == "7 entries (1 opaque), 3 deletions, 2.0K\n"
+    assert totals("--human-readable") == "7 entries (1 opaque), 3 deletions, 2.0K\n"
     assert json.loads(totals("--json")) == TOTALS
 
 
@@ -401,7 +401,7 @@ def test_human_readable_sizes(scratch: Path, size: int, shown: str) -> None:
     (scratch / "upper/file").touch()
     os.truncate(scratch / "upper/file", size)
 
-    assert lines_of(scratch / "upper", "-h") == [f"A {shown:>5} file"]
+    assert lines_of(scratch / "upper", "--human-readable") == [f"A {shown:>5} file"]
 
 
 def test_a_terminal_tells_letters_apart_by_colour_and_shows_names_harmlessly(scratch: Path) -> None:
@@ -420,13 +420,20 @@ def test_a_terminal_tells_letters_apart_by_colour_and_shows_names_harmlessly(scr
     shown = history.shown_on_terminal("diff", f"{scratch}/layout:main").splitlines()
 
     assert shown == [
-        "\x1b[32mA            0 a\\x1b[2J\x1b[0m",
-        "\x1b[35mO            - d/\x1b[0m",
-        "\x1b[31mD            - gone\x1b[0m",
-        "\x1b[32mA            - s -> \\x07\x1b[0m",
-        "\x1b[33mM            3 text\x1b[0m",
-        "\x1b[36mm            0 time\x1b[0m",
+        "\x1b[32mA     0 a\\x1b[2J\x1b[0m",
+        "\x1b[35mO     - d/\x1b[0m",
+        "\x1b[31mD     - gone\x1b[0m",
+        "\x1b[32mA     - s -> \\x07\x1b[0m",
+        "\x1b[33mM     3 text\x1b[0m",
+        "\x1b[36mm     0 time\x1b[0m",
     ]
+    assert history.output_of(
+        "diff", "--color=always", "--human-readable", f"{scratch}/layout:main"
+    ) == "".join(f"{line}\n" for line in shown)
+    for plain in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        assert "\x1b" not in history.shown_on_terminal("diff", f"{scratch}/layout:main", **plain)
+    exact = history.shown_on_terminal("diff", "--color=never", "--bytes", f"{scratch}/layout:main")
+    assert exact.splitlines()[4] == "M            3 text"
 
 
 def test_a_reader_that_goes_away_ends_it_in_silence(scratch: Path) -> None:
