@@ -110,10 +110,12 @@ def test_the_system_log_says_what_is_wrong_with_half_a_pair_and_nothing_of_other
             {**mount_point, **hooks.annotations("data", archiveto=archive)},
             ["there is no key archiveto, only mount-point, ", "it has no archive-to annotation"],
         ),
+        ({**mount_point, **hooks.annotations("data", archive_to="x")}, ["archive-to 'x' is a relative path"]),
         ({**mount_point, **hooks.annotations("data", archive_to=archive)}, ["archive data: saved"]),
     ):
         before = len(engine.machine.syslog())
-        engine.run("whose", "--rm", *DATA, command="true", annotations=wishes)
+        done = engine.run("whose", "--rm", *DATA, command="true", annotations=wishes)
+        assert (done.stdout, done.stderr) == ("", "")
         lines = [line for line in engine.machine.syslog()[before:] if " archive_overlay[" in line]
         assert len(lines) == len(said), lines
         for line, words in zip(lines, said):

@@ -12,7 +12,7 @@ from archive_overlay import __version__
 from archive_overlay.commands import Output
 from archive_overlay.commands.check import access, hook_files, hooks_dirs, host, podman, programs
 from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding, combined
-from archive_overlay.commands.terminal import CYAN, GREEN, RED, YELLOW, coloured, find_screen
+from archive_overlay.commands.terminal import CYAN, GREEN, RED, YELLOW, coloured, find_screen, wrapped
 from archive_overlay.log import escape
 from archive_overlay.settings import DEFAULT_MOUNT_PROGRAM, DEFAULT_SKOPEO, Settings, swallowed_options
 
@@ -326,7 +326,12 @@ def _judge_logs(asked: list[Settings], here: Host) -> list[Finding]:
 def _line(finding: Finding, screen: Screen) -> str:
     status = coloured(finding.status.ljust(_STATUS_WIDTH), _COLOURS[finding.status], screen)
     advice = f"; {finding.advice}" if finding.advice else ""
-    return f"{status}  {finding.topic.ljust(_TOPIC_WIDTH)}  {escape(finding.found + advice)}"
+    text = escape(finding.found + advice)
+    margin = " " * (_STATUS_WIDTH + _TOPIC_WIDTH + 4)
+    if screen.fixed:
+        # Paths stay whole, to be copied.
+        text = "\n".join(wrapped(text, screen.width, margin=margin, cuts_words=False)).lstrip()
+    return f"{status}  {finding.topic.ljust(_TOPIC_WIDTH)}  {text}"
 
 
 def _summary(problems: int) -> str:

@@ -450,6 +450,18 @@ def test_a_terminal_gets_colours(installed: Installed) -> None:
     assert "\x1b[32mok     \x1b[0m  hook  " in shown
 
 
+def test_lines_break_between_words_at_the_terminal_s_width(installed: Installed) -> None:
+    arguments = ("check", "--hooks-dir", installed.hooks)
+    shown = history.shown_on_terminal(*arguments, COLUMNS="80", NO_COLOR="1").splitlines()
+
+    margin = " " * 25
+    for line in shown:
+        assert len(line) <= 80 or " " not in line[25:], line
+    assert any(line.startswith(margin) for line in shown)
+    whole = "\n".join(shown).replace(f"\n{margin}", " ")
+    assert whole == history.output_of(*arguments).rstrip("\n")
+
+
 def test_help_has_examples() -> None:
     assert "archive_overlay check --json\n" in history.output_of("check", "--help")
 
