@@ -645,7 +645,7 @@ class _Tally:
             left = max(current.size - _position(current.fd), 0)
         else:
             left = 0
-        return activity.SoFar(entries=self.entries + self.deletions, size=max(self.bytes - left, 0))
+        return activity.SoFar(max(self.bytes - left, 0), entries=self.entries + self.deletions)
 
     def __str__(self) -> str:
         if not self._counted:

@@ -15,7 +15,6 @@ import errno
 import marshal
 import os
 import sys
-from collections import deque
 from time import monotonic
 
 from archive_overlay.errors import ArchiveError, fail, internal_error
@@ -247,7 +246,7 @@ class _Writer:
 
     def __init__(self) -> None:
         self._pid = 0
-        self._under_way: deque[int] = deque()  # bytes of files in each message
+        self._under_way: list[int] = []  # bytes of files in each message
 
     def start(self, write: Write) -> bool:
         """Start it, and say whether that could be done.
@@ -329,7 +328,7 @@ class _Writer:
         """Wait for one answer, and give the result if it is that."""
         answer = _receive(self._socket, 1)
         if answer == _WRITTEN:
-            self._under_way.popleft()
+            del self._under_way[0]
             return None
         size = int.from_bytes(_receive(self._socket, _LENGTH), "little")
         message = _receive(self._socket, size)

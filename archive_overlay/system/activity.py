@@ -8,26 +8,27 @@ from __future__ import annotations
 
 from time import monotonic
 
-from archive_overlay.system.record import Record
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Callable
 
 
-class SoFar(Record):
+class SoFar:
     """How much is done.
 
     Attributes:
-        entries: how many; None: it has none.
         size: bytes.
-        total: how many these become; None: nobody knows.
+        entries: how many; None: it has none.
+        total: bytes that there are in all; None: nobody knows.
     """
 
-    entries: int | None = None
-    size: int
-    total: int | None = None
+    __slots__ = ("entries", "size", "total")
+
+    def __init__(self, size: int, *, entries: int | None = None, total: int | None = None) -> None:
+        self.size = size
+        self.entries = entries
+        self.total = total
 
 
 class Activity:

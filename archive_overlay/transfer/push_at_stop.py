@@ -142,4 +142,4 @@ class PushAtStop:
 
 def _said_of_sending(directory: str, size: int) -> AbstractContextManager[None]:
     sent = sent_from(directory)
-    return doing("pushing it", so_far=lambda: SoFar(size=min(sent(), size), total=size))
+    return doing("pushing it", so_far=lambda: SoFar(min(sent(), size), total=size))

@@ -152,13 +152,13 @@ def test_a_stop_that_takes_less_than_a_minute_says_nothing_of_it(tmp_path: Path)
     ("so_far", "read", "line"),
     [
         (
-            SoFar(entries=12345, size=12_300_000_000),
+            SoFar(12_300_000_000, entries=12345),
             0,
             "archive data: still writing: 12345 entries and 12 GB in 3 min 10 s, 3.9 GB/min",
         ),
-        (SoFar(entries=1, size=0), 0, "archive data: still writing: 1 entry and 0 bytes in 3 min 10 s"),
+        (SoFar(0, entries=1), 0, "archive data: still writing: 1 entry and 0 bytes in 3 min 10 s"),
         (
-            SoFar(size=1_200_000_000, total=3_000_000_000),
+            SoFar(1_200_000_000, total=3_000_000_000),
             0,
             "archive data: still writing: 1.2 GB of 3.0 GB in 3 min 10 s, 379 MB/min",
         ),
