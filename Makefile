@@ -96,7 +96,7 @@ mutants:  ## put faults into modules, and say which ones no test notices (MUTANT
 lock:  ## renew the versions of all tools, by tools/requirements.in and tools/mutants.in
 	tools/lock.sh
 
-man:  ## write man/archive_overlay.1 anew
+man:  ## write man/*.1 anew
 	tools/check.sh man
 
 completions:  ## write completions/ anew

@@ -110,7 +110,7 @@ for what; do
         soak) soak ;;
         completions) check python3 tools/completions.py completions ;;
         release-check) check python3 -B tools/release_check.py ;;
-        man) check tools/manpage.sh man/archive_overlay.1 ;;
+        man) check python3 -B tools/manpage.py man ;;
         *) echo "check.sh: there is no $what" >&2; exit 2 ;;
     esac
 done

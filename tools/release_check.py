@@ -76,8 +76,8 @@ def check_version() -> str:
 
 
 def check_man() -> str:
-    """The manual page is that of the program."""
-    return _check_generated("man", "make man", ["tools/manpage.sh", "man/archive_overlay.1"])
+    """The manual pages are those of the program."""
+    return _check_generated("man", "make man", [sys.executable, "-B", "tools/manpage.py", "man"])
 
 
 def check_completions() -> str:

@@ -30,6 +30,7 @@ def add_engine_commands(add: Add, parse: Parse) -> None:
     """
     _add_push(add)
     _add_fetch(add)
+    _add_load(add)
     _add_recover(add, parse)
     _add_snapshot(add, parse)
 
@@ -44,7 +45,7 @@ def _add_push(add: Add) -> None:
         "still waits. The exit status is 1 if an image still waits.",
         "  archive_overlay push /srv/data\n"
         "  archive_overlay push /srv/data:main\n"
-        "  archive_overlay push --to docker://registry.example/data:main /srv/data:main\n"
+        "  archive_overlay push --to docker://registry.example/data:main \\\n      /srv/data:main\n"
         "  archive_overlay push --watch /srv/data",
     )
     command.add_argument(
@@ -110,6 +111,23 @@ def _add_fetch(add: Add) -> None:
     )
 
 
+def _add_load(add: Add) -> None:
+    command = add(
+        "load",
+        "load the newest revision of an image into podman's store",
+        "Load the newest revision of an image into your podman's store, under a name that\n"
+        "containers can mount. With load-as, the hook does this at each stop. Do it\n"
+        "yourself after revert, to go on from another tag, or if the name was moved. If\n"
+        "the name stands for something that is not in the layout, nothing is loaded, and\n"
+        "the exit status is 1.",
+        "  archive_overlay load /srv/data:main localhost/data:main\n"
+        "  archive_overlay tag /srv/data:main@3 try && \\\n      archive_overlay load /srv/data:try localhost/data:try",
+    )
+    command.add_argument("layout", metavar="LAYOUT[:TAG]", help="an image (default tag: latest)")
+    command.add_argument("name", metavar="NAME", help="for example localhost/data:main")
+    _add_skopeo(command)
+
+
 def _add_registry(command: argparse.ArgumentParser) -> None:
     """Add the options of all commands that use a registry."""
     command.add_argument(
@@ -123,6 +141,10 @@ def _add_registry(command: argparse.ArgumentParser) -> None:
         default="true",
         help="require a valid certificate of the registry; false only for loopback and tests (default: true)",
     )
+    _add_skopeo(command)
+
+
+def _add_skopeo(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--timeout",
         metavar="SECONDS",

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 
 from archive_overlay.commands import Output, shown
+from archive_overlay.commands.load import load_tag
 from archive_overlay.commands.writing import open_layout
-from archive_overlay.destination.paths import Paths
 from archive_overlay.errors import ArchiveError
-from archive_overlay.history.revisions import opened_layout
 from archive_overlay.layout.add_layer import expect_no_revision
-from archive_overlay.layout.read import INDEX_FILE, images, read_index, split_reference, tag_of, tagged
-from archive_overlay.layout.stored import open_stored
-from archive_overlay.settings import DEFAULT_PODMAN
+from archive_overlay.layout.read import INDEX_FILE, split_reference, tagged
 from archive_overlay.transfer.fetch import (
     Place,
     download,
@@ -22,22 +19,16 @@ from archive_overlay.transfer.fetch import (
     put,
     put_note,
 )
-from archive_overlay.transfer.load_for_user import load, store_of_user
 from archive_overlay.transfer.names import parse_remote, parse_store_name
 from archive_overlay.transfer.skopeo import Skopeo
-from archive_overlay.transfer.turns import turn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping
-    from typing import Any
 
     from archive_overlay.commands.writing import Layout
-    from archive_overlay.layout.stored import StoredImage
     from archive_overlay.log import Log
     from archive_overlay.transfer.fetch import Remote, Step
-    from archive_overlay.transfer.names import Name
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
@@ -75,7 +66,8 @@ def run(options: argparse.Namespace, log: Log) -> None:
         with open_layout(path, fsync=options.fsync, log=log, make=True) as layout:
             output.line(f"{shown(path)}:{shown(tag)}: {_fetch(skopeo, remote, layout, tag)}")
     output.flush()
-    if store_name and _load(skopeo, path, tag, store_name, options.timeout, log):
+    is_there = os.path.exists(f"{path}/{INDEX_FILE}")
+    if store_name and is_there and load_tag(skopeo, path, tag, store_name, options.timeout, log):
         output.line(f"{shown(path)}:{shown(tag)}: loaded as {store_name}")
         output.flush()
 
@@ -91,32 +83,6 @@ def _fetch(skopeo: Skopeo, remote: Remote, layout: Layout, tag: str) -> str:
         return _said(step, remote)
     downloaded = download(skopeo, remote, place, layout.staging)
     return _said(layout.write_at_once(lambda edit: put(place, edit.index, remote, downloaded, edit)), remote)
-
-
-def _load(skopeo: Skopeo, path: str, tag: str, name: Name, timeout: int, log: Log) -> bool:
-    """Load an image into the store of the user, if it is there and the store lacks it; say whether it was loaded."""
-    if not os.path.exists(f"{path}/{INDEX_FILE}"):
-        return False
-    paths = Paths()
-    resolved = paths.resolve(os.path.abspath(path), "the image layout")
-    with opened_layout(resolved, paths) as layout, turn(layout, resolved, seconds=timeout):
-        index = read_index(layout)
-        descriptor = tagged(index, tag)
-        if descriptor is None:
-            return False
-        image, others = open_stored(layout, descriptor), _others(layout, index, tag)
-        place = store_of_user(DEFAULT_PODMAN, log)
-        return load(image, others, f"oci:{resolved}:{tag}", place, name, skopeo, log)
-
-
-def _others(layout: int, index: Mapping[str, Any], tag: str) -> Iterator[StoredImage]:
-    """Give the images of a layout that have other tags."""
-    for descriptor in images(index):
-        if tag_of(descriptor) not in ("", tag):
-            try:
-                yield open_stored(layout, descriptor, whole=False)
-            except (ArchiveError, OSError):
-                continue  # damaged, or no image: another one's matter
 
 
 def _said(step: Step, remote: Remote) -> str:

@@ -301,7 +301,7 @@ def _add_prune(add: Add) -> None:
         "tag, each image of the layout is pruned by itself. The newest revision, those that tags name, those of other programs\n"
         "and those whose time is not known are always kept. Days, weeks (from Monday), months and years are those of UTC.",
         "  archive_overlay prune --keep-last 30 --dry-run /srv/data:main\n"
-        "  archive_overlay prune --keep-last 5 --keep-daily 14 --keep-monthly 12 /srv/data:main\n"
+        "  archive_overlay prune --keep-daily 14 --keep-monthly 12 /srv/data:main\n"
         "  archive_overlay prune --keep-within 30d /srv/data",
     )
     command.add_argument("layout", metavar="LAYOUT[:TAG]", help="an image, or all images of a layout")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import history, hooks, tools
-from tests.support.engines import HOOKS_DIR, IMAGE, Engine, wait_until
+from tests.support.engines import HOOK, HOOKS_DIR, IMAGE, USER, Engine, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -201,3 +201,42 @@ def test_changes_of_a_directory_are_not_loaded_without_it(data: Data) -> None:
     assert data.revisions() == [1]
     assert data.engine.podman("image", "exists", fresh, check=False).returncode == 1
     assert "lacks what the container had below its changes" in log.read_text()
+
+
+@pytest.mark.parametrize("flavour", [FLAVOURS[0], FLAVOURS[2]])
+def test_after_revert_a_person_loads_and_the_next_container_goes_on_from_there(data: Data) -> None:
+    engine = data.engine
+
+    def load(tag: str = "main", *, check: bool = True) -> str:
+        done = engine.machine.run(
+            *(HOOK, "load", f"{data.layout}:{tag}", data.image),
+            user=USER if engine.rootless else 0,
+            environment=engine.environment,
+            check=check,
+        )
+        return done.stdout + done.stderr
+
+    for number in range(3):
+        data.run(f"revert{number}", f"echo {number} >> /data/count")
+    engine.as_container_root(HOOK, "revert", f"{data.layout}:main@2")
+
+    assert load() == f"{data.layout}:main: loaded as {data.image}\n"
+    assert load() == f"{data.image} is {data.layout}:main already\n"
+    assert data.run("revert-next", "cat /data/count; echo next >> /data/count").split() == ["0"]
+    assert len(data.revisions()) == 4  # no branch
+
+    engine.as_container_root(HOOK, "tag", f"{data.layout}:main@3", "old")
+    load("old")
+    assert data.run("revert-old", "cat /data/count").split() == ["0", "1"]
+
+    engine.podman("tag", IMAGE, data.image)
+    load()
+    assert data.run("revert-again", "cat /data/count").split() == ["0", "next"]
+
+    if engine.rootless:
+        return  # whose podman 4.3 does not commit with a store of its own
+    engine.run("revert-other", command=":", annotations={})
+    engine.podman("commit", "--quiet", "revert-other", data.image)
+    other = data.identifier()
+    assert "is another image in the engine's store" in load(check=False)
+    assert data.identifier() == other

@@ -161,7 +161,7 @@ def test_json_has_the_fields_that_the_manual_page_names(installed: Installed) ->
     for finding in found["findings"]:
         assert list(finding) == ["status", "topic", "path", "found", "advice"]
         assert finding["topic"] in TOPICS
-    page = (TOP / "man/sections.in").read_text().replace("\\-", "-")
+    page = (TOP / "man/commands/check.in").read_text().replace("\\-", "-")
     named = re.search(r"one of (program, .*)\.|one of (program, [^;]*);", page)
     assert named
     assert set(re.findall(r"[a-z-]+", (named[1] or named[2]).replace(" and ", " "))) == TOPICS
