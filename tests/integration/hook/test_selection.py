@@ -68,9 +68,7 @@ def saved(saver: Saver) -> set[str]:
 
 @pytest.mark.parametrize("method", ["copy", "tar.gz", "oci"])
 def test_what_is_excluded_is_not_in_the_archive_and_neither_are_deletions(used: Saver) -> None:
-    result = used.run(
-        "--log-level=debug", exclude="/cache; log/*,**/*.csv, !data/a.csv"
-    )
+    result = used.run("--log-level=debug", exclude="/cache; log/*,**/*.csv, !data/a.csv")
 
     assert result.status == 0, result.stderr
     assert saved(used) == {"data/a.csv", "data/new", "new"}
