@@ -101,7 +101,9 @@ def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
         program with a usage message and status 2.
     """
     if not arguments:
-        return Settings()  # argparse costs 6 ms, and most hooks have no arguments
+        return Settings()  # argparse costs 6 ms, and most hooks have these arguments or none
+    if [*arguments] == ["--syslog"]:
+        return Settings(syslog=True)
     if not arguments[0].startswith("-"):
         return _parse_command(arguments)
     # Only people ask for help: what hooks have in their configuration is read without the parsers of the commands.
@@ -308,8 +310,8 @@ def _build_hook_parser(
         action="append",
         default=[],
         help=(
-            "allow push-to names that begin with this, for example docker://registry.example/team; may be repeated (default:"
-            " none)"
+            "allow push-to names that begin with this, for example docker://registry.example/team; a port is part of the host;"
+            " may be repeated (default: none)"
         ),
     )
     parser.add_argument(

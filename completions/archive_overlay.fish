@@ -83,7 +83,7 @@ complete -c archive_overlay -n _shtab_archive_overlay_using -l mount-program -xk
 complete -c archive_overlay -n _shtab_archive_overlay_using -l rescue-dir -xka "(__fish_complete_directories)" -d 'if an archive fails, keep the upperdir as DIR/CONTAINER/ARCHIVE, and say in DIR/CONTAINER/ARCHIVE.json what was asked for and what went wrong'
 complete -c archive_overlay -n _shtab_archive_overlay_using -l allow-archive-to -xka "(__fish_complete_directories)" -d 'allow archives and success markers only in this directory; may be repeated'
 complete -c archive_overlay -n _shtab_archive_overlay_using -l allow-load-as -x -d 'allow load-as names that begin with this, for example localhost/data; may be repeated (default: all names, or none with --allow-archive-to)'
-complete -c archive_overlay -n _shtab_archive_overlay_using -l allow-push-to -x -d 'allow push-to names that begin with this, for example docker://registry.example/team; may be repeated (default: none)'
+complete -c archive_overlay -n _shtab_archive_overlay_using -l allow-push-to -x -d 'allow push-to names that begin with this, for example docker://registry.example/team; a port is part of the host; may be repeated (default: none)'
 complete -c archive_overlay -n _shtab_archive_overlay_using -l authfile -xka "(__fish_complete_path (commandline -ct))" -d 'passwords of registries, as written by skopeo login (default: those of the engine'"'"'s user)'
 complete -c archive_overlay -n _shtab_archive_overlay_using -l push-timeout -x -d 'give up a push after this time (default: 60)'
 complete -c archive_overlay -n _shtab_archive_overlay_using -l tls-verify -xka "true false" -d 'require a valid certificate of the registry; false only for loopback and tests (default: true)'

@@ -83,6 +83,11 @@ def run(
     }
     if not asked:
         return 0
+    if spec.swallowed:
+        log.warning(
+            f"{' '.join(spec.swallowed)} has no effect: it stands in the first of the hook's args, where the program's"
+            ' name belongs; put "archive_overlay" before it'
+        )
     patience = Patience()
     saved = recovering or (None if running else _saved(state.bundle, spec.root))
     if saved and not recovering:

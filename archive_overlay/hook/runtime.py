@@ -11,6 +11,7 @@ import posixpath
 from archive_overlay.errors import HookError
 from archive_overlay.overlay.mount import Mount
 from archive_overlay.overlay.store import JSON_SPACE, AsLoads, container_in_store
+from archive_overlay.settings import swallowed_options
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -45,6 +46,8 @@ class Spec(Record):
         user_namespace: what the spec says of the container's user namespace, as the spec has it: `uidMappings`,
             `gidMappings`, and `path` if it is one that there was. Empty: it has none of its own.
         started: when config.json was written; see `store.Place`.
+        swallowed: options of this hook that stand where its name belongs, if the spec has the hook. Engines that run hooks
+            themselves, as podman does, leave them out of the spec.
     """
 
     annotations: dict[str, object]
@@ -53,6 +56,7 @@ class Spec(Record):
     faults: tuple[str, ...]
     user_namespace: Mapping[str, object] = {}
     started: int = 0
+    swallowed: Sequence[str] = ()
 
 
 def read_state(fd: int) -> State:
@@ -144,6 +148,7 @@ def read_spec(bundle: str) -> Spec:
         faults=tuple(faults),
         user_namespace=_user_namespace(spec.get("linux")),
         started=started,
+        swallowed=_swallowed(spec.get("hooks")),
     )
 
 
@@ -181,6 +186,24 @@ def _user_namespace(linux: object) -> Mapping[str, object]:
         if isinstance(namespace, dict) and namespace.get("type") == "user":
             return {**said, "path": namespace.get("path")}
     return said
+
+
+def _swallowed(hooks: object) -> Sequence[str]:
+    listed = hooks.get("poststop") if isinstance(hooks, dict) else None
+    for hook in listed if isinstance(listed, list) else ():
+        if not isinstance(hook, dict):
+            continue
+        path, arguments = hook.get("path"), hook.get("args")
+        if not (_is_path(path) and os.path.basename(path).startswith("archive_overlay")):
+            continue
+        if (
+            isinstance(arguments, list)
+            and arguments
+            and isinstance(arguments[0], str)
+            and arguments[0] != path
+        ):
+            return swallowed_options(arguments[0])
+    return ()
 
 
 def _mappings(entry: Mapping[str, object]) -> Mapping[str, object]:

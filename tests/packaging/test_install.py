@@ -206,18 +206,16 @@ def test_the_hook_is_a_poststop_hook_of_version_1(active: dict[str, Any]) -> Non
     [
         ((f"{KEY}.data.mount-point", f"{KEY}.data.archive-to"), True),
         ((f"{KEY}.data.mount-point", f"{KEY}.data.archive-to", "other"), True),
-        ((f"{KEY}.data.mount-point",), False),
-        ((f"{KEY}.data.archive-to",), False),
-        ((f"{KEY}.data.mount-point", f"{KEY}.data.success"), False),
-        ((f"{KEY}.mount-point", f"{KEY}.archive-to"), False),
-        ((f"{KEY}.a.b.mount-point", f"{KEY}.a.b.archive-to"), False),
+        ((f"{KEY}.data.mount-point",), True),
+        ((f"{KEY}.data.archive-to",), True),
+        ((f"{KEY}.data.mount-points", f"{KEY}.data.archive-tot"), True),
+        (("other",), False),
         ((f"x{KEY}.data.mount-point", f"x{KEY}.data.archive-to"), False),
-        ((f"{KEY}.data.mount-points", f"{KEY}.data.archive-tot"), False),
         ((KEY.replace(".", "-") + ".data.mount-point", KEY.replace(".", "-") + ".data.archive-to"), False),
-        (("com_launchplatform.oci-hooks.archive-overlay.d.mount-point", f"{KEY}.d.archive-to"), False),
+        (("com_launchplatform.oci-hooks.archive-overlay.d.mount-point", "archive-to"), False),
     ],
 )
-def test_the_hook_matches_containers_with_both_annotations(
+def test_the_hook_is_for_containers_with_any_annotation_of_ours(
     active: dict[str, Any], keys: tuple[str, ...], matches: bool
 ) -> None:
     # oci-hooks(5): each pattern of a key has to match some annotation whose value matches, too. These
@@ -234,5 +232,5 @@ def test_the_hook_matches_containers_with_both_annotations(
 def test_the_debug_variant_differs_in_what_it_logs_alone(installed: Path, active: dict[str, Any]) -> None:
     debug = json.loads((installed / "usr/share/doc/archive_overlay/debug/archive_overlay.json").read_text())
     assert debug["hook"].pop("args") == ["archive_overlay", "--log-level=trace", "--syslog"]
-    assert active["hook"].pop("args") == ["archive_overlay"]
+    assert active["hook"].pop("args") == ["archive_overlay", "--syslog"]
     assert debug == active

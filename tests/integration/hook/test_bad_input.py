@@ -374,6 +374,36 @@ def test_a_mount_of_the_spec_that_is_none(small: Saver, mount: Any) -> None:
     assert os.listdir(small.out) == []
 
 
+@pytest.mark.parametrize(
+    ("poststop", "swallowed"),
+    [
+        ([{"path": "/usr/bin/archive_overlay", "args": ["--no-setid", "--syslog"]}], "--no-setid"),
+        (
+            [{"path": "/bin/true"}, {"path": "/x/archive_overlay", "args": ["a --max-bytes=1 --no-setid"]}],
+            "--max-bytes=1 --no-setid",
+        ),
+        ([{"path": "/usr/bin/archive_overlay", "args": ["archive_overlay", "--no-setid"]}], ""),
+        ([{"path": "/a -b/archive_overlay", "args": ["/a -b/archive_overlay"]}], ""),
+        ([{"path": "/bin/other", "args": ["-x"]}], ""),
+        ([{"path": "/usr/bin/archive_overlay", "args": [None]}, {"path": 5}, None], ""),
+        ({}, ""),
+    ],
+)
+def test_an_option_where_the_program_s_name_belongs(small: Saver, poststop: Any, swallowed: str) -> None:
+    bundle = hooks.Bundle(
+        small.directory / "bundle", mounts=[small.overlay.spec_mount()], annotations=small.asks()
+    )
+    (bundle.directory / "config.json").write_text(
+        json.dumps({**bundle.spec, "hooks": {"poststop": poststop}})
+    )
+
+    result = hooks.run_hook(bundle)
+
+    assert result.status == 0
+    warnings = [each for each in result.messages("warning") if "the program's name belongs" in each]
+    assert [each.partition(" has no effect")[0] for each in warnings] == ([swallowed] if swallowed else [])
+
+
 @pytest.mark.parametrize("value", [5, None, ["/archive"], {}, True])
 @pytest.mark.parametrize("key", ["archive-to", "method", "success", "if-exists"])
 def test_an_annotation_that_is_no_string(small: Saver, key: str, value: Any) -> None:
