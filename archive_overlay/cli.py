@@ -108,10 +108,10 @@ def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
         return _parse_command(arguments)
     # Only people ask for help: what hooks have in their configuration is read without the parsers of the commands.
     parser = _build_hook_parser()
-    parser.error = lambda message: _refuse(arguments, message=message)  # type: ignore[method-assign]
+    parser.error = lambda message: _refuse_value(arguments, message)  # type: ignore[method-assign]
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        _refuse(arguments, unknown)
+        _refuse_arguments(arguments, unknown)
     return Settings(
         bundle=options.bundle,
         mount_program=options.mount_program,
@@ -194,24 +194,30 @@ def _parse_command(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _refuse(arguments: Sequence[str], unknown: Sequence[str] = (), message: str = "") -> NoReturn:
+def _refuse_value(arguments: Sequence[str], message: str) -> NoReturn:
+    """End the program because an option of the hook has a wrong value, or none."""
+    from archive_overlay.commands import usage
+
+    # This parser knows what was perhaps meant.
+    parser = _build_hook_parser(usage.Parser, usage=usage.USAGE)
+    parser.parse_known_args(arguments)
+    parser.error(message)
+
+
+def _refuse_arguments(arguments: Sequence[str], unknown: Sequence[str]) -> NoReturn:
     """End the program because of what the hook does not take, or show the help that is asked for.
 
     Args:
         arguments: the command line.
-        unknown: what the hook does not take; or else
-        message: what is wrong with the rest.
+        unknown: what of it the hook does not take.
     """
     from archive_overlay.commands import terminal, usage
     from archive_overlay.commands.parsers import commands_of
 
-    parser = build_parser(width=terminal.help_width())
-    if message:
-        # This one knows what was perhaps meant.
-        _build_hook_parser(usage.Parser, usage=parser.usage).parse_known_args(arguments)
-        parser.error(message)
+    asks_for_help = "-h" in unknown or "--help" in unknown
+    parser = build_parser(width=terminal.help_width()) if asks_for_help else build_parser()
     commands = commands_of(parser)
-    if "-h" in unknown or "--help" in unknown:
+    if asks_for_help:
         commands.get(next((word for word in unknown if word in commands), ""), parser).print_help()
         sys.exit()
     usage.refuse_hook_arguments(parser, commands, arguments, unknown)
@@ -237,9 +243,8 @@ def _build_hook_parser(
         prog="archive_overlay",
         usage=usage,
         description=(
-            "Save what a container changed in its overlay mounts. An OCI runtime runs this program"
-            " as a poststop hook, with the container's state on standard input; annotations of the"
-            " container say which mounts are saved, where, and how."
+            "Save what a container changed in its overlay mounts. An OCI runtime runs this program as a poststop hook, with"
+            " the container's state on standard input. Annotations of the container say which mounts to save, where and how."
         ),
         allow_abbrev=False,
         add_help=False,
@@ -258,16 +263,16 @@ def _build_hook_parser(
     parser.add_argument(
         "--log-file",
         metavar="PATH",
-        help="append log messages to this file too (podman does not show what a hook writes to stderr)",
+        help="also append log messages to this file (podman does not show what a hook writes to stderr)",
     )
-    parser.add_argument("--syslog", action="store_true", help="send log messages to the system log too")
+    parser.add_argument("--syslog", action="store_true", help="also send log messages to the system log")
     parser.add_argument(
         "--mount-program",
         metavar="PATH",
         default=DEFAULT_MOUNT_PROGRAM,
         help=(
-            "the executable that serves overlay mounts in user space, as named by mount_program in"
-            f" storage.conf (default: {DEFAULT_MOUNT_PROGRAM})"
+            "the program that serves overlay mounts in user space: mount_program in storage.conf (default:"
+            f" {DEFAULT_MOUNT_PROGRAM})"
         ),
     )
     parser.add_argument(
@@ -275,8 +280,8 @@ def _build_hook_parser(
         metavar="DIR",
         type=_absolute_path,
         help=(
-            "keep the upperdir of an archive that fails in this directory, as DIR/CONTAINER/ARCHIVE with what was"
-            " asked for and what went wrong in DIR/CONTAINER/ARCHIVE.json"
+            "if an archive fails, keep the upperdir as DIR/CONTAINER/ARCHIVE, and say in DIR/CONTAINER/ARCHIVE.json what was"
+            " asked for and what went wrong"
         ),
     )
     parser.add_argument(
@@ -285,7 +290,7 @@ def _build_hook_parser(
         type=_absolute_path,
         action="append",
         default=[],
-        help="archives and success markers must be in this directory; may be repeated",
+        help="allow archives and success markers only in this directory; may be repeated",
     )
     parser.add_argument(
         "--allow-load-as",
@@ -294,8 +299,8 @@ def _build_hook_parser(
         action="append",
         default=[],
         help=(
-            "load-as may use names that begin with this, for example localhost/data; may be repeated (default: any name, or"
-            " none with --allow-archive-to)"
+            "allow load-as names that begin with this, for example localhost/data; may be repeated (default: all names, or none"
+            " with --allow-archive-to)"
         ),
     )
     parser.add_argument(
@@ -305,8 +310,8 @@ def _build_hook_parser(
         action="append",
         default=[],
         help=(
-            "push-to may use names that begin with this, for example docker://registry.example/team; a port is part of the"
-            " host; may be repeated (default: nothing is pushed)"
+            "allow push-to names that begin with this, for example docker://registry.example/team; a port is part of the"
+            " host; may be repeated (default: none)"
         ),
     )
     parser.add_argument(
@@ -339,18 +344,18 @@ def _build_hook_parser(
         "--on-success",
         metavar="PROGRAM",
         type=_absolute_path,
-        help="run this program once for each archive that succeeds, with the facts as JSON on standard input",
+        help="run this program for each archive that succeeds, with the facts as JSON on standard input",
     )
     parser.add_argument(
         "--on-failure",
         metavar="PROGRAM",
         type=_absolute_path,
-        help="the same for each archive that could not be made, loaded or pushed",
+        help="run this program for each archive that could not be made, loaded or pushed",
     )
     parser.add_argument(
         "--trust-image-annotations",
         action="store_true",
-        help="do what the image of a container asks for by annotations of its own, which some engines pass on",
+        help="believe annotations of images, which some engines copy into containers",
     )
     parser.add_argument(
         "--no-setid",
@@ -363,22 +368,22 @@ def _build_hook_parser(
         metavar="N",
         type=_number,
         help=(
-            "refuse an archive with more bytes than this before compression: contents, names, attributes, and for method"
-            " oci the zeros that holes become. 10K, 512M, 10G and 1T are in steps of 1024"
+            "refuse an archive with more bytes than this before compression: contents, names, attributes and, for method oci,"
+            " the zeros of holes; 10K, 512M, 10G and 1T are in steps of 1024"
         ),
     )
     parser.add_argument(
         "--max-entries",
         metavar="N",
         type=_number,
-        help="refuse a change set with more entries than this, directories and deletions counted",
+        help="refuse a change set with more entries than this, including directories and deletions",
     )
     parser.add_argument(
         "--file-mode",
         metavar="MODE",
         type=_file_mode,
         help=(
-            "permissions of tars and of the files in image layouts, in octal, as 0640 or 0644 (default: what the"
+            "permissions of tars and of the files in image layouts, in octal, such as 0640 or 0644 (default: as the"
             " directory's default ACL says, or else 0600)"
         ),
     )
@@ -387,18 +392,18 @@ def _build_hook_parser(
         metavar="N",
         default=0,
         type=_count,
-        help="compress on N processors at once (default: all that this process may use)",
+        help="compress on N processors (default: all that this process may use)",
     )
     parser.add_argument(
         "--no-fsync",
         dest="fsync",
         action="store_false",
-        help="do not wait until archives are on disk: faster, but a power failure may take them back",
+        help="do not wait until archives are on disk: faster, but a power failure may lose them",
     )
     parser.add_argument(
         "--bundle",
         metavar="DIR",
-        help="read config.json from this bundle, and no container state from standard input: for running by hand",
+        help="read config.json from this bundle instead of a container state from standard input, to run the hook by hand",
     )
     parser.add_argument("-v", "--version", action="version", version=f"archive_overlay version {__version__}")
     return parser

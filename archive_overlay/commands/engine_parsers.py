@@ -40,10 +40,9 @@ def _add_push(add: Add) -> None:
     command = add(
         "push",
         "push images of a layout to a registry",
-        "Push images that wait: those that an archive's push-to sends to a registry, and"
-        " that are not there yet. A tag in a registry only moves forward. If another host"
-        " has pushed revisions that the image lacks, the image is pushed as a branch, and"
-        " still waits. The exit status is 1 if an image still waits.",
+        "Push images that wait: those that push-to sends to a registry and that are not there yet. A tag in a registry only"
+        " moves forward. If another host has pushed revisions that the image lacks, the image is pushed as a branch, and still"
+        " waits. The exit status is 1 if an image still waits.",
         "  archive_overlay push /srv/data\n"
         "  archive_overlay push /srv/data:main\n"
         "  archive_overlay push --to docker://registry.example/data:main \\\n      /srv/data:main\n"
@@ -90,12 +89,11 @@ def _add_push(add: Add) -> None:
 def _add_fetch(add: Add) -> None:
     command = add(
         "fetch",
-        "fetch what is newer in a registry into a layout",
-        "Fetch the revisions of an image that other hosts have pushed into a layout,"
-        " which is created if it does not exist. Only missing data are downloaded. If the"
-        " registry has nothing newer, the layout stays as it is. No revision is lost: if"
-        " the tag has revisions that neither the registry nor another tag has, nothing is"
-        " fetched, and the exit status is 1.",
+        "fetch newer revisions from a registry into a layout",
+        "Fetch the revisions of an image that other hosts have pushed into a layout, which is created if it does not exist."
+        " Only missing data are downloaded. If the registry has nothing newer, the layout stays as it is. No revision is lost:"
+        " if the tag has revisions that neither the registry nor another tag has, nothing is fetched, and the exit status is"
+        " 1.",
         "  archive_overlay fetch /srv/data:main docker://registry.example/data:main\n"
         "  archive_overlay fetch --load-as localhost/data:main \\\n      /srv/data:main docker://registry.example/data:main",
     )
@@ -179,19 +177,17 @@ def _seconds(value: str) -> int:
 def _add_recover(add: Add, parse: Parse) -> None:
     command = add(
         "recover",
-        "save what containers had changed when the host or conmon died",
-        "Save what containers had changed if the engine never ran their hook, because the"
-        " host lost power or conmon was killed. These are the containers in your store"
-        " that have annotations, no process, and an upperdir that was not archived since"
-        " their last start. The archives are made as the installed hook configuration"
-        " says. Run this before the engine starts or removes the containers;"
-        " archive_overlay-recover.service does so at boot.",
+        "save what containers had changed before a crash",
+        "Save what containers had changed if the engine never ran their hook, because the host lost power or conmon was"
+        " killed. These are the containers in your store that have annotations, no process, and an upperdir that was not"
+        " archived since their last start. The archives are made as the installed hook configuration says. Run this before the"
+        " engine starts or removes the containers; archive_overlay-recover.service does so at boot.",
         "  archive_overlay recover --dry-run\n"
         "  archive_overlay recover\n"
         "  archive_overlay recover --root /srv/containers/storage\n"
         "  podman unshare archive_overlay recover",
     )
-    command.add_argument("--dry-run", action="store_true", help="list the archives, but do not make them")
+    command.add_argument("--dry-run", action="store_true", help="list the archives; make none")
     _add_places(command, parse)
 
 
@@ -199,17 +195,17 @@ def _add_snapshot(add: Add, parse: Parse) -> None:
     command = add(
         "snapshot",
         "save what a container has changed while it runs",
-        "Make the archives that a running container's annotations ask for now, as the"
-        " installed hook configuration says. The container is paused while its files are"
-        " read. The hook still runs when it stops. With method oci, each revision holds"
-        " only what changed since the one before it. Method move is refused: a running"
-        " container needs its upperdir.",
+        "Make the archives that a running container's annotations ask for, now, as the installed hook configuration says. The"
+        " container is paused while its files are read. The hook still runs when it stops. With method oci, each revision"
+        " holds only what changed since the one before it. Method move is refused: a running container needs its upperdir.",
         "  archive_overlay snapshot web\n"
         "  archive_overlay snapshot web data\n"
         "  archive_overlay snapshot --no-pause 3f9a\n"
         "  podman unshare archive_overlay snapshot web",
     )
-    command.add_argument("container", metavar="CONTAINER", help="its name or id, or the beginning of its id")
+    command.add_argument(
+        "container", metavar="CONTAINER", help="its name, its id, or the beginning of its id"
+    )
     command.add_argument(
         "archives",
         metavar="ARCHIVE-NAME",
@@ -221,7 +217,7 @@ def _add_snapshot(add: Add, parse: Parse) -> None:
         "--no-pause",
         dest="pause",
         action="store_false",
-        help="do not pause the container: what it writes meanwhile may be saved partly, or make an archive fail",
+        help="do not pause the container: files that it writes meanwhile may be saved in part, or make an archive fail",
     )
     _add_places(command, parse)
 
@@ -236,13 +232,13 @@ def _add_places(command: argparse.ArgumentParser, parse: Parse) -> None:
     command.add_argument(
         "--runroot",
         metavar="DIR",
-        help="what the store has in DIR until a reboot, as podman's own --runroot names it (default: as storage.conf says)",
+        help="where the engine keeps what lasts until a reboot, as podman's --runroot (default: runroot in storage.conf)",
     )
     command.add_argument(
         "--hooks-dir",
         metavar="DIR",
         action="append",
         default=[],
-        help="directory of hook configurations; may be repeated (default: where podman looks for them)",
+        help="directory with hook configurations; may be repeated (default: where podman looks for them)",
     )
     command.set_defaults(parse=parse)
