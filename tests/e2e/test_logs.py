@@ -115,7 +115,8 @@ def test_the_system_log_says_what_is_wrong_with_half_a_pair_and_nothing_of_other
     ):
         before = len(engine.machine.syslog())
         done = engine.run("whose", "--rm", *DATA, command="true", annotations=wishes)
-        assert (done.stdout, done.stderr) == ("", "")
+        # If this podman runs the hook, and not its cleanup process, it may say that the hook has failed, but not why.
+        assert "archive data" not in done.stdout + done.stderr
         lines = [line for line in engine.machine.syslog()[before:] if " archive_overlay[" in line]
         assert len(lines) == len(said), lines
         for line, words in zip(lines, said):
