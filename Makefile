@@ -8,11 +8,13 @@ DOCDIR   ?= $(PREFIX)/share/doc/archive_overlay
 HOOKSDIR ?= $(PREFIX)/share/containers/oci/hooks.d
 BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
 ZSHCOMPDIR  ?= $(PREFIX)/share/zsh/site-functions
+FISHCOMPDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 SYSTEMDDIR ?= $(PREFIX)/lib/systemd
 DESTDIR  ?=
 
-# The interpreter that the program's first line names. Its own venv module makes the tools' venv.
-PYTHON ?= /usr/bin/python3
+# The interpreter in the program's first line, which also builds it and makes the venv for the tools. Where there is no
+# /usr/bin/python3, the first python3 on PATH.
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) $(shell command -v python3) /usr/bin/python3)
 INSTALL ?= install
 
 # For build.sh: distributions build with --without-shiv, which makes the same bytes.
@@ -23,10 +25,6 @@ export PYTHON
 # Directories too, for a module that is deleted is a change.
 SOURCES := $(shell find archive_overlay -name __pycache__ -prune -o '(' -name '*.py' -o -type d ')' -print)
 PROGRAM = dist/archive_overlay.pyz
-UNIT = archive_overlay-recover.service
-
-# Nothing in a path is a command to sed.
-BINDIR_FOR_SED = $(subst |,\|,$(subst &,\&,$(subst \,\\,$(BINDIR))))
 
 .DELETE_ON_ERROR:
 .PHONY: all install uninstall check test matrix roots soak lint lock mutants man completions bench demo deb rpm release-check clean help FORCE
@@ -41,29 +39,22 @@ $(PROGRAM): build.sh tools/onefile.py $(SOURCES) .cache/build-settings
 	@mkdir -p $(@D)
 	@echo '$(PYTHON) $(SOURCE_DATE_EPOCH)' | cmp -s - $@ || echo '$(PYTHON) $(SOURCE_DATE_EPOCH)' >$@
 
-install: $(PROGRAM)  ## install program, hook, units, man page and completions (DESTDIR, PREFIX, BINDIR, MANDIR, ...)
-	$(INSTALL) -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(HOOKSDIR)' '$(DESTDIR)$(DOCDIR)/debug' \
-	    '$(DESTDIR)$(BASHCOMPDIR)' '$(DESTDIR)$(ZSHCOMPDIR)' '$(DESTDIR)$(SYSTEMDDIR)/system' '$(DESTDIR)$(SYSTEMDDIR)/user'
-	$(INSTALL) -m 0755 $(PROGRAM) '$(DESTDIR)$(BINDIR)/archive_overlay'
-	$(INSTALL) -m 0644 man/archive_overlay.1 '$(DESTDIR)$(MANDIR)/man1/archive_overlay.1'
-	$(INSTALL) -m 0644 completions/archive_overlay '$(DESTDIR)$(BASHCOMPDIR)/archive_overlay'
-	$(INSTALL) -m 0644 completions/_archive_overlay '$(DESTDIR)$(ZSHCOMPDIR)/_archive_overlay'
-	for hook in archive_overlay.json debug/archive_overlay.json; do \
-	    sed 's|@BINDIR@|$(BINDIR_FOR_SED)|' "hooks.d/$$hook.in" >".cache/$${hook##*/}" || exit; \
-	    case $$hook in debug/*) to='$(DESTDIR)$(DOCDIR)/debug' ;; *) to='$(DESTDIR)$(HOOKSDIR)' ;; esac; \
-	    $(INSTALL) -m 0644 ".cache/$${hook##*/}" "$$to" || exit; \
-	done
-	for whose in system user; do \
-	    sed 's|@BINDIR@|$(BINDIR_FOR_SED)|' systemd/$$whose/$(UNIT).in >.cache/$(UNIT) || exit; \
-	    $(INSTALL) -m 0644 .cache/$(UNIT) '$(DESTDIR)$(SYSTEMDDIR)'/$$whose || exit; \
-	done
+install uninstall: export DESTDIR := $(DESTDIR)
+install uninstall: export BINDIR := $(BINDIR)
+install uninstall: export MANDIR := $(MANDIR)
+install uninstall: export DOCDIR := $(DOCDIR)
+install uninstall: export HOOKSDIR := $(HOOKSDIR)
+install uninstall: export BASHCOMPDIR := $(BASHCOMPDIR)
+install uninstall: export ZSHCOMPDIR := $(ZSHCOMPDIR)
+install uninstall: export FISHCOMPDIR := $(FISHCOMPDIR)
+install uninstall: export SYSTEMDDIR := $(SYSTEMDDIR)
+install uninstall: export INSTALL := $(INSTALL)
+
+install: $(PROGRAM)  ## install program, hook, units, man pages, documents and completions
+	tools/install.sh install
 
 uninstall:  ## remove what install put there
-	rm -f '$(DESTDIR)$(BINDIR)/archive_overlay' '$(DESTDIR)$(MANDIR)/man1/archive_overlay.1' \
-	    '$(DESTDIR)$(HOOKSDIR)/archive_overlay.json' '$(DESTDIR)$(DOCDIR)/debug/archive_overlay.json' \
-	    '$(DESTDIR)$(BASHCOMPDIR)/archive_overlay' '$(DESTDIR)$(ZSHCOMPDIR)/_archive_overlay' \
-	    '$(DESTDIR)$(SYSTEMDDIR)/system/$(UNIT)' '$(DESTDIR)$(SYSTEMDDIR)/user/$(UNIT)'
-	-rmdir '$(DESTDIR)$(DOCDIR)/debug' '$(DESTDIR)$(DOCDIR)'
+	tools/install.sh uninstall
 
 check:  ## check style, types and scripts, and run the unit tests: half a minute
 	tools/check.sh lint unit
@@ -107,7 +98,10 @@ bench: $(PROGRAM)  ## measure the program beside cp, tar and others (BENCH="copy
 	$(PYTHON) -B -m bench $(PROGRAM) $(BENCH)
 
 demo: $(PROGRAM)  ## show what the program does with a container's changes
-	$(PYTHON) tools/demo.py $(PROGRAM)
+	@$(PYTHON) tools/demo.py $(PROGRAM)
+
+deb rpm: export MAINTAINER := $(MAINTAINER)
+deb rpm: export HOMEPAGE := $(HOMEPAGE)
 
 deb:  ## build dist/*.deb and its source package from the last commit
 	tools/package.sh deb
@@ -124,3 +118,13 @@ clean:  ## remove everything that was built or set up
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 16
+	@printf '%s\n' '' \
+	    'Variables, as in `make install PREFIX=/usr/local`:' \
+	    '' \
+	    'PYTHON          the Python in the first line of the program ($(PYTHON)): an absolute path' \
+	    'PREFIX          where to install: $(PREFIX). With another one, the hook is not where podman looks;' \
+	    '                `make install` then says what to add to the configuration of podman' \
+	    'DESTDIR         put in front of every directory, for packages' \
+	    'MAINTAINER      NAME <ADDRESS> of whoever publishes the packages of `make deb` and `make rpm`; HOMEPAGE is a URL' \
+	    'BINDIR, MANDIR, DOCDIR, HOOKSDIR, BASHCOMPDIR, ZSHCOMPDIR, FISHCOMPDIR, SYSTEMDDIR' \
+	    '                single directories; the Makefile has their defaults'

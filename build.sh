@@ -3,7 +3,8 @@
 #
 #     ./build.sh [--without-shiv] [OUTPUT]         OUTPUT: dist/archive_overlay.pyz
 #
-#     PYTHON             the interpreter that the file names in its first line (/usr/bin/python3)
+#     PYTHON             the interpreter that the file names in its first line (/usr/bin/python3, or where there is
+#                        none, the first python3 on PATH)
 #     SOURCE_DATE_EPOCH  the date of everything in the file (1980-01-01)
 #
 # shiv packs the package, and tools/onefile.py writes what shiv made anew, so that it starts without
@@ -30,9 +31,12 @@ case $output in
     /*) ;;
     *) output=$PWD/$output ;;
 esac
-python=${PYTHON:-/usr/bin/python3}
 epoch=${SOURCE_DATE_EPOCH:-0}
 PATH=${PATH:-/usr/local/bin:/usr/bin:/bin}
+python=${PYTHON:-/usr/bin/python3}
+if [ -z "${PYTHON-}" ] && ! [ -x "$python" ]; then
+    python=$(command -v python3) || die "no python3 on PATH (on Debian: apt-get install python3)"
+fi
 
 case $python in
     *[[:space:]]*) die "PYTHON is \"$python\": the first line of a program has no room for spaces" ;;
@@ -45,8 +49,9 @@ esac
 
 builder=$python
 if ! [ -x "$builder" ]; then
-    builder=$(command -v python3) || die "neither $python nor a python3 on PATH"
-    say "no $python here: building with $builder, and if that is another Python version, the program starts more slowly"
+    builder=$(command -v python3) || die "there is no $python, and no python3 on PATH"
+    say "$python does not exist on this host, so the program cannot run here; building it with $builder"
+    say "(if $python is another version of Python where it runs, the program starts more slowly)"
 fi
 
 # Nothing of the caller's environment may change a byte. (Python 3.9 and 3.10 need the fixed hash seed
@@ -83,7 +88,7 @@ find_shiv() {
         rm -rf "$venv"
         "$builder" -I -m venv "$venv" >&2 &&
             printf '%s\n' "$wanted" >"$venv/wanted" &&
-            "$venv/bin/python" -I -m pip install --quiet --retries 1 --require-hashes -r "$venv/wanted" >&2 &&
+            "$venv/bin/python" -I -m pip install -qq --retries 1 --require-hashes -r "$venv/wanted" >&2 &&
             mv "$venv/wanted" "$venv/stamp"
     ) 9>"$top/.cache/shiv.lock" || return
     printf '%s\n' "$venv/bin/shiv"
@@ -107,7 +112,8 @@ if [ $use_shiv = yes ]; then
         clean_python -m zipfile -e "$work/shiv.pyz" "$work/unpacked"
         stage=$work/unpacked/site-packages
     else
-        say "no shiv to be had: making the same file with the standard library alone"
+        say "no shiv here, and pip cannot install it (is there a network?):" \
+            "making the same file with the standard library alone"
     fi
 fi
 

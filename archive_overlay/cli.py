@@ -32,8 +32,9 @@ _MOST_JOBS = 1024
 _LONGEST_TIMEOUT = 86400
 # What may come after a number, and how many bits that is.
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
-# Of --help. Else argparse would ask the environment, by way of shutil, which takes 2 ms to import.
-_WIDTH = 78
+# Of help that nobody reads on a terminal. argparse itself would ask the environment, by way of shutil, which takes 2 ms.
+_WIDTH = 80
+_STDIN = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from archive_overlay import commands
 
             return commands.run(asked)
+        if not asked.bundle and os.isatty(_STDIN):
+            from archive_overlay.commands import usage
+
+            return usage.greet()
         logger = log.open_log(asked.log_level, path=asked.log_file, syslog=asked.syslog)
 
         from archive_overlay.hook import hook
@@ -96,15 +101,17 @@ def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
         program with a usage message and status 2.
     """
     if not arguments:
-        return Settings()  # argparse costs 6 ms, and most hooks have no arguments
+        return Settings()  # argparse costs 6 ms, and most hooks have these arguments or none
+    if [*arguments] == ["--syslog"]:
+        return Settings(syslog=True)
     if not arguments[0].startswith("-"):
         return _parse_command(arguments)
     # Only people ask for help: what hooks have in their configuration is read without the parsers of the commands.
-    parser = _build_hook_parser(add_help=False)
-    parser.error = lambda message: build_parser().error(message)  # type: ignore[method-assign]
+    parser = _build_hook_parser()
+    parser.error = lambda message: _refuse_value(arguments, message)  # type: ignore[method-assign]
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        _refuse(arguments, unknown)
+        _refuse_arguments(arguments, unknown)
     return Settings(
         bundle=options.bundle,
         mount_program=options.mount_program,
@@ -140,12 +147,19 @@ def _load_prefixes(options: argparse.Namespace) -> tuple[str, ...] | None:
     return None
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the whole command line, from which the man page and the completions are made."""
+def build_parser(*, width: int = _WIDTH) -> argparse.ArgumentParser:
+    """Build the parser of the whole command line, from which the man pages and the completions are made.
+
+    Args:
+        width: of help, in columns.
+    """
+    from archive_overlay.commands import usage
     from archive_overlay.commands.parsers import add_commands
 
-    parser = _build_hook_parser(add_help=True)
-    add_commands(parser, parse=parse, width=_WIDTH)
+    parser = _build_hook_parser(usage.Parser, width=width)
+    parser.usage = usage.USAGE
+    parser.add_argument("-h", "--help", action="help", help="show this help and exit")
+    add_commands(parser, parse=parse, width=width)
     return parser
 
 
@@ -159,48 +173,84 @@ def _parse_command(arguments: Sequence[str]) -> argparse.Namespace:
     if name == COMPLETE:
         return argparse.Namespace(command=name, words=rest)
 
+    from archive_overlay.commands import terminal, usage
     from archive_overlay.commands.parsers import commands_of
 
-    parser = build_parser()
-    command = commands_of(parser).get(name)
+    parser = build_parser(width=terminal.help_width())
+    commands = commands_of(parser)
+    command = commands.get(name)
     if command is None:
-        return parser.parse_args([name])  # says which there are
+        usage.refuse_command(parser, name, commands)
+    usage.refuse_unknown_options(command, parser, rest)
     options, unknown = command.parse_known_args(rest)
     if unknown:
         # Arguments may stand on both sides of an option (log LAYOUT --json PATH), though argparse by itself gives all that
         # an argument may have what stands before it.
         options = command.parse_intermixed_args(rest)
+    if name == usage.HELP:
+        commands.get(options.topic, parser).print_help()
+        sys.exit()
     options.command = name
     return options
 
 
-def _refuse(arguments: Sequence[str], unknown: Sequence[str]) -> NoReturn:
-    """End the program because of what the hook does not take, or show the help that is asked for."""
-    parser = build_parser()
-    options, _ = parser.parse_known_args(arguments)
-    if options.command:
-        parser.error(f"the options of the hook mean nothing to {options.command}")
-    parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+def _refuse_value(arguments: Sequence[str], message: str) -> NoReturn:
+    """End the program because an option of the hook has a wrong value, or none."""
+    from archive_overlay.commands import usage
+
+    # This parser knows what was perhaps meant.
+    parser = _build_hook_parser(usage.Parser, usage=usage.USAGE)
+    parser.parse_known_args(arguments)
+    parser.error(message)
 
 
-def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
+def _refuse_arguments(arguments: Sequence[str], unknown: Sequence[str]) -> NoReturn:
+    """End the program because of what the hook does not take, or show the help that is asked for.
+
+    Args:
+        arguments: the command line.
+        unknown: what of it the hook does not take.
+    """
+    from archive_overlay.commands import terminal, usage
+    from archive_overlay.commands.parsers import commands_of
+
+    asks_for_help = "-h" in unknown or "--help" in unknown
+    parser = build_parser(width=terminal.help_width()) if asks_for_help else build_parser()
+    commands = commands_of(parser)
+    if asks_for_help:
+        commands.get(next((word for word in unknown if word in commands), ""), parser).print_help()
+        sys.exit()
+    usage.refuse_hook_arguments(parser, commands, arguments, unknown)
+
+
+def _build_hook_parser(
+    kind: type[argparse.ArgumentParser] | None = None, *, width: int = _WIDTH, usage: str | None = None
+) -> argparse.ArgumentParser:
+    """Build the parser of the hook's options.
+
+    Args:
+        kind: what it is; None: argparse's own.
+        width: of help, in columns.
+        usage: that wrong command lines get.
+    """
     import argparse
 
     # It would look for translations of its messages where the environment says.
     argparse._ = str  # type: ignore[attr-defined]
     argparse.ngettext = _numbered  # type: ignore[attr-defined]
 
-    parser = argparse.ArgumentParser(
+    parser = (kind or argparse.ArgumentParser)(
         prog="archive_overlay",
+        usage=usage,
         description=(
-            "Save what a container changed in its overlay mounts. An OCI runtime runs this program"
-            " as a poststop hook, with the container's state on standard input; annotations of the"
-            " container say which mounts are saved, where, and how."
+            "Save what a container changed in its overlay mounts. An OCI runtime runs this program as a poststop hook, with"
+            " the container's state on standard input. Annotations of the container say which mounts to save, where and how."
         ),
         allow_abbrev=False,
-        add_help=add_help,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=_WIDTH),
+        add_help=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=width - 2),
     )
+    parser.color = False  # type: ignore[attr-defined]  # Python 3.14 would ask the environment
     parser.add_argument(
         "--log-level",
         metavar="LEVEL",
@@ -213,16 +263,16 @@ def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
     parser.add_argument(
         "--log-file",
         metavar="PATH",
-        help="append log messages to this file too (podman does not show what a hook writes to stderr)",
+        help="also append log messages to this file (podman does not show what a hook writes to stderr)",
     )
-    parser.add_argument("--syslog", action="store_true", help="send log messages to the system log too")
+    parser.add_argument("--syslog", action="store_true", help="also send log messages to the system log")
     parser.add_argument(
         "--mount-program",
         metavar="PATH",
         default=DEFAULT_MOUNT_PROGRAM,
         help=(
-            "the executable that serves overlay mounts in user space, as named by mount_program in"
-            f" storage.conf (default: {DEFAULT_MOUNT_PROGRAM})"
+            "the program that serves overlay mounts in user space: mount_program in storage.conf (default:"
+            f" {DEFAULT_MOUNT_PROGRAM})"
         ),
     )
     parser.add_argument(
@@ -230,8 +280,8 @@ def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
         metavar="DIR",
         type=_absolute_path,
         help=(
-            "keep the upperdir of an archive that fails in this directory, as DIR/CONTAINER/ARCHIVE with what was"
-            " asked for and what went wrong in DIR/CONTAINER/ARCHIVE.json"
+            "if an archive fails, keep the upperdir as DIR/CONTAINER/ARCHIVE, and say in DIR/CONTAINER/ARCHIVE.json what was"
+            " asked for and what went wrong"
         ),
     )
     parser.add_argument(
@@ -240,7 +290,7 @@ def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
         type=_absolute_path,
         action="append",
         default=[],
-        help="archives and success markers must be in this directory; may be repeated",
+        help="allow archives and success markers only in this directory; may be repeated",
     )
     parser.add_argument(
         "--allow-load-as",
@@ -249,8 +299,8 @@ def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
         action="append",
         default=[],
         help=(
-            "load-as may use names that begin with this, for example localhost/data; may be repeated (default: any name, or"
-            " none with --allow-archive-to)"
+            "allow load-as names that begin with this, for example localhost/data; may be repeated (default: all names, or none"
+            " with --allow-archive-to)"
         ),
     )
     parser.add_argument(
@@ -260,8 +310,8 @@ def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
         action="append",
         default=[],
         help=(
-            "push-to may use names that begin with this, for example docker://registry.example/team; may be repeated"
-            " (default: nothing is pushed)"
+            "allow push-to names that begin with this, for example docker://registry.example/team; a port is part of the host;"
+            " may be repeated (default: none)"
         ),
     )
     parser.add_argument(
@@ -294,18 +344,18 @@ def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
         "--on-success",
         metavar="PROGRAM",
         type=_absolute_path,
-        help="run this program once for each archive that succeeds, with the facts as JSON on standard input",
+        help="run this program for each archive that succeeds, with the facts as JSON on standard input",
     )
     parser.add_argument(
         "--on-failure",
         metavar="PROGRAM",
         type=_absolute_path,
-        help="the same for each archive that could not be made, loaded or pushed",
+        help="run this program for each archive that could not be made, loaded or pushed",
     )
     parser.add_argument(
         "--trust-image-annotations",
         action="store_true",
-        help="do what the image of a container asks for by annotations of its own, which some engines pass on",
+        help="believe annotations of images, which some engines copy into containers",
     )
     parser.add_argument(
         "--no-setid",
@@ -318,22 +368,22 @@ def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
         metavar="N",
         type=_number,
         help=(
-            "refuse an archive with more bytes than this before compression: contents, names, attributes, and for method"
-            " oci the zeros that holes become. 10K, 512M, 10G and 1T are in steps of 1024"
+            "refuse an archive with more bytes than this before compression: contents, names, attributes and, for method oci,"
+            " the zeros of holes; 10K, 512M, 10G and 1T are in steps of 1024"
         ),
     )
     parser.add_argument(
         "--max-entries",
         metavar="N",
         type=_number,
-        help="refuse a change set with more entries than this, directories and deletions counted",
+        help="refuse a change set with more entries than this, including directories and deletions",
     )
     parser.add_argument(
         "--file-mode",
         metavar="MODE",
         type=_file_mode,
         help=(
-            "permissions of tars and of the files in image layouts, in octal, as 0640 or 0644 (default: what the"
+            "permissions of tars and of the files in image layouts, in octal, such as 0640 or 0644 (default: as the"
             " directory's default ACL says, or else 0600)"
         ),
     )
@@ -342,18 +392,18 @@ def _build_hook_parser(*, add_help: bool) -> argparse.ArgumentParser:
         metavar="N",
         default=0,
         type=_count,
-        help="compress on N processors at once (default: all that this process may use)",
+        help="compress on N processors (default: all that this process may use)",
     )
     parser.add_argument(
         "--no-fsync",
         dest="fsync",
         action="store_false",
-        help="do not wait until archives are on disk: faster, but a power failure may take them back",
+        help="do not wait until archives are on disk: faster, but a power failure may lose them",
     )
     parser.add_argument(
         "--bundle",
         metavar="DIR",
-        help="read config.json from this bundle, and no container state from standard input: for running by hand",
+        help="read config.json from this bundle instead of a container state from standard input, to run the hook by hand",
     )
     parser.add_argument("-v", "--version", action="version", version=f"archive_overlay version {__version__}")
     return parser
@@ -363,7 +413,10 @@ def _log_level(value: str) -> str:
     try:
         return log.canonical_level(value)
     except ValueError as error:
-        raise _wrong(f"{error}, choose from {', '.join(log.LEVEL_NAMES)}") from error
+        from archive_overlay.commands.usage import perhaps
+
+        known = f"{error}, choose from {', '.join(log.LEVEL_NAMES)}"
+        raise _wrong(known + perhaps(value, log.LEVEL_NAMES)) from error
 
 
 def _number(value: str) -> int:
@@ -387,7 +440,7 @@ def _file_mode(value: str) -> int:
 
 def _count(value: str) -> int:
     if not (value.isascii() and value.isdigit() and 0 < int(value[:9]) <= _MOST_JOBS and len(value) < 9):
-        raise _wrong(f"{value!r} is no number from 1 to {_MOST_JOBS}")
+        raise _wrong(f"{value!r} is not a number from 1 to {_MOST_JOBS}")
     return int(value)
 
 
@@ -412,7 +465,7 @@ def _name_prefix(value: str) -> str:
 
 def _absolute_path(value: str) -> str:
     if not value.startswith("/"):
-        raise _wrong(f"{value!r} is a relative path, but a hook runs in any directory")
+        raise _wrong(f"{value!r} is not an absolute path, such as /usr/bin/{os.path.basename(value)}")
     return os.path.normpath("/" + value.lstrip("/"))
 
 

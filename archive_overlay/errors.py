@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 # Of a path or a name in a message. The kernel takes none that is longer.
 _LONGEST_SHOWN = 4096
 _SHOWN_PART = 100
+OUT_OF_MEMORY = "out of memory; raise the limit of the process (ulimit -v, MemoryMax= of its systemd unit), or free memory, and try again"
 
 
 class HookError(Exception):
@@ -85,6 +86,8 @@ def brief(text: str) -> str:
 
 def internal_error(error: BaseException) -> str:
     """Say what an exception was that nobody expected, and where it was raised."""
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
     place = error.__traceback__
     while place and place.tb_next:
         place = place.tb_next

@@ -50,11 +50,21 @@ class Log:
     Args:
         level: the least level that is written, one of `LEVEL_NAMES`.
         sinks: where messages are written, in this order.
+
+    Attributes:
+        about: what each message begins with, before a colon; "" for nothing. It may become longer when more is known.
     """
 
     def __init__(self, level: str, sinks: list[Sink]) -> None:
         self._threshold = LEVELS[canonical_level(level)]
         self._sinks = sinks
+        self.about = ""
+
+    def named(self, about: str) -> Log:
+        """Give a log that writes to the same places, and begins each message with what it is about."""
+        log = Log.__new__(Log)
+        log._threshold, log._sinks, log.about = self._threshold, self._sinks, about
+        return log
 
     def wants(self, level: str) -> bool:
         """Say whether messages of a level are written: for messages that cost something to make."""
@@ -84,6 +94,8 @@ class Log:
         if LEVELS[level] < self._threshold:
             return
         line = escape(message if len(message) <= _LONGEST else _shortened(message))
+        if self.about:
+            line = f"{escape(self.about)}: {line}"
         for sink in self._sinks:
             sink.write(level, line)
 

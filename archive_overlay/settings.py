@@ -76,3 +76,11 @@ class Settings(Record):
     def limits_contents(self) -> bool:
         """Whether what an archive holds has to be looked at."""
         return not self.setid or self.max_bytes is not None or self.max_entries is not None
+
+
+def swallowed_options(name: str) -> list[str]:
+    """Give the options that a hook's configuration has where the program's name belongs, in the first of `args`.
+
+    The program never sees them, for the kernel puts the script's path there: execve(2), "Interpreter scripts".
+    """
+    return [word for word in name.split() if word.startswith("-")]

@@ -27,11 +27,13 @@ set_up() {
         tools/lock.sh --entries setuptools packaging tomli >.venv/builders &&
         install_locked .venv/builders &&
         install_locked tools/requirements.txt &&
-        cp tools/requirements.txt .venv/stamp
+        cp tools/requirements.txt .venv/stamp && return
+    echo "check.sh: pip cannot install the tools (is there a network, or a package index that pip is told of?)" >&2
+    return 1
 }
 
 install_locked() {
-    .venv/bin/python -I -m pip install --quiet --require-hashes --no-build-isolation -r "$1"
+    .venv/bin/python -I -m pip install -qq --retries 1 --require-hashes --no-build-isolation -r "$1"
 }
 
 # Run one check, if its program is there, and remember how it went.
@@ -97,7 +99,7 @@ if set_up; then
     PATH=$PWD/.venv/bin:$PATH
 else
     rm -rf .venv
-    echo "check.sh: without .venv the tools on PATH have to do" >&2
+    echo "check.sh: what is on PATH is used instead, in whatever version" >&2
 fi
 export PATH
 
@@ -122,6 +124,10 @@ if [ -n "$failed" ]; then
 fi
 if [ -n "$missing" ]; then
     printf '\n!! NOT RUN, for these are not installed:%s\n' "$missing"
+    case $missing in
+        *shellcheck*) echo '(shellcheck is a package of its own: on Debian, apt-get install shellcheck.)' ;;
+    esac
+    [ "$missing" = ' shellcheck' ] || echo '(The others come with .venv: see above why it could not be made.)'
     [ "${CI:-}" != true ] || status=1
 fi
 exit $status

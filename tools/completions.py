@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 TOP = Path(__file__).resolve().parent.parent
 
 # The name of each file is the one by which its shell finds it.
-FILES = {"bash": "archive_overlay", "zsh": "_archive_overlay"}
+FILES = {"bash": "archive_overlay", "zsh": "_archive_overlay", "fish": "archive_overlay.fish"}
 
-# What shtab cannot do: tags and revisions. The program gives what can come after the last colon or at sign of a word.
+# What shtab cannot do: values after --option=, tags and revisions. The program gives what can come after the last colon or at
+# sign of a word.
 #
 # bash cuts words at the characters of COMP_WORDBREAKS, colons and at signs among them, and replaces what comes after the
 # last one (an at sign with it). So the words are put together again first, by what stands between them in the line.
@@ -41,6 +42,14 @@ _archive_overlay() {
   done
   local COMP_WORDS=("${words[@]}") COMP_CWORD=$cword
   word="${words[cword]}"
+  if [[ $word == --*=* ]]; then
+    local option="${word%%=*}"
+    COMP_WORDS=("${words[@]:0:cword}" "$option" "${word#*=}")
+    COMP_CWORD=$((cword + 1))
+    _shtab_archive_overlay
+    [[ $COMP_WORDBREAKS == *=* ]] || COMPREPLY=("${COMPREPLY[@]/#/$option=}")
+    return
+  fi
   if [[ $word == *:* ]] && _archive_overlay_images "$word"; then
     return
   fi
@@ -78,11 +87,29 @@ _archive_overlay_images() {
   _files "$@"
 }
 """,
+    "fish": r"""
+function _archive_overlay_images
+  set -l words (commandline -opc)
+  set -l word (commandline -ct)
+  if string match -q '*:*' -- $word
+    set -l found (command archive_overlay __complete $words[2] (string replace -r '^~/' $HOME/ -- $word) 2>/dev/null)
+    if set -q found[1]
+      string join \n -- (string replace -r '[^:@]*$' '' -- $word)$found
+      return
+    end
+  end
+  if test "$argv" = directories
+    __fish_complete_directories
+  else
+    __fish_complete_path $word
+  end
+end
+""",
 }
 
 
 def main() -> None:
-    """Read the command line and write both files."""
+    """Read the command line and write all files."""
     parser = argparse.ArgumentParser(description="Write the shell completions anew.")
     parser.add_argument("directory", type=Path, help="where they go")
     directory: Path = parser.parse_args().directory
@@ -92,7 +119,7 @@ def main() -> None:
 
 
 def completion(shell: str) -> str:
-    """Give the completion for one shell, "bash" or "zsh"."""
+    """Give the completion for one shell, one of `FILES`."""
     try:
         import shtab
     except ModuleNotFoundError:
@@ -101,24 +128,31 @@ def completion(shell: str) -> str:
     from archive_overlay import cli, log
 
     parser = cli.build_parser()
+    archive = {**shtab.FILE, "zsh": "_archive_overlay_images", "fish": "(_archive_overlay_images)"}
+    image = {
+        **shtab.DIRECTORY,
+        "zsh": "_archive_overlay_images -/",
+        "fish": "(_archive_overlay_images directories)",
+    }
     values: dict[str, dict[str, object]] = {
-        "PATH": {"complete": shtab.FILE},
-        "FILE": {"complete": shtab.FILE},
-        "WHAT": {"complete": {**shtab.FILE, "zsh": "_archive_overlay_images"}},
-        "ARCHIVE": {"complete": {**shtab.FILE, "zsh": "_archive_overlay_images"}},
+        **{key: {"complete": shtab.FILE} for key in ("PATH", "FILE", "PROGRAM")},
+        **{key: {"complete": archive} for key in ("WHAT", "WHAT2", "ARCHIVE")},
         "DIR": {"complete": shtab.DIRECTORY},
-        "LAYOUT": {"complete": {**shtab.DIRECTORY, "zsh": "_archive_overlay_images -/"}},
+        "LAYOUT": {"complete": image},
         "LEVEL": {"choices": log.LEVEL_NAMES},
     }
     for action in actions(parser):
         if isinstance(action.metavar, str) and action.dest != "paths":  # those are in an image
-            word = re.match("[A-Z]*", action.metavar)
+            word = re.match("[A-Z0-9-]*", action.metavar)
             vars(action).update(values.get(word[0] if word else "", {}))
     # Lines that end in blanks are none of a shell's business, and git complains about them.
     lines = [line.rstrip() for line in shtab.complete(parser, shell, preamble=IMAGES).splitlines()]
     if shell == "bash":
         assert lines[-1] == "complete -o bashdefault -F _shtab_archive_overlay archive_overlay"
         lines[-1] = "complete -o bashdefault -F _archive_overlay archive_overlay"
+    if shell == "zsh":
+        # An option with a value may have it after an equals sign, too.
+        lines = [re.sub(r'^(  "\*?--[a-z-]+)(\[.*[^\\]\]:)', r"\1=\2", line) for line in lines]
     return "\n".join(lines).strip() + "\n"
 
 

@@ -1,14 +1,16 @@
-"""Show what the hook does: changes in an overlay, and the archives that come of them.
+"""Show what the program does: a container's changes, the archive of them, and a history.
 
-With podman, a container makes the changes; its images and storage are made for the occasion. Two more
-containers, of one and the same command, show that the second finds what the first one left. Without podman,
-the changes are made here, on an overlay that is mounted for the occasion, in a user namespace if
-need be. Where not even that is allowed, the hook gets an upperdir written by hand. Nothing is left.
+With podman, containers make the changes; their images and storage are made for the occasion. Without podman, the same
+changes are made here, on overlays that are mounted for the occasion, in a mount namespace if there can be one. Where no
+overlay can be mounted either, we write what the kernel would have written. Nothing is left.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
+import hashlib
+import io
 import json
 import os
 import re
@@ -20,86 +22,85 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 ANNOTATION = "com.launchplatform.oci-hooks.archive-overlay"
 
-LOWER = {
+# What the image at /data holds.
+DATA = {
     "greeting.txt": "hello\n",
     "obsolete.txt": "nobody needs this\n",
     "settings/colour": "blue\n",
     "settings/size": "10\n",
 }
+DATA_MESSAGE = "the image at /data"
 
-# What the container runs in the overlay; the programs it takes, apart from the shell.
-CHANGES = """\
-echo 'hello, world' >greeting.txt
-rm obsolete.txt
-mkdir reports
-echo 42 >reports/answer
-ln -s reports/answer latest
-rm -r settings
-mkdir settings
-echo green >settings/colour
+# What the two containers run in /data; the programs it takes, apart from the shell.
+FIRST = """\
+echo 'hello, world' >greeting.txt; rm obsolete.txt
+rm -r settings; mkdir settings; echo green >settings/colour
 """
-PROGRAMS = ("sh", "rm", "mkdir", "ln", "cat")
+SECOND = "echo 'hello again' >>greeting.txt\n"
+PROGRAMS = ("sh", "rm", "mkdir")
 
-# What the container runs that goes on with what the last one left.
-GOING_ON = "cat greeting.txt; echo 'hello again' >>greeting.txt"
+# Extended attributes of a directory that takes the place of another one: root's, and those that others may set.
+OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 
 
 class UnableError(Exception):
-    """This way of showing it does not work on this machine."""
+    """This way of showing it does not work on this machine; the message says why."""
 
 
 def main() -> None:
-    """Choose the best way that works here, and clean up after it."""
-    parser = argparse.ArgumentParser(description="Show what the hook does with a container's changes.")
+    """Choose the best way that works here, show what comes of it, and clean up."""
+    parser = argparse.ArgumentParser(description="Show what the program does with a container's changes.")
     parser.add_argument("program", type=Path, help="the built program")
     # In a mount namespace of our own, whose mounts go away with it: where to mount.
     parser.add_argument("--inside", type=Path, metavar="DIR", help=argparse.SUPPRESS)
+    parser.add_argument("--reason", help=argparse.SUPPRESS)
     options = parser.parse_args()
     program = options.program.resolve()
     if options.inside:
-        without_container(program, options.inside, mount_options=mount_overlay(options.inside))
+        without_container(program, options.inside, options.reason)
         return
 
-    with tempfile.TemporaryDirectory(prefix="overlay-demo-") as name:
-        place = Path(name)
+    if not Path("/proc/self").exists():
+        sys.exit("demo.py: there is no /proc; mount it first: mount -t proc proc /proc")
+    # podman takes no long paths, and no capital letters in those of images.
+    place = Path(tempfile.gettempdir(), f"overlay-demo-{os.getpid()}")
+    place.mkdir(mode=0o700)
+    try:
         try:
-            with_podman(program, place / "engine")
+            with_podman(program, place)
         except UnableError as reason:
-            print(f"(No container here: {reason}. The changes are made without one.)")
-            in_namespace(program, place / "overlay")
+            shutil.rmtree(place)
+            place.mkdir(mode=0o700)
+            in_namespace(program, place, str(reason))
+        print("\nThe demo has deleted all of this again.")
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def with_podman(program: Path, place: Path) -> None:
-    """Let a container of podman make the changes, and podman run the hook.
+    """Let containers of podman make the changes, and podman run the hook.
 
     Raises:
         UnableError: podman is missing, or cannot run a container here.
     """
     if not shutil.which("podman"):
         raise UnableError("podman is not installed")
-    skopeo = shutil.which("skopeo") or "/usr/bin/skopeo"
-    for directory in ("home", "run", "hooks", "data"):
-        (place / directory).mkdir(parents=True, mode=0o700)
+    for directory in ("home", "run", "hooks"):
+        (place / directory).mkdir(mode=0o700)
     hook = {
         "version": "1.0.0",
-        "hook": {
-            "path": str(program),
-            "args": ["archive_overlay", "--log-file", str(place / "log"), "--skopeo", skopeo],
-        },
+        "hook": {"path": str(program), "args": ["archive_overlay", "--log-file", str(place / "log")]},
         "when": {"annotations": {f"^{re.escape(ANNOTATION)}\\.": ".*"}},
         "stages": ["poststop"],
     }
     (place / "hooks/archive_overlay.json").write_text(json.dumps(hook))
-    write_tree(place / "data")
-    copy_programs(place / "programs")
+    write_layout(place / "history")
+    copy_programs(place / "shell")
     (place / "containers.conf").write_text(f"[containers]\ndefault_ulimits = {json.dumps(modest_limits())}\n")
 
     # Its storage, its runtime directory and its user's home are in `place`, so nothing of the user's
@@ -131,33 +132,46 @@ def with_podman(program: Path, place: Path) -> None:
         )
         if done.returncode != 0:
             complaint = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-            raise UnableError(complaint[-1])
+            raise UnableError(f"podman cannot run a container here ({complaint[-1]})")
         return done.stdout
 
+    def pull_data() -> None:
+        run("tag", run("pull", "--quiet", f"oci:{place}/history:main").strip(), "localhost/data")
+
+    def run_container(name: str, script: str) -> None:
+        options = ["--mount", "type=image,source=localhost/data,destination=/data,rw=true"]
+        for key, value in requested(place).items():
+            options += ["--annotation", f"{key}={value}"]
+        # crun refuses some arrangements of cgroups, and runc some of a user's own namespaces.
+        for runtime, cgroups in (
+            ([], []),
+            (["--runtime=runc"], []),
+            (["--runtime=crun"], ["--cgroups=disabled"]),
+        ):
+            try:
+                run(
+                    *(*runtime, "run", "--rm", "--network=none", "--log-driver=none", *cgroups, *options),
+                    *(f"--name={name}", "--workdir=/data", "localhost/shell", "/bin/sh", "-ec", script),
+                )
+            except UnableError as reason:
+                last = reason
+            else:
+                return
+        raise last
+
     try:
-        for image in ("programs", "data"):
-            with tarfile.open(place / f"{image}.tar", "w") as tar:
-                tar.add(place / image, arcname=".", filter=_owned_by_root)
-            run("import", "--quiet", str(place / f"{image}.tar"), f"localhost/{image}:demo")
-        arguments = _options(requested("/data", place))
-        run_container(run, arguments, CHANGES)
-        if not (place / "log").exists():
+        with tarfile.open(place / "shell.tar", "w") as tar:
+            tar.add(place / "shell", arcname=".", filter=_owned_by_root)
+        run("import", "--quiet", str(place / "shell.tar"), "localhost/shell")
+        pull_data()
+        run_container("first", FIRST)
+        if not (place / "changes").exists():
             raise UnableError("podman did not run the hook")
-        heading("A container with an image mounted at /data")
-        show_lower()
-        heading("What it ran there")
-        show_command(arguments, "...")
-        print(CHANGES, end="")
-        heading("What the hook said")
-        print((place / "log").read_text(), end="")
-        show_archives(place)
-        if Path(skopeo).exists():
-            show_two_runs(run, program, place)
-        else:
-            print(
-                "\n(skopeo is not installed: with it, the next container would go on with what this one left.)"
-            )
-        print("\nAll of it is deleted again now.")
+        show_changes(program, place)
+        # The next container begins with what this one left.
+        pull_data()
+        run_container("second", SECOND)
+        show_history(program, place)
     finally:
         _end_pause_process(place / "run")
         # In a rootless store, files belong to other ids of the user's own range.
@@ -168,184 +182,277 @@ def with_podman(program: Path, place: Path) -> None:
         _end_pause_process(place / "run")
 
 
-def show_two_runs(podman: Callable[..., str], program: Path, place: Path) -> None:
-    """Run one and the same command twice: the second container finds what the first one left."""
-    layout = f"{place / 'history'}:main"
-    arguments = _options(
-        {
-            f"{ANNOTATION}.data.mount-point": "/data",
-            f"{ANNOTATION}.data.archive-to": layout,
-            f"{ANNOTATION}.data.method": "oci",
-            f"{ANNOTATION}.data.load-as": "localhost/data:demo",
-        }
-    )
-    heading("A history: the same command, twice")
-    show_command(arguments, f'"{GOING_ON}"')
-    found = []
-    for which in ("first", "second"):
-        found.append(run_container(podman, arguments, GOING_ON))
-        print(f"The {which} container finds in greeting.txt:\n{found[-1]}")
-    if found[1] != f"{found[0]}hello again\n":
-        sys.exit(f"that is not what the first one left:\n{(place / 'log').read_text()}")
-    print(f"archive_overlay log {layout}\n", flush=True)
-    subprocess.run([program, "log", layout], env={}, check=True)
-
-
-def run_container(podman: Callable[..., str], options: list[str], script: str) -> str:
-    """Run a container with the first OCI runtime that can run one here.
-
-    Args:
-        podman: runs it.
-        options: of `podman run`.
-        script: what it runs in the mounted image.
-
-    Returns:
-        What it wrote to standard output.
-
-    Raises:
-        UnableError: none can.
-    """
-    # crun refuses some arrangements of cgroups, and runc some of a user's own namespaces.
-    for runtime, cgroups in (
-        ([], []),
-        (["--runtime=runc"], []),
-        (["--runtime=crun"], ["--cgroups=disabled"]),
-    ):
-        try:
-            return podman(
-                *(*runtime, "run", "--rm", "--network=none", "--log-driver=none", *cgroups, *options),
-                *("--workdir=/data", "localhost/programs:demo", "/bin/sh", "-ec", script),
-            )
-        except UnableError as reason:
-            last = reason
-    raise last
-
-
-def in_namespace(program: Path, place: Path) -> None:
-    """Run this script again in a mount namespace of its own, if there can be one."""
-    place.mkdir()
+def in_namespace(program: Path, place: Path, reason: str) -> None:
+    """Go on in a mount namespace of its own, if there can be one, and else here."""
     unshare = (
         ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
     )
     sys.stdout.flush()
     if shutil.which("mount") and shutil.which("unshare") and succeeds([*unshare, "true"]):
-        again = [*unshare, sys.executable, __file__, str(program), "--inside", str(place)]
+        again = [*unshare, sys.executable, __file__, str(program), "--inside", str(place), "--reason", reason]
         status = subprocess.run(again, check=False).returncode
         if status != 0:
             sys.exit(status)
-    else:
-        without_container(program, place, mount_options="")
+        return
+    # In a chroot there can be no such namespace, but root can mount.
+    try:
+        without_container(program, place, reason)
+    finally:
+        while os.path.ismount(place):
+            subprocess.run(["umount", place], check=True)
 
 
-def without_container(program: Path, place: Path, *, mount_options: str) -> None:
+def without_container(program: Path, place: Path, reason: str) -> None:
     """Make the changes ourselves, and call the hook as an OCI runtime does.
 
     Args:
         program: the hook.
-        place: a directory with an overlay mounted at `merged`, or an empty one.
-        mount_options: those of the overlay; empty if there is none.
+        place: an empty directory.
+        reason: why there is no container.
     """
-    if mount_options:
-        heading("An overlay mounted by hand, in place of a container")
-        print(f"mount -t overlay -o {mount_options}\n")
-        show_lower()
-        heading("What is run in it")
-        print(CHANGES, end="")
-        subprocess.run(["sh", "-ec", CHANGES], cwd=place / "merged", check=True)
-    else:
-        mount_options = f"lowerdir={place}/lower,upperdir={place}/upper,workdir={place}/work"
-        write_tree(place / "lower")
-        heading("An upperdir written by hand, for no overlay can be mounted here")
-        print("What is below:\n")
-        show_lower()
-        print(f"\nAs if this had been run in it:\n\n{CHANGES}", end="")
-        write_upper(place / "upper")
-    heading("The change set: what the upperdir holds")
-    show_directory(place / "upper")
-
-    bundle = place / "bundle"
-    bundle.mkdir()
-    spec = {
-        "ociVersion": "1.0.2",
-        "root": {"path": "rootfs"},
-        "mounts": [
-            {
-                "destination": "/data",
-                "type": "overlay",
-                "source": str(place / "merged"),
-                "options": mount_options.split(","),
-            }
-        ],
-        "annotations": requested("/data", place),
-    }
-    (bundle / "config.json").write_text(json.dumps(spec, indent=2))
-    state = {"ociVersion": "1.0.2", "id": "demo", "status": "stopped", "bundle": str(bundle)}
-    heading("What the hook says when an OCI runtime calls it")
-    sys.stdout.flush()
-    done = subprocess.run([program], input=json.dumps(state).encode(), stderr=subprocess.STDOUT, check=False)
-    if done.returncode != 0:
-        sys.exit(f"the hook ended with status {done.returncode}")
-    show_archives(place)
-    print("\nAll of it is deleted again now.")
+    options = find_mount_options(place)
+    note = f"({reason}. The demo makes the same changes without a container"
+    if options is None:
+        note += ", and writes what the kernel would write, for no overlay can be mounted here either"
+        place = find_place_for_marks(place)
+    print(textwrap.fill(f"{note}.)", 100, break_on_hyphens=False))
+    write_layout(place / "history")
+    write_data(place / "data")
+    lower = str(place / "data")
+    marked = [] if mark_opaque(place) == OPAQUE[0] else ["userxattr"]
+    for name, script, by_hand in (("first", FIRST, write_first), ("second", SECOND, write_second)):
+        upper, work, merged = (place / f"{name}.{what}" for what in ("upper", "work", "merged"))
+        for directory in (upper, work, merged):
+            directory.mkdir()
+        used = [f"lowerdir={lower}", f"upperdir={upper}", f"workdir={work}", *(options or [])]
+        if options is None:
+            by_hand(upper)
+            used += marked
+        else:
+            subprocess.run(["mount", "-t", "overlay", "overlay", "-o", ",".join(used), merged], check=True)
+            try:
+                subprocess.run(["sh", "-ec", script], cwd=merged, check=True)
+            finally:
+                subprocess.run(["umount", merged], check=True)
+        call_hook(program, place, name, used)
+        if name == "first":
+            show_changes(program, place)
+        lower = f"{upper}:{lower}"
+    show_history(program, place)
 
 
-def mount_overlay(place: Path) -> str:
-    """Mount an overlay at `place`/merged.
+def find_mount_options(place: Path) -> list[str] | None:
+    """Find out whether an overlay can be mounted in a directory, and mount what it takes there.
 
     Returns:
-        Its mount options, or nothing if none can be mounted here.
+        Its options, besides directories. None: no overlay can be mounted.
     """
+    if not shutil.which("mount") or not shutil.which("umount"):
+        return None
+    options = ["userxattr"] if _in_user_namespace() else []
     # A tmpfs first: the place itself may be on an overlay (in a container, say), which cannot hold
     # an upperdir. But on a tmpfs, an ordinary user's overlay takes Linux 6.6.
     for prepare in (["mount", "-t", "tmpfs", "tmpfs", str(place)], ["true"]):
         if not succeeds(prepare):
             continue
-        for directory in ("lower", "upper", "work", "merged"):
-            (place / directory).mkdir()
-        write_tree(place / "lower")
-        options = f"lowerdir={place}/lower,upperdir={place}/upper,workdir={place}/work"
-        if _in_user_namespace():
-            options += ",userxattr"
-        if succeeds(["mount", "-t", "overlay", "overlay", "-o", options, str(place / "merged")]):
+        directories = [place / name for name in ("try.lower", "try.upper", "try.work", "try")]
+        for directory in directories:
+            directory.mkdir()
+        lower, upper, work, merged = directories
+        used = [f"lowerdir={lower}", f"upperdir={upper}", f"workdir={work}", *options]
+        if succeeds(["mount", "-t", "overlay", "overlay", "-o", ",".join(used), str(merged)]):
+            subprocess.run(["umount", merged], check=True)
             return options
+        for directory in directories:
+            directory.rmdir()
         if prepare[0] == "mount":
-            subprocess.run(["umount", str(place)], check=True)
-    shutil.rmtree(place)
-    place.mkdir()
+            subprocess.run(["umount", place], check=True)
+    return None
+
+
+def find_place_for_marks(place: Path) -> Path:
+    """Give a directory on a file system that takes the marks of overlays, or the one that is given."""
+    shared = Path("/dev/shm")
+    for candidate in (place, shared):
+        if not os.access(candidate, os.W_OK):
+            continue
+        with tempfile.TemporaryDirectory(dir=candidate) as name:
+            complete = mark_deleted(Path(name, "deleted")) and mark_opaque(Path(name))
+        if complete and candidate == shared:
+            # A file system in memory has what that of the place has not: a link to it is deleted with the place.
+            memory = Path(tempfile.mkdtemp(prefix="overlay-demo-", dir=shared))
+            atexit.register(shutil.rmtree, memory)
+            return memory
+        if complete:
+            break
+    return place
+
+
+def write_first(upper: Path) -> None:
+    """Write what the kernel leaves of `FIRST`, as far as the file system can hold it."""
+    (upper / "greeting.txt").write_text("hello, world\n")
+    if not mark_deleted(upper / "obsolete.txt"):
+        print("(No deletion can be marked here: the archive does not show that obsolete.txt is gone.)")
+    (upper / "settings").mkdir()
+    (upper / "settings/colour").write_text("green\n")
+    if not mark_opaque(upper / "settings"):
+        shutil.rmtree(upper / "settings")
+        print("(No directory can be marked as replaced here: the archive is without settings/.)")
+
+
+def write_second(upper: Path) -> None:
+    """Write what the kernel leaves of `SECOND`."""
+    (upper / "greeting.txt").write_text("hello, world\nhello again\n")
+
+
+def mark_deleted(path: Path) -> bool:
+    """Make what stands for a deleted name in an upperdir, and say whether that is possible."""
+    try:
+        os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
+    except OSError:
+        return False
+    return True
+
+
+def mark_opaque(directory: Path) -> str:
+    """Mark a directory as one that replaces another, and give the name of the attribute; "": none can be set."""
+    for name in OPAQUE:
+        try:
+            os.setxattr(directory, name, b"y")
+        except OSError:
+            continue
+        return name
     return ""
 
 
-def write_upper(upper: Path) -> None:
-    """Write by hand what the kernel would leave of the changes, as far as it may be written."""
-    upper.mkdir(parents=True, exist_ok=True)
-    (upper / "greeting.txt").write_text("hello, world\n")
-    for directory, name, text in (("reports", "answer", "42\n"), ("settings", "colour", "green\n")):
-        (upper / directory).mkdir()
-        (upper / directory / name).write_text(text)
-    (upper / "latest").symlink_to("reports/answer")
-    try:
-        os.mknod(upper / "obsolete.txt", stat.S_IFCHR | 0o600, os.makedev(0, 0))
-    except PermissionError:
-        print("(No whiteout for obsolete.txt: device nodes cannot be made here.)")
+def call_hook(program: Path, place: Path, name: str, options: list[str]) -> None:
+    """Call the hook as an OCI runtime does after a container.
+
+    Args:
+        program: the hook.
+        place: where the archives go.
+        name: of the container.
+        options: of the overlay that it had at /data.
+    """
+    bundle = place / f"{name}.bundle"
+    bundle.mkdir()
+    mount = {
+        "destination": "/data",
+        "type": "overlay",
+        "source": str(place / f"{name}.merged"),
+        "options": options,
+    }
+    spec = {
+        "ociVersion": "1.0.2",
+        "root": {"path": "rootfs"},
+        "mounts": [mount],
+        "annotations": requested(place),
+    }
+    (bundle / "config.json").write_text(json.dumps(spec))
+    state = {"ociVersion": "1.0.2", "id": name, "status": "stopped", "bundle": str(bundle)}
+    done = subprocess.run(
+        [program], input=json.dumps(state).encode(), stderr=subprocess.PIPE, env={}, check=False
+    )
+    if done.returncode != 0:
+        sys.exit(f"the hook ended with status {done.returncode}:\n{done.stderr.decode()}")
 
 
-def requested(mount_point: str, place: Path) -> dict[str, str]:
-    """Ask for the same mount twice: as a directory, and as a tar.gz."""
+def requested(place: Path) -> dict[str, str]:
+    """Ask for /data twice: as a directory, and as the next revision of a history."""
     return {
-        f"{ANNOTATION}.tree.mount-point": mount_point,
-        f"{ANNOTATION}.tree.archive-to": str(place / "archives/changes"),
-        f"{ANNOTATION}.tree.success": str(place / "archives/changes.ok"),
-        f"{ANNOTATION}.tar.mount-point": mount_point,
-        f"{ANNOTATION}.tar.archive-to": str(place / "archives/changes.tar.gz"),
-        f"{ANNOTATION}.tar.method": "tar.gz",
+        f"{ANNOTATION}.data.mount-point": "/data",
+        f"{ANNOTATION}.data.archive-to": f"{place}/changes",
+        f"{ANNOTATION}.history.mount-point": "/data",
+        f"{ANNOTATION}.history.archive-to": f"{place}/history:main",
+        f"{ANNOTATION}.history.method": "oci",
     }
 
 
-def write_tree(lower: Path) -> None:
-    """Write what lies below the changes."""
-    for name, text in LOWER.items():
-        (lower / name).parent.mkdir(parents=True, exist_ok=True)
-        (lower / name).write_text(text)
+def show_changes(program: Path, place: Path) -> None:
+    """Show how a container is run, and the archive of its changes."""
+    script = FIRST.rstrip().replace("\n", "\n        ")
+    print(f"""\
+A container's changes are gone when it is, unless you say where to save them:
+
+    P={ANNOTATION}
+    podman run --rm --annotation $P.data.mount-point=/data \\
+        --annotation $P.data.archive-to={place}/changes \\
+        --mount type=image,source=localhost/data,destination=/data,rw=true \\
+        --workdir /data localhost/shell sh -c "
+        {script}"
+
+The archive has what changed (A), was deleted (D), or was replaced as a whole (O):
+""")
+    show(program, place, "diff", "changes")
+
+
+def show_history(program: Path, place: Path) -> None:
+    """Show two revisions."""
+    print("""
+With method=oci, archives make a history. Here a second container added a line:
+""")
+    show(program, place, "log", "history:main")
+    show(program, place, "diff", "history:main@3")
+
+
+def show(program: Path, place: Path, command: str, what: str) -> None:
+    """Run a command of the program, and show it and what it says."""
+    done = subprocess.run(
+        [program, command, place / what], stdout=subprocess.PIPE, text=True, env={}, check=False
+    )
+    if done.returncode != 0:
+        sys.exit(f"archive_overlay {command} ended with status {done.returncode}")
+    for line in (f"$ archive_overlay {command} {place / what}", *done.stdout.splitlines()):
+        print(f"    {line}".rstrip())
+    sys.stdout.flush()
+
+
+def write_data(top: Path) -> None:
+    """Write what the image at /data holds."""
+    for name, text in DATA.items():
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text(text)
+
+
+def write_layout(layout: Path) -> None:
+    """Write an OCI image layout with the image at /data, as `podman push` does."""
+    (layout / "blobs/sha256").mkdir(parents=True)
+
+    def blob(kind: str, data: bytes) -> dict[str, object]:
+        digest = hashlib.sha256(data).hexdigest()
+        (layout / "blobs/sha256" / digest).write_bytes(data)
+        return {
+            "mediaType": f"application/vnd.oci.image.{kind}",
+            "digest": f"sha256:{digest}",
+            "size": len(data),
+        }
+
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        for directory in ("./", *sorted({f"./{Path(name).parent}/" for name in DATA} - {"././"})):
+            member = tarfile.TarInfo(directory)
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(member)
+        for name, text in DATA.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    described = blob("layer.v1.tar", layer.getvalue())
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [described["digest"]]},
+        "history": [{"created_by": DATA_MESSAGE}],
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "config": blob("config.v1+json", json.dumps(config).encode()),
+        "layers": [described],
+    }
+    named = blob("manifest.v1+json", json.dumps(manifest).encode())
+    named["annotations"] = {"org.opencontainers.image.ref.name": "main"}
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [named]}))
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
 
 
 def copy_programs(root: Path) -> None:
@@ -375,69 +482,9 @@ def modest_limits() -> list[str]:
     return limits
 
 
-def show_command(options: list[str], script: str) -> None:
-    """Show how a container is run."""
-    shown = ["podman", "run", "--rm", *options, "localhost/programs:demo", "sh", "-c", script]
-    print(" \\\n    ".join(_in_lines(shown)) + "\n")
-
-
-def show_lower() -> None:
-    """Show what lies below the changes."""
-    for name, text in LOWER.items():
-        print(f"{name:24} {text.strip()}")
-
-
-def show_archives(place: Path) -> None:
-    """Show what the hook made."""
-    archives = place / "archives"
-    if not (archives / "changes.ok").exists():
-        sys.exit("the hook did not make the archive")
-    heading("Archive 1: a directory (method copy)")
-    show_directory(archives / "changes")
-    heading("Archive 2: a compressed tar (method tar.gz)")
-    with tarfile.open(archives / "changes.tar.gz") as tar:
-        for member in tar:
-            note = ""
-            if member.ischr() and member.devmajor == member.devminor == 0:
-                note = "deleted"
-            elif member.issym():
-                note = f"-> {member.linkname}"
-            elif any(key.endswith("overlay.opaque") for key in member.pax_headers):
-                note = "hides what lies below"
-            kind = stat.S_IFLNK if member.issym() else stat.S_IFCHR if member.ischr() else 0
-            kind = kind or (stat.S_IFDIR if member.isdir() else stat.S_IFREG)
-            show_entry(kind | member.mode, member.uid, member.gid, member.name, note)
-    print(f"\nand the success marker, {archives / 'changes.ok'}.")
-
-
-def show_directory(top: Path) -> None:
-    """List a tree, with what overlayfs means by its entries."""
-    for path in [top, *sorted(top.rglob("*"))]:
-        info = path.lstat()
-        name = "." if path == top else f"./{path.relative_to(top)}"
-        note = ""
-        if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
-            note = "deleted"
-        elif stat.S_ISLNK(info.st_mode):
-            note = f"-> {os.readlink(path)}"
-        elif any(attribute.endswith("overlay.opaque") for attribute in os.listxattr(path)):
-            note = "hides what lies below"
-        show_entry(info.st_mode, info.st_uid, info.st_gid, name, note)
-
-
-def show_entry(mode: int, uid: int, gid: int, name: str, note: str) -> None:
-    """Show one entry of a change set."""
-    print(f"{stat.filemode(mode)}  {f'{uid}:{gid}':10}  {name:20}  {note}".rstrip())
-
-
 def succeeds(command: list[str]) -> bool:
     """Say whether a command succeeds; what it says about it is of no interest."""
     return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
-
-
-def heading(text: str) -> None:
-    """Begin a new part of the story."""
-    print(f"\n== {text}\n")
 
 
 def _in_user_namespace() -> bool:
@@ -448,27 +495,6 @@ def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member
-
-
-def _options(annotations: dict[str, str]) -> list[str]:
-    """Give the options of a container that has the image mounted, and these annotations."""
-    options = ["--mount", "type=image,source=localhost/data:demo,dst=/data,rw=true"]
-    for key, value in annotations.items():
-        options += ["--annotation", f"{key}={value}"]
-    return options
-
-
-def _in_lines(words: list[str]) -> list[str]:
-    # One option and its value to a line.
-    lines: list[str] = []
-    for word in words:
-        if lines and lines[-1].startswith("--") and " " not in lines[-1] and not word.startswith("--"):
-            lines[-1] += f" {word}"
-        elif word.startswith(("--mount", "--annotation", "localhost")) or not lines:
-            lines.append(word)
-        else:
-            lines[-1] += f" {word}"
-    return lines
 
 
 def _end_pause_process(runtime_directory: Path) -> None:

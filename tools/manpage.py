@@ -114,7 +114,7 @@ def described(parser: argparse.ArgumentParser, more: str) -> dict[str, str]:
     for action in parser._actions:
         if action.help:
             action.help = sentence(action.help)
-    parser._positionals.title = "arguments"
+    parser._positionals.title, parser._optionals.title = "arguments", "options"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter  # which leaves lines as they are
     description, parser.description = parser.description or "", None
     lines = "\n".join(Manpage(parser).mf.format_parser(parser)).split("\n")

@@ -23,7 +23,7 @@ MAIN = """\
 import sys
 if sys.version_info < (3, 9):
     sys.exit("archive_overlay needs Python 3.9 or later; this is %s" % sys.version.split()[0])
-sys.path.insert(0, __loader__.archive + "/site-packages")
+sys.path.insert(0, __spec__.loader.archive + "/site-packages")
 from archive_overlay.cli import run
 sys.exit(run())
 """

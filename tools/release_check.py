@@ -173,7 +173,8 @@ def _check_generated(where: str, remedy: str, command: list[str]) -> str:
 
 
 def _files(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory.parent)): path.read_bytes() for path in directory.rglob("*")}
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory.parent)): path.read_bytes() for path in files}
 
 
 def _checkout(directory: Path) -> Path:

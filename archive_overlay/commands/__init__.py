@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import nullcontext
 
-from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.errors import OUT_OF_MEMORY, ArchiveError, fail
 from archive_overlay.log import Log, escape
 from archive_overlay.tar.compress import write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import Protocol
+    from contextlib import AbstractContextManager
+    from typing import Callable, Protocol
 
     from archive_overlay.log import Sink
 
@@ -47,8 +49,12 @@ _ROOMS = {
 }
 _STDOUT = 1
 _STDERR = 2
+# Makes room for what is written to the terminal, where something else may be shown: a context. See `progress`.
+making_room: Callable[[], AbstractContextManager[object]] = nullcontext
 # Lines are gathered up to this size before they go on.
 _GATHERED = 64 * 1024
+# Smaller sizes have no unit.
+_LEAST_HUMAN = 1000
 
 
 def run(options: argparse.Namespace) -> int:
@@ -68,6 +74,9 @@ def run(options: argparse.Namespace) -> int:
         return command.run(options, log) or 0
     except ArchiveError as error:
         log.error(str(error))
+        return 1
+    except MemoryError:
+        log.error(OUT_OF_MEMORY)
         return 1
     except BrokenPipeError:
         return 128 + signal.SIGPIPE
@@ -113,7 +122,8 @@ def write_bytes(data: bytes) -> None:
         ArchiveError: it cannot be written.
     """
     try:
-        write_all(_STDOUT, data)
+        with making_room():
+            write_all(_STDOUT, data)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -122,7 +132,7 @@ def write_bytes(data: bytes) -> None:
 
 def human_size(size: int) -> str:
     """Give a size as people read it, as 999, 1.2K or 34M, with 1024 for a step."""
-    if size < 1000:
+    if size < _LEAST_HUMAN:
         return str(size)
     value = float(size)
     for unit in "KMGTPE":
@@ -132,6 +142,11 @@ def human_size(size: int) -> str:
         if value < 999.5:
             return f"{value:.0f}{unit}"
     return f"{value:.0f}E"
+
+
+def size_in_words(size: int, *, human: bool) -> str:
+    """Give a size in a sentence, as 999 bytes or 1.2K."""
+    return human_size(size) if human and size >= _LEAST_HUMAN else f"{size} byte{'s' if size != 1 else ''}"
 
 
 def shown(text: str) -> str:
@@ -145,7 +160,8 @@ class _Messages:
     def write(self, level: str, message: str) -> None:
         prefix = "" if level == "error" else f"{level}: "
         try:
-            os.write(_STDERR, f"archive_overlay: {prefix}{message}\n".encode())
+            with making_room():
+                os.write(_STDERR, f"archive_overlay: {prefix}{message}\n".encode())
         except OSError:
             pass
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.log import Log
 
-_TAGS_ALONE = ("log", "prune", "untag")
+_TAGS_ALONE = ("log", "prune", "untag", "push", "fetch", "load")
 _RANGES = ("squash",)
 # More than that nobody reads.
 _MOST_REVISIONS = 100

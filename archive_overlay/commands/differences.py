@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from archive_overlay.commands import Output, human_size
+from archive_overlay.commands import Output, human_size, size_in_words
+from archive_overlay.commands.terminal import BLUE, CYAN, GREEN, MAGENTA, RED, YELLOW, coloured, find_screen
 from archive_overlay.history.comparison import (
     ADDED,
     CHANGED,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from archive_overlay.commands.terminal import Screen
     from archive_overlay.history.comparison import Difference
     from archive_overlay.overlay.change import Change
 
@@ -38,7 +40,14 @@ _MEANINGS = {
     UNCHANGED: "unchanged",
 }
 _LETTERS = {CHANGED: ADDED}
-_COLOURS = {ADDED: 32, MODIFIED: 33, METADATA: 36, DELETED: 31, OPAQUE: 35, RENAMED: 34}
+_COLOURS = {
+    ADDED: GREEN,
+    MODIFIED: YELLOW,
+    METADATA: CYAN,
+    DELETED: RED,
+    OPAQUE: MAGENTA,
+    RENAMED: BLUE,
+}
 _SIZE_WIDTH = 12
 _HUMAN_WIDTH = 5
 _DELETION = "deletion"  # a whiteout that is an entry itself
@@ -55,7 +64,7 @@ def show(
 
     Args:
         differences: in any order.
-        options: `stat`, `json`, `human`.
+        options: `stat`, `json`, and how it is shown.
         known: whether they say what was there before.
         output: takes them; None: a new one.
 
@@ -69,8 +78,9 @@ def show(
     elif options.json:
         _write_json(differences, output)
     else:
+        screen = find_screen(options)
         for difference in differences:
-            output.line(text_of(difference, terminal=output.terminal, human=options.human))
+            output.line(text_of(difference, screen))
     output.flush()
 
 
@@ -111,7 +121,7 @@ def _write_totals(
     if options.json:
         output.line(json.dumps(totals))
         return
-    shown = human_size(size) if options.human else f"{size} bytes"
+    shown = size_in_words(size, human=find_screen(options).human)
     if known:
         parts = [
             f"{counts[ADDED] + counts[CHANGED]} added",
@@ -180,7 +190,7 @@ def _was(change: Change, old: Change) -> dict[str, Any]:
     return was
 
 
-def text_of(difference: Difference, *, terminal: bool, human: bool) -> str:
+def text_of(difference: Difference, screen: Screen) -> str:
     """Give the line of a difference."""
     change = difference.change
     letter = _LETTERS.get(difference.letter, difference.letter)
@@ -190,7 +200,6 @@ def text_of(difference: Difference, *, terminal: bool, human: bool) -> str:
     elif difference.renamed_from:
         path += f" (from {escape(difference.renamed_from)}/)"
     size = size_of(change) if letter is not DELETED else None
-    column = "-" if size is None else human_size(size) if human else str(size)
-    colour = _COLOURS.get(letter) if terminal else None
-    before, after = (f"\x1b[{colour}m", "\x1b[0m") if colour else ("", "")
-    return f"{before}{letter} {column.rjust(_HUMAN_WIDTH if human else _SIZE_WIDTH)} {path}{after}"
+    column = "-" if size is None else human_size(size) if screen.human else str(size)
+    line = f"{letter} {column.rjust(_HUMAN_WIDTH if screen.human else _SIZE_WIDTH)} {path}"
+    return coloured(line, _COLOURS[letter], screen) if letter in _COLOURS else line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from archive_overlay.layout.lineage import BRANCH, FAIL
 from archive_overlay.settings import DEFAULT_SKOPEO
@@ -39,10 +40,9 @@ def _add_push(add: Add) -> None:
     command = add(
         "push",
         "push images of a layout to a registry",
-        "Push images that wait: those that an archive's push-to sends to a registry, and\n"
-        "that are not there yet. A tag in a registry only moves forward. If another host\n"
-        "has pushed revisions that the image lacks, the image is pushed as a branch, and\n"
-        "still waits. The exit status is 1 if an image still waits.",
+        "Push images that wait: those that push-to sends to a registry and that are not there yet. A tag in a registry only"
+        " moves forward. If another host has pushed revisions that the image lacks, the image is pushed as a branch, and still"
+        " waits. The exit status is 1 if an image still waits.",
         "  archive_overlay push /srv/data\n"
         "  archive_overlay push /srv/data:main\n"
         "  archive_overlay push --to docker://registry.example/data:main \\\n      /srv/data:main\n"
@@ -89,12 +89,11 @@ def _add_push(add: Add) -> None:
 def _add_fetch(add: Add) -> None:
     command = add(
         "fetch",
-        "fetch what is newer in a registry into a layout",
-        "Fetch the revisions of an image that other hosts have pushed into a layout,\n"
-        "which is created if it does not exist. Only missing data are downloaded. If the\n"
-        "registry has nothing newer, the layout stays as it is. No revision is lost: if\n"
-        "the tag has revisions that neither the registry nor another tag has, nothing is\n"
-        "fetched, and the exit status is 1.",
+        "fetch newer revisions from a registry into a layout",
+        "Fetch the revisions of an image that other hosts have pushed into a layout, which is created if it does not exist."
+        " Only missing data are downloaded. If the registry has nothing newer, the layout stays as it is. No revision is lost:"
+        " if the tag has revisions that neither the registry nor another tag has, nothing is fetched, and the exit status is"
+        " 1.",
         "  archive_overlay fetch /srv/data:main docker://registry.example/data:main\n"
         "  archive_overlay fetch --load-as localhost/data:main \\\n      /srv/data:main docker://registry.example/data:main",
     )
@@ -104,6 +103,11 @@ def _add_fetch(add: Add) -> None:
         "--load-as",
         metavar="NAME",
         help="also load it into your podman's store under this name, for example localhost/data:main",
+    )
+    command.add_argument(
+        "--missing-ok",
+        action="store_true",
+        help="succeed if the registry has no such image yet, as before the first push",
     )
     _add_registry(command)
     command.add_argument(
@@ -115,11 +119,11 @@ def _add_load(add: Add) -> None:
     command = add(
         "load",
         "load the newest revision of an image into podman's store",
-        "Load the newest revision of an image into your podman's store, under a name that\n"
-        "containers can mount. With load-as, the hook does this at each stop. Do it\n"
-        "yourself after revert, to go on from another tag, or if the name was moved. If\n"
-        "the name stands for something that is not in the layout, nothing is loaded, and\n"
-        "the exit status is 1.",
+        "Load the newest revision of an image into your podman's store, under a name that"
+        " containers can mount. With load-as, the hook does this at each stop. Do it"
+        " yourself after revert, to go on from another tag, or if the name was moved. If"
+        " the name stands for something that is not in the layout, nothing is loaded, and"
+        " the exit status is 1.",
         "  archive_overlay load /srv/data:main localhost/data:main\n"
         "  archive_overlay tag /srv/data:main@3 try && \\\n      archive_overlay load /srv/data:try localhost/data:try",
     )
@@ -155,9 +159,18 @@ def _add_skopeo(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--skopeo",
         metavar="PATH",
+        type=_absolute_path,
         default=DEFAULT_SKOPEO,
         help=f"absolute path of skopeo (default: {DEFAULT_SKOPEO})",
     )
+
+
+def _absolute_path(value: str) -> str:
+    if not value.startswith("/"):
+        raise argparse.ArgumentTypeError(
+            f"{value!r} is not an absolute path, such as /usr/bin/{os.path.basename(value)}"
+        )
+    return value
 
 
 def _seconds(value: str) -> int:
@@ -169,19 +182,17 @@ def _seconds(value: str) -> int:
 def _add_recover(add: Add, parse: Parse) -> None:
     command = add(
         "recover",
-        "save what containers had changed when the host or conmon died",
-        "Save what containers had changed if the engine never ran their hook, because the\n"
-        "host lost power or conmon was killed. These are the containers in your store\n"
-        "that have annotations, no process, and an upperdir that was not archived since\n"
-        "their last start. The archives are made as the installed hook configuration\n"
-        "says. Run this before the engine starts or removes the containers;\n"
-        "archive_overlay-recover.service does so at boot.",
+        "save what containers had changed before a crash",
+        "Save what containers had changed if the engine never ran their hook, because the host lost power or conmon was"
+        " killed. These are the containers in your store that have annotations, no process, and an upperdir that was not"
+        " archived since their last start. The archives are made as the installed hook configuration says. Run this before the"
+        " engine starts or removes the containers; archive_overlay-recover.service does so at boot.",
         "  archive_overlay recover --dry-run\n"
         "  archive_overlay recover\n"
         "  archive_overlay recover --root /srv/containers/storage\n"
         "  podman unshare archive_overlay recover",
     )
-    command.add_argument("--dry-run", action="store_true", help="list the archives, but do not make them")
+    command.add_argument("--dry-run", action="store_true", help="list the archives; make none")
     _add_places(command, parse)
 
 
@@ -189,17 +200,17 @@ def _add_snapshot(add: Add, parse: Parse) -> None:
     command = add(
         "snapshot",
         "save what a container has changed while it runs",
-        "Make the archives that a running container's annotations ask for now, as the\n"
-        "installed hook configuration says. The container is paused while its files are\n"
-        "read. The hook still runs when it stops. With method oci, each revision holds\n"
-        "only what changed since the one before it. Method move is refused: a running\n"
-        "container needs its upperdir.",
+        "Make the archives that a running container's annotations ask for, now, as the installed hook configuration says. The"
+        " container is paused while its files are read. The hook still runs when it stops. With method oci, each revision"
+        " holds only what changed since the one before it. Method move is refused: a running container needs its upperdir.",
         "  archive_overlay snapshot web\n"
         "  archive_overlay snapshot web data\n"
         "  archive_overlay snapshot --no-pause 3f9a\n"
         "  podman unshare archive_overlay snapshot web",
     )
-    command.add_argument("container", metavar="CONTAINER", help="its name or id, or the beginning of its id")
+    command.add_argument(
+        "container", metavar="CONTAINER", help="its name, its id, or the beginning of its id"
+    )
     command.add_argument(
         "archives",
         metavar="ARCHIVE-NAME",
@@ -211,7 +222,7 @@ def _add_snapshot(add: Add, parse: Parse) -> None:
         "--no-pause",
         dest="pause",
         action="store_false",
-        help="do not pause the container: what it writes meanwhile may be saved partly, or make an archive fail",
+        help="do not pause the container: files that it writes meanwhile may be saved in part, or make an archive fail",
     )
     _add_places(command, parse)
 
@@ -226,13 +237,13 @@ def _add_places(command: argparse.ArgumentParser, parse: Parse) -> None:
     command.add_argument(
         "--runroot",
         metavar="DIR",
-        help="what the store has in DIR until a reboot, as podman's own --runroot names it (default: as storage.conf says)",
+        help="where the engine keeps what lasts until a reboot, as podman's --runroot (default: runroot in storage.conf)",
     )
     command.add_argument(
         "--hooks-dir",
         metavar="DIR",
         action="append",
         default=[],
-        help="directory of hook configurations; may be repeated (default: where podman looks for them)",
+        help="directory with hook configurations; may be repeated (default: where podman looks for them)",
     )
     command.set_defaults(parse=parse)

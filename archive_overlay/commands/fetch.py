@@ -6,10 +6,14 @@ import os
 
 from archive_overlay.commands import Output, shown
 from archive_overlay.commands.load import load_tag
+from archive_overlay.commands.progress import Progress
 from archive_overlay.commands.writing import open_layout
 from archive_overlay.errors import ArchiveError
+from archive_overlay.history.misnamed import without_transport
 from archive_overlay.layout.add_layer import expect_no_revision
-from archive_overlay.layout.read import INDEX_FILE, split_reference, tagged
+from archive_overlay.layout.read import INDEX_FILE, read_index, split_reference, tagged
+from archive_overlay.layout.remotes import pushed_of, remote_of
+from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 from archive_overlay.transfer.fetch import (
     Place,
     download,
@@ -29,21 +33,22 @@ if TYPE_CHECKING:
     from archive_overlay.commands.writing import Layout
     from archive_overlay.log import Log
     from archive_overlay.transfer.fetch import Remote, Step
+    from archive_overlay.transfer.names import Name
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
     """Bring what is newer in a registry into a layout.
 
     Args:
-        options: `layout`, LAYOUT:TAG; `remote`, docker://...; `load_as`; `authfile`; `tls_verify`; `timeout`; `skopeo`;
+        options: `layout`, LAYOUT:TAG; `remote`, docker://...; `load_as`; `missing_ok`; `authfile`; `tls_verify`; `timeout`; `skopeo`;
             `fsync`.
         log: is told for whom it waits.
 
     Raises:
-        ArchiveError: the registry does not answer, its image does not go on with what is here, or the layout cannot be
+        ArchiveError: the registry does not answer or has no such image, its image does not go on with what is here, or the layout cannot be
             written.
     """
-    path, tag = split_reference(options.layout)
+    path, tag = split_reference(without_transport(options.layout))
     expect_no_revision(tag)
     if ":" in path:
         raise ArchiveError(f"{shown(path)} has a colon in it, which no program takes in the path of a layout")
@@ -61,6 +66,13 @@ def run(options: argparse.Namespace, log: Log) -> None:
     output = Output()
     remote = look(skopeo, name)
     if remote is None:
+        missing = f"the registry has no image {name.reference}"
+        if not options.missing_ok:
+            raise ArchiveError(
+                missing, hint="check the name, or add --missing-ok if nobody has pushed it yet"
+            )
+        if elsewhere := _expected(path, tag, name):
+            log.warning(f"{missing}, but {elsewhere}")
         output.line(f"{shown(name.reference)} is not there yet, so there is nothing to fetch")
     else:
         with open_layout(path, fsync=options.fsync, log=log, make=True) as layout:
@@ -72,6 +84,22 @@ def run(options: argparse.Namespace, log: Log) -> None:
         output.flush()
 
 
+def _expected(path: str, tag: str, name: Name) -> str:
+    """Say why the image should be in a registry, or in another place there, by what is noted beside its tag; "" if nothing is."""
+    try:
+        fd = os.open(path, READ_TOP_DIRECTORY)
+        try:
+            descriptor = tagged(read_index(fd), tag) or {}
+        finally:
+            os.close(fd)
+    except (ArchiveError, OSError):
+        return ""
+    remote = remote_of(descriptor)
+    if remote and remote != name.reference:
+        return f"{path}:{tag} belongs to {remote}"
+    return f"{path}:{tag} was pushed there" if remote and pushed_of(descriptor) else ""
+
+
 def _fetch(skopeo: Skopeo, remote: Remote, layout: Layout, tag: str) -> str:
     """Fetch an image, if that is newer; say what was done."""
     place = Place(path=layout.path, layout=layout.fd, tag=tag)
@@ -81,7 +109,9 @@ def _fetch(skopeo: Skopeo, remote: Remote, layout: Layout, tag: str) -> str:
         if descriptor and not is_noted(descriptor, remote):
             layout.write_at_once(lambda edit: put_note(place, edit.index, remote, edit))
         return _said(step, remote)
-    downloaded = download(skopeo, remote, place, layout.staging)
+    downloaded = download(
+        skopeo, remote, place, layout.staging, receiving=lambda size, done: Progress(size, done=done)
+    )
     return _said(layout.write_at_once(lambda edit: put(place, edit.index, remote, downloaded, edit)), remote)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 
-from archive_overlay.commands import Output, human_size, shown
+from archive_overlay.commands import Output, human_size, shown, size_in_words
+from archive_overlay.commands.terminal import find_screen
 from archive_overlay.destination.paths import Paths
 from archive_overlay.destination.staging import Staging
 from archive_overlay.errors import ArchiveError, fail
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     """Remove them, and say on standard output how many they were.
 
     Args:
-        options: `layout`; `older`: seconds; `dry_run`: nothing is removed; `json`; `human`; `fsync`.
+        options: `layout`; `older`: seconds; `dry_run`: nothing is removed; `json`; how it is shown; `fsync`.
         log: is told for whom it waits.
 
     Raises:
@@ -83,12 +84,13 @@ def _collect(layout: int, path: str, edit: Edit, older: float) -> Unneeded:
 
 
 def _write(path: str, found: Unneeded, output: Output, options: argparse.Namespace) -> None:
+    human = find_screen(options).human
     if options.dry_run:
         for digest, size in found.blobs:
-            output.line(f"{digest} {human_size(size) if options.human else size}")
-    count, total = len(found.blobs), human_size(found.bytes) if options.human else str(found.bytes)
+            output.line(f"{digest} {human_size(size) if human else size}")
+    count, total = len(found.blobs), size_in_words(found.bytes, human=human)
     verb = "would be removed" if options.dry_run else "removed"
-    line = f"{shown(path)}: {count} {'blob' if count == 1 else 'blobs'} of {total} bytes {verb}"
+    line = f"{shown(path)}: {count} {'blob' if count == 1 else 'blobs'} of {total} {verb}"
     if found.younger:
         line += f"; {found.younger} left, because they are too young (--older)"
     output.line(line)

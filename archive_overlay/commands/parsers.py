@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import unicodedata
 
+from archive_overlay.commands import terminal, usage
 from archive_overlay.commands.engine_parsers import add_engine_commands
 from archive_overlay.errors import ArchiveError
 from archive_overlay.layout.keep import parse_count, parse_duration
@@ -15,7 +16,7 @@ from archive_overlay.methods import DEFAULT_LAYERS, LAYERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Callable, Union
 
     from archive_overlay.settings import Settings
@@ -28,10 +29,10 @@ _LONGEST_MESSAGE = 1000
 # Control characters, ends of lines and of paragraphs, and what was no UTF-8.
 _NO_TEXT = ("Cc", "Cs", "Zl", "Zp")
 
-_IMAGE = "an image; without a tag it is latest, or the only image, if that has no tag"
-_REVISION = "an image: its revision N, or else the last one"
+_IMAGE = "an image; without a tag: latest, or the only image if that has no tag"
+_REVISION = "an image: its revision N, or else its newest revision"
 _CHANGE_SET = (
-    "an archive (a directory or a tar), an upperdir, or LAYOUT:TAG[@N]: revision N, or else the last one"
+    "an archive (a directory or a tar), an upperdir, or LAYOUT:TAG[@N]: revision N, or else the newest one"
 )
 
 
@@ -47,11 +48,16 @@ def add_commands(parser: argparse.ArgumentParser, *, parse: Parse, width: int) -
         title="commands",
         dest="command",
         metavar="COMMAND",
+        prog=usage.PROGRAM,
         description=(
-            "For people, who look at what was saved (log, diff, show, cat, extract), use it (apply), tidy"
-            " histories (tag to verify), or look at what is set up (check). COMMAND --help has examples:"
+            "Look at archives (log, diff, show, cat), use them (extract, apply), tidy histories (tag to verify), exchange"
+            " them (push, fetch, load), save what no hook saved (recover, snapshot), and check the host. COMMAND --help has"
+            " examples."
         ),
+        parser_class=usage.Parser,
     )
+    parser._optionals.title = "options of the hook"
+    parser._action_groups.insert(0, parser._action_groups.pop())
 
     def add(name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
         command = commands.add_parser(
@@ -59,12 +65,12 @@ def add_commands(parser: argparse.ArgumentParser, *, parse: Parse, width: int) -
             help=summary,
             description=description,
             epilog=f"examples:\n{examples}",
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=width),
+            formatter_class=lambda prog: usage.Formatter(prog, width=width - 2),
             allow_abbrev=False,
             add_help=False,
         )
         command.set_defaults(refuse=command.error)
-        command.add_argument("--help", action="help", help="show this help and exit")
+        command.add_argument("-h", "--help", action="help", help="show this help and exit")
         return command
 
     _add_log(add)
@@ -82,6 +88,7 @@ def add_commands(parser: argparse.ArgumentParser, *, parse: Parse, width: int) -
     _add_verify(add)
     add_engine_commands(add, parse)
     _add_check(add, parse)
+    _add_help(add, commands.choices)
 
 
 def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -94,11 +101,11 @@ def _add_log(add: Add) -> None:
     command = add(
         "log",
         "list the revisions of an image, newest first",
-        "List the revisions of an image in an OCI image layout, newest first: number, time (UTC), container, how many\n"
-        "entries were added or changed (+) and deleted (-), stored size in bytes, and what else is known. Without a tag, all\n"
-        "images of the layout are listed.",
+        "List the revisions of an image in an OCI image layout, newest first: number, time (UTC), container, image, how many"
+        " entries were added or changed (+) and deleted (-), stored size, and the message. Without a tag, list all images of"
+        " the layout.",
         "  archive_overlay log /srv/data\n"
-        "  archive_overlay log -h /srv/data:main\n"
+        "  archive_overlay log /srv/data:main\n"
         "  archive_overlay log /srv/data:main etc/passwd var/lib\n"
         "  archive_overlay log --graph /srv/data\n"
         "  archive_overlay log --json /srv/data:main | jq '.[0].created'",
@@ -109,25 +116,25 @@ def _add_log(add: Add) -> None:
         metavar="PATH",
         nargs="*",
         default=[],
-        help="list only revisions that touch one of these paths of the image, or what is below it",
+        help="list only revisions that touch one of these paths of the image, or something below it",
     )
-    command.add_argument("--graph", action="store_true", help="draw where branches leave one another")
+    command.add_argument("--graph", action="store_true", help="draw how branches are related")
     _add_form(command)
 
 
 def _add_diff(add: Add) -> None:
     command = add(
         "diff",
-        "list what an archive, a revision or an upperdir changes, or how two of them differ",
-        "List what a change set changes, or how the second of two things differs from the first, one line a path: a letter, the\n"
-        "size of a file in bytes, and the path. The letters are A (added), M (contents changed), m (only owner, mode, time or\n"
-        "other attributes changed), D (deleted), O (opaque: a directory that hides all that was below) and R (renamed). Where it\n"
-        "is not known what a change set lies on, as with an archive alone, A stands for added or changed.",
+        "list what an archive, revision or upperdir changes, or how two of them differ",
+        "List what a change set changes, or how WHAT2 differs from WHAT, one path per line: a letter, the size of a file, and"
+        " the path. The letters are A (added), M (contents changed), m (only owner, mode, time or other attributes changed), D"
+        " (deleted), O (opaque: a directory that hides everything below it) and R (renamed). If nothing says what is below a"
+        " change set, as with an archive alone, A means added or changed.",
         "  archive_overlay diff /srv/changes.tar.gz\n"
         "  archive_overlay diff /srv/data:main\n"
         "  archive_overlay diff /srv/data:main@3 /srv/data:main@7\n"
         "  archive_overlay diff --as layout /srv/data\n"
-        "  archive_overlay diff --stat -h /srv/data:main@3\n"
+        "  archive_overlay diff --stat --bytes /srv/data:main@3\n"
         "  zstd -dc /srv/changes.tar.zst | archive_overlay diff -",
     )
     command.add_argument("what", metavar="WHAT", help=f"{_CHANGE_SET}; - is a tar on standard input")
@@ -135,17 +142,17 @@ def _add_diff(add: Add) -> None:
         "other",
         metavar="WHAT2",
         nargs="?",
-        help="what to compare it with: the same, or a directory",
+        help="what to compare it with: one of these, or any directory",
     )
     command.add_argument(
         "--all",
         action="store_true",
-        help="show directories, too, that are there only because of what is in them",
+        help="also show directories that are there only because of what is in them",
     )
     command.add_argument(
         "--force",
         action="store_true",
-        help="take layers whose diff ID is wrong, with a warning; their digest must be right",
+        help="read layers whose diff ID is wrong, with a warning; their digest must be right",
     )
     _add_form(command)
     command.add_argument("--stat", action="store_true", help="show totals only")
@@ -156,11 +163,11 @@ def _add_show(add: Add) -> None:
     command = add(
         "show",
         "show a revision, or a directory or file in it",
-        "Show what is known of a revision, and what it changed. With a path, list that directory, or show what is known of\n"
-        "that file, as it was in the revision.",
+        "Show the facts about a revision and what it changed. With a path, list that directory or show the facts about that"
+        " file, as it was in the revision.",
         "  archive_overlay show /srv/data:main\n"
         "  archive_overlay show /srv/data:main@3\n"
-        "  archive_overlay show -h /srv/data:main@3:etc",
+        "  archive_overlay show /srv/data:main@3:etc",
     )
     command.add_argument("what", metavar="LAYOUT:TAG[@N][:PATH]", help=f"{_REVISION}; and a path in it")
     _add_form(command)
@@ -180,26 +187,26 @@ def _add_cat(add: Add) -> None:
 def _add_extract(add: Add) -> None:
     command = add(
         "extract",
-        "make a directory of a revision of an image, or of parts of it",
-        "Make a plain directory of a revision of an image: all layers up to it, one on top of the other.\n"
-        "The directory is whole in the end, or not there.",
+        "write a revision of an image, or parts of it, into a directory",
+        "Write a revision of an image into a plain directory: all layers up to it, one on top of the other. The directory"
+        " appears when it is complete.",
         "  archive_overlay extract /srv/data:main /srv/now\n"
         "  archive_overlay extract /srv/data:main@3 /srv/as-it-was\n"
         "  archive_overlay extract /srv/data:main@3 /srv/some-of-it etc var/lib",
     )
     command.add_argument("revision", metavar="LAYOUT:TAG[@N]", help=_REVISION)
-    command.add_argument("directory", metavar="DIR", help="the directory, which is empty or does not exist")
+    command.add_argument("directory", metavar="DIR", help="the directory, which must be empty or not exist")
     command.add_argument(
         "paths",
         metavar="PATH",
         nargs="*",
         default=[],
-        help="extract only these paths of the image, with what is below them",
+        help="extract only these paths of the image, and what is below them",
     )
     command.add_argument(
         "--force",
         action="store_true",
-        help="take layers whose diff ID is wrong, with a warning; their digest must be right",
+        help="read layers whose diff ID is wrong, with a warning; their digest must be right",
     )
     _add_no_fsync(command, "the directory is")
 
@@ -207,28 +214,26 @@ def _add_extract(add: Add) -> None:
 def _add_apply(add: Add) -> None:
     command = add(
         "apply",
-        "make a change set the new state of a directory",
-        "Carry out a change set on a plain directory: what was added or changed is put there, what was deleted is\n"
-        "removed. DIR is then what a container saw that had DIR below and the change set on top. Each entry is the old one\n"
-        "or the new one at every moment. If it is interrupted, run it again without --reverse.",
+        "apply a change set to a directory",
+        "Apply a change set to a plain directory: add what was added, replace what was changed, remove what was deleted. DIR"
+        " then is what a container saw that had DIR below and the change set on top. At every moment, each entry is the old"
+        " one or the new one. If it is interrupted, run it again without --reverse.",
         "  archive_overlay apply --dry-run /srv/changes.tar.gz /srv/data\n"
         "  archive_overlay apply --reverse /srv/undo.tar.zst /srv/changes /srv/data\n"
         "  archive_overlay apply /srv/undo.tar.zst /srv/data\n"
         "  archive_overlay apply /srv/history:main@3 /srv/data",
     )
     command.add_argument("archive", metavar="ARCHIVE", help=_CHANGE_SET)
+    command.add_argument("directory", metavar="DIR", help="the directory; no mounted overlay may use it")
     command.add_argument(
-        "directory", metavar="DIR", help="the directory; no mounted overlay may have it among its layers"
-    )
-    command.add_argument(
-        "--dry-run", action="store_true", help="list what would happen, as diff does, and change nothing"
+        "--dry-run", action="store_true", help="list what would happen, as diff does; change nothing"
     )
     command.add_argument(
         "--reverse",
         metavar="FILE",
         help=(
-            "first save what will be overwritten or deleted in FILE, a new tar; apply that to undo the changes. FILE ends in"
-            " .tar, .tar.gz or .tar.zst"
+            "first save what will be overwritten or deleted in FILE, a new tar that ends in .tar, .tar.gz or .tar.zst; apply"
+            " FILE to undo the changes"
         ),
     )
     _add_form(command)
@@ -240,9 +245,9 @@ def _add_apply(add: Add) -> None:
 def _add_tag(add: Add) -> None:
     command = add(
         "tag",
-        "give a revision a tag of its own",
-        "Give a revision a tag of its own, in the same layout. Containers that are archived to the new tag begin a branch.\n"
-        "The tag keeps the revision whatever prune and squash make of the others.",
+        "give a revision another tag",
+        "Give a revision another tag in the same layout. Archives that go to the new tag begin a branch. prune and squash"
+        " keep a revision that has a tag.",
         "  archive_overlay tag /srv/data:main@3 before-upgrade\n"
         "  archive_overlay tag /srv/data:main release-1",
     )
@@ -254,9 +259,9 @@ def _add_tag(add: Add) -> None:
 def _add_untag(add: Add) -> None:
     command = add(
         "untag",
-        "remove a tag, with the revisions that no other tag has",
-        "Remove a tag from a layout. Revisions that no other tag has are gone with it. Other programs that use the image's\n"
-        "files are not asked: gc removes what nothing refers to.",
+        "remove a tag and the revisions that no other tag has",
+        "Remove a tag from a layout. Revisions that no other tag has are gone with it. Other programs that use the image's"
+        " files are not asked: gc removes what nothing refers to.",
         "  archive_overlay untag /srv/data:try",
     )
     command.add_argument("layout", metavar="LAYOUT:TAG", help="an image")
@@ -266,8 +271,8 @@ def _add_untag(add: Add) -> None:
 def _add_revert(add: Add) -> None:
     command = add(
         "revert",
-        "add a revision that is as an earlier one was",
-        "Add a revision to an image that brings back the state of an earlier one. The revisions in between stay.",
+        "add a revision that restores an earlier one",
+        "Add a revision to an image that restores the state of an earlier one. The revisions in between stay.",
         "  archive_overlay revert /srv/data:main@3\n"
         "  archive_overlay revert --message 'undo the upgrade' /srv/data:main@3",
     )
@@ -279,15 +284,15 @@ def _add_revert(add: Add) -> None:
 def _add_squash(add: Add) -> None:
     command = add(
         "squash",
-        "make one revision of several",
-        "Make one revision of several: the last one of them then has all that they changed, and the others are gone.",
+        "combine several revisions into one",
+        "Combine several revisions into one: the last of them then has everything that they changed, and the others are gone.",
         "  archive_overlay squash /srv/data:main\n"
         "  archive_overlay squash --message 'the upgrade' /srv/data:main@3..7",
     )
     command.add_argument(
         "revision",
         metavar="LAYOUT:TAG[@A..B]",
-        help="an image, and its revisions A to B; or else all that this program made",
+        help="an image, and its revisions A to B (default: all that this program made)",
     )
     _add_message(command)
     _add_writing(command)
@@ -296,10 +301,10 @@ def _add_squash(add: Add) -> None:
 def _add_prune(add: Add) -> None:
     command = add(
         "prune",
-        "drop revisions, but for those that rules keep",
-        "Drop the revisions of an image that no rule keeps; what they changed goes to the next one that is kept. Without a\n"
-        "tag, each image of the layout is pruned by itself. The newest revision, those that tags name, those of other programs\n"
-        "and those whose time is not known are always kept. Days, weeks (from Monday), months and years are those of UTC.",
+        "drop revisions that no rule keeps",
+        "Drop the revisions of an image that no rule keeps. What they changed goes to the next revision that is kept. Without"
+        " a tag, prune each image of the layout by itself. The newest revision, revisions with a tag, those of other programs"
+        " and those of unknown time are always kept. Days, weeks (from Monday), months and years are those of UTC.",
         "  archive_overlay prune --keep-last 30 --dry-run /srv/data:main\n"
         "  archive_overlay prune --keep-daily 14 --keep-monthly 12 /srv/data:main\n"
         "  archive_overlay prune --keep-within 30d /srv/data",
@@ -320,12 +325,13 @@ def _add_prune(add: Add) -> None:
         metavar="TIME",
         type=_span,
         default=0,
-        help="keep those that are at most this much older than the newest: 12h, 30d, 2w, 6m (of 30 days), 1y, 1y6m",
+        help="keep revisions at most this much older than the newest one: 12h, 30d, 2w, 6m (of 30 days), 1y, 1y6m",
     )
     command.add_argument(
-        "--dry-run", action="store_true", help="list what would be kept, and why; change nothing"
+        "--dry-run", action="store_true", help="list what would be kept and why; change nothing"
     )
-    command.add_argument("--json", action="store_true", help="write JSON, for programs")
+    _add_color(command)
+    _add_json(command)
     _add_writing(command)
 
 
@@ -345,13 +351,11 @@ def _add_gc(add: Add) -> None:
         type=_age,
         default=3600,
         help=(
-            "leave files that are younger than this, because another program may be about to refer to them: 90min, 1h, 2d, 1w;"
-            " 0 leaves none (default: 1h)"
+            "keep files that are younger than this, because another program may be about to refer to them: 90min, 1h, 2d, 1w;"
+            " 0 keeps none (default: 1h)"
         ),
     )
-    command.add_argument(
-        "--dry-run", action="store_true", help="list what would be removed, and change nothing"
-    )
+    command.add_argument("--dry-run", action="store_true", help="list what would be removed; change nothing")
     _add_form(command)
     _add_no_fsync(command, "the change is")
 
@@ -360,8 +364,8 @@ def _add_verify(add: Add) -> None:
     command = add(
         "verify",
         "check that a layout is whole",
-        "Check that a layout is whole: that all that its images refer to is there, and that each revision can be extracted.\n"
-        "The exit status is 1 if something is damaged; the revisions that this concerns are named.",
+        "Check that a layout is whole: that everything its images refer to is there, and that each revision can be extracted."
+        " Name the revisions that are damaged. The exit status is 1 if anything is damaged.",
         "  archive_overlay verify /srv/data\n"
         "  archive_overlay verify --read-data /srv/data\n"
         "  archive_overlay verify --json /srv/data",
@@ -370,15 +374,15 @@ def _add_verify(add: Add) -> None:
     command.add_argument(
         "--read-data", action="store_true", help="read all data, and compare digests and diff IDs"
     )
-    command.add_argument("--json", action="store_true", help="write JSON, for programs")
+    _add_form(command)
 
 
 def _add_check(add: Add, parse: Parse) -> None:
     command = add(
         "check",
-        "say whether this host is set up",
-        "Say whether this host is set up, one line for each finding: ok, note, warning, or problem, which stops\n"
-        "archives. Nothing is written. Run it as root, or rootless as the user whose containers it is about.",
+        "check whether this host is set up",
+        "Check whether this host is set up, one line for each finding: ok, note, warning, or problem, which stops archives."
+        " Nothing is written. Run it as root, or for rootless containers as their user.",
         "  archive_overlay check\n"
         "  archive_overlay check --json\n"
         "  archive_overlay check --hooks-dir /etc/containers/oci/hooks.d",
@@ -389,18 +393,59 @@ def _add_check(add: Add, parse: Parse) -> None:
         action="append",
         default=[],
         help=(
-            "look for hook configurations in this directory; may be repeated, later ones take precedence (default: those that"
-            " podman reads, as containers.conf says)"
+            "look for hook configurations in this directory; may be repeated, and later directories take precedence (default:"
+            " those that podman reads, as containers.conf says)"
         ),
     )
-    command.add_argument("--json", action="store_true", help="write JSON, for programs")
+    _add_color(command)
+    _add_json(command)
     command.set_defaults(parse=parse)
 
 
-def _add_form(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "-h", "--human-readable", dest="human", action="store_true", help="show sizes as 1.2K, 34M"
+def _add_help(add: Add, commands: Iterable[str]) -> None:
+    command = add(
+        usage.HELP,
+        "show how to use a command",
+        "Show how to use a command, as COMMAND --help does. Without a command, list all commands and the options of the hook.",
+        "  archive_overlay help\n  archive_overlay help log",
     )
+    command.add_argument(
+        "topic", metavar="COMMAND", nargs="?", choices=[*commands], help="the command (default: all)"
+    )
+
+
+def _add_form(command: argparse.ArgumentParser) -> None:
+    """Add how the output looks."""
+    sizes = command.add_mutually_exclusive_group()
+    sizes.add_argument(
+        "--bytes",
+        dest="sizes",
+        action="store_const",
+        const=terminal.BYTES,
+        help="show sizes in bytes (default, unless output is a terminal)",
+    )
+    sizes.add_argument(
+        "--human-readable",
+        dest="sizes",
+        action="store_const",
+        const=terminal.HUMAN,
+        help="show sizes as 1.2K, 34M (default on a terminal)",
+    )
+    _add_color(command)
+    _add_json(command)
+
+
+def _add_color(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--color",
+        metavar="WHEN",
+        choices=terminal.COLOURS,
+        default=terminal.COLOURS[0],
+        help="use colors: auto, always or never; auto is on a terminal, unless NO_COLOR is set or TERM is dumb",
+    )
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="write JSON, for programs")
 
 
@@ -410,16 +455,16 @@ def _add_kind(command: argparse.ArgumentParser, what: str) -> None:
         dest="kind",
         choices=("layout", "directory", "tar"),
         help=(
-            f"what {what} is. Needed where a path could also be LAYOUT:TAG, and for a directory that has the files of an image"
-            " layout in it, because a container can make such files"
+            f"what {what} is: needed if a path could also be LAYOUT:TAG, and for a directory that contains the files of an"
+            " image layout, because a container can make such files"
         ),
     )
     command.add_argument(
         "--marks",
         choices=("trusted", "user", "fuse", "oci"),
         help=(
-            "how deletions and opaque directories are marked: by 0:0 devices and trusted.overlay.opaque, or user.overlay.opaque;"
-            " as fuse-overlayfs marks them; or by .wh. names (default: as the tar says, or a guess from what is there)"
+            "how deletions and opaque directories are marked: trusted or user (0:0 devices, trusted.overlay.opaque or"
+            " user.overlay.opaque), fuse (as fuse-overlayfs does), oci (.wh. names) (default: as the tar says, or a guess)"
         ),
     )
 
@@ -442,7 +487,7 @@ def _add_writing(command: argparse.ArgumentParser) -> None:
         type=_layers,
         default=DEFAULT_LAYERS,
         help=(
-            "how many layers the image may have; beyond that, revisions share layers"
+            "how many layers the image may have at most; beyond that, revisions share layers"
             f" ({LAYERS[0]} to {LAYERS[-1]}, default: {DEFAULT_LAYERS})"
         ),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 from archive_overlay.commands import Output, shown
+from archive_overlay.commands.progress import Progress
+from archive_overlay.commands.terminal import GREEN, RED, coloured, find_screen
 from archive_overlay.commands.writing import find_layout_or_image, make_room_in, open_layout
 from archive_overlay.errors import ArchiveError
 from archive_overlay.history.pruning import choose, named_elsewhere, runs_of, wanted_without
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
+    from archive_overlay.commands.terminal import Screen
     from archive_overlay.commands.writing import Layout
     from archive_overlay.history.pruning import Choice
     from archive_overlay.layout.edit import Edit
@@ -28,7 +31,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     """Drop the revisions that no rule keeps.
 
     Args:
-        options: `layout`, LAYOUT or LAYOUT:TAG; the rules: `keep_last`, `keep_daily` and so on, `within`; `dry_run`; `json`;
+        options: `layout`, LAYOUT or LAYOUT:TAG; the rules: `keep_last`, `keep_daily` and so on, `within`; `dry_run`; `json`; `color`;
             `max_layers`; `fsync`.
         log: is told for whom it waits.
 
@@ -55,13 +58,14 @@ def run(options: argparse.Namespace, log: Log) -> None:
     if not tags:
         raise ArchiveError(f"the image layout {path} has no tag")
     for name in tags:
-        choice = _pruned(path, name, keep, options, log)
-        if choice.dropped and not options.dry_run:
-            make_room_in(path, name, options.max_layers, fsync=options.fsync, log=log)
+        with Progress():
+            choice = _pruned(path, name, keep, options, log)
+            if choice.dropped and not options.dry_run:
+                make_room_in(path, name, options.max_layers, fsync=options.fsync, log=log)
         if options.json:
             done.append(_object(name, choice, dry=options.dry_run))
         else:
-            _write(output, name, choice, dry=options.dry_run)
+            _write(output, name, choice, find_screen(options), dry=options.dry_run)
     if options.json:
         output.line(json.dumps(done, indent=2))
     output.flush()
@@ -89,12 +93,12 @@ def _prune(layout: Layout, tag: str, keep: Keep, edit: Edit | None, *, dry: bool
     return choice
 
 
-def _write(output: Output, tag: str, choice: Choice, *, dry: bool) -> None:
+def _write(output: Output, tag: str, choice: Choice, screen: Screen, *, dry: bool) -> None:
     if dry:
         for number, reasons in choice.kept.items():
-            output.line(f"keep  {shown(tag)}@{number}  {', '.join(reasons)}")
+            output.line(f"{coloured('keep', GREEN, screen)}  {shown(tag)}@{number}  {', '.join(reasons)}")
         for number in choice.dropped:
-            output.line(f"drop  {shown(tag)}@{number}")
+            output.line(f"{coloured('drop', RED, screen)}  {shown(tag)}@{number}")
     if not choice.dropped:
         output.line(f"{shown(tag)}: nothing to drop; {_revisions(len(choice.kept))} stay")
         return

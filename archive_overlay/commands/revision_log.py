@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from archive_overlay.commands import Output
 from archive_overlay.commands.graph import children_first, draw
-from archive_overlay.commands.revision_table import Listed, find_screen, format_table, tag_heading
+from archive_overlay.commands.revision_table import Listed, format_table, tag_heading
+from archive_overlay.commands.terminal import find_screen
 from archive_overlay.commands.touching import touches
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.history.references import find_images
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
     from typing import Any
 
-    from archive_overlay.commands.revision_table import Screen
+    from archive_overlay.commands.terminal import Screen
     from archive_overlay.history.references import Found
     from archive_overlay.layout.pieces import Piece
     from archive_overlay.log import Log
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace, log: Log) -> int:
     """Write the revisions to standard output.
 
     Args:
-        options: `layout`, LAYOUT or LAYOUT:TAG; `paths`, of which a revision must touch one; `graph`; `json`; `human`.
+        options: `layout`, LAYOUT or LAYOUT:TAG; `paths`, of which a revision must touch one; `graph`; `json`; how it is shown.
         log: takes what cannot be read, if there is more than one image.
 
     Returns:
@@ -59,13 +60,13 @@ def run(options: argparse.Namespace, log: Log) -> int:
     if options.json:
         _write_json(images, reading, output)
     else:
-        screen = find_screen(terminal=output.terminal)
+        screen = find_screen(options)
         if not images:
             output.line(f"{escape(options.layout)} (no images)")
         elif options.graph:
-            _write_graph(images, reading, output, screen, human=options.human)
+            _write_graph(images, reading, output, screen)
         else:
-            _write_tables(images, reading, output, screen, human=options.human, headings=whole)
+            _write_tables(images, reading, output, screen, headings=whole)
     output.flush()
     return 1 if reading.failed else 0
 
@@ -168,7 +169,6 @@ def _write_tables(
     output: Output,
     screen: Screen,
     *,
-    human: bool,
     headings: bool,
 ) -> None:
     # What branches share is listed once, or a few megabytes of a layout could be gigabytes here.
@@ -191,7 +191,7 @@ def _write_tables(
         keys = [_key(row) for row in rows]
         own = next((position for position, key in enumerate(keys) if key in seen), len(rows))
         if own or not rows:
-            columns, lines = format_table(rows[:own], screen, human=human)
+            columns, lines = format_table(rows[:own], screen)
             output.line(columns)
             for each in lines:
                 for line in each:
@@ -201,9 +201,7 @@ def _write_tables(
         seen.update(dict.fromkeys(keys[:own], found.name or found.path))
 
 
-def _write_graph(
-    images: Sequence[Found], reading: _Reading, output: Output, screen: Screen, *, human: bool
-) -> None:
+def _write_graph(images: Sequence[Found], reading: _Reading, output: Output, screen: Screen) -> None:
     nodes: dict[Key, Listed] = {}
     parents: dict[Key, Key | None] = {}
     tags: dict[Key, list[str]] = {}
@@ -234,7 +232,7 @@ def _write_graph(
     drawn = [*draw(order, parents)]
     indent = min(_WIDEST_GRAPH, max((len(node) for _, _, node, _ in drawn), default=0)) + 1
     rows = [nodes[key].replace(tags=[*filter(None, tags.get(key, ()))]) for key in order]
-    columns, lines = format_table(rows, screen, human=human, indent=indent)
+    columns, lines = format_table(rows, screen, indent=indent)
     output.line(f"{' ' * indent}{columns}")
     for (_, before, node, after), each in zip(drawn, lines):
         for line in before:
@@ -284,6 +282,7 @@ def _object(row: Listed) -> dict[str, Any]:
         "entries": origin.entries,
         "deletions": origin.deletions,
         "bytes": origin.bytes,
+        "excluded": origin.excluded,
         "size": row.size,
         "created_by": revision.created_by or None,
         "comment": revision.comment or None,

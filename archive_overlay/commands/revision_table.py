@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import textwrap
 
 from archive_overlay.commands import human_size, shown
+from archive_overlay.commands.terminal import CYAN, RED, YELLOW, coloured, columns, cut, padded, wrapped
 from archive_overlay.history.dates import minute_text, seconds_of
 from archive_overlay.layout.provenance import ABSENT, OTHER, UNKNOWN
 from archive_overlay.log import escape
@@ -16,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from archive_overlay.commands.terminal import Screen
     from archive_overlay.history.revisions import Revision
     from archive_overlay.layout.pieces import Piece
     from archive_overlay.layout.provenance import Provenance
@@ -25,18 +25,13 @@ _IMAGE = 3
 _NAMES = (2, _IMAGE)
 _TO_THE_RIGHT = (0, 4, 5, 6)
 _GAP = "  "
-_USUAL_WIDTH = 80
-_LEAST_WIDTH = 40
 _LEAST_CELL = 8
-# What long names leave for messages.
-_ROOM = 20
+# Where there is no room for all columns.
+_LEFT_OUT = (_IMAGE, 6, 5, 4, 2)
 _LONGEST_CELL = 255
 _LONGEST_CREATOR = 60
 _ID_LENGTH = 12  # as the container tools cut them
 _ID = re.compile("[0-9a-f]{64}")
-NUMBER_COLOUR = 33
-_TAG_COLOUR = 36
-_FAULT_COLOUR = 31
 
 
 class Listed(Record):
@@ -64,60 +59,31 @@ class Listed(Record):
         return sum(piece.size for piece in self.pieces) if self.pieces else None
 
 
-class Screen(Record):
-    """Where a table is shown.
-
-    Attributes:
-        width: in characters.
-        fixed: whether what is longer must be cut. Programs get it whole.
-        colours: whether it has colours.
-    """
-
-    width: int = _USUAL_WIDTH
-    fixed: bool = False
-    colours: bool = False
-
-
-def find_screen(*, terminal: bool) -> Screen:
-    """Find out where standard output is shown: by COLUMNS, NO_COLOR and TERM, or else by the terminal.
-
-    Source: no-color.org; environ(7).
-    """
-    columns = os.environ.get("COLUMNS", "")
-    width = int(columns) if columns.isascii() and columns.isdigit() and len(columns) < 6 else 0
-    if not width and terminal:
-        try:
-            width = os.get_terminal_size(1).columns
-        except OSError:
-            pass
-    colours = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return Screen(width=max(width, _LEAST_WIDTH) if width else _USUAL_WIDTH, fixed=terminal, colours=colours)
-
-
 def format_table(
-    rows: Sequence[Listed], screen: Screen, *, human: bool, indent: int = 0
+    rows: Sequence[Listed], screen: Screen, *, indent: int = 0
 ) -> tuple[str, Iterator[list[str]]]:
     """Format revisions.
 
     Args:
         rows: the revisions.
         screen: where they are shown.
-        human: whether sizes are for people.
         indent: how much of the width is taken by what the caller puts before each line.
 
     Returns:
         The headings, and for each revision its lines, of which there is at least one.
     """
-    cells = [_cells(row, human=human) for row in rows]
-    widths = [max(len(row[column]) for row in (_HEADINGS, *cells)) for column in range(len(_HEADINGS) - 1)]
+    cells = [_cells(row, human=screen.human) for row in rows]
+    widths = [
+        max(columns(row[column]) for row in (_HEADINGS, *cells)) for column in range(len(_HEADINGS) - 1)
+    ]
     if all(row[_IMAGE] == "-" for row in cells):
         widths[_IMAGE] = 0
     width = screen.width - indent
     if screen.fixed:
-        _narrow(widths, width - _ROOM)
+        _narrow(widths, width)
     headings = _line(_HEADINGS, widths)
-    if screen.fixed:
-        headings = headings[:width].rstrip()
+    if columns(headings) > width:
+        headings = _line(_HEADINGS[:-1], widths)
     return headings, (_format(row, each, widths, width, screen) for row, each in zip(rows, cells))
 
 
@@ -126,55 +92,53 @@ def tag_heading(name: str, revisions: int | None, screen: Screen) -> str:
     count = {None: "cannot be read", 0: "no revisions", 1: "1 revision"}.get(
         revisions, f"{revisions} revisions"
     )
-    return f"{coloured(shown(name), _TAG_COLOUR, screen)} ({count})"
+    return f"{coloured(shown(name), CYAN, screen)} ({count})"
 
 
 def _format(
     row: Listed, cells: Sequence[str], widths: Sequence[int], width: int, screen: Screen
 ) -> list[str]:
     line = _line(cells, widths)
-    used = sum(each + len(_GAP) for each in widths if each)
+    used = _used(widths) + len(_GAP)
     margin = " " * (widths[0] + len(_GAP))
     lines = [line]
     text = _text(row)
-    if text and used + len(text) <= width:
-        lines = [line.ljust(used) + text]
+    if text and used + columns(text) <= width:
+        lines = [padded(line, used) + text]
     elif text:
-        lines += textwrap.wrap(
-            text,
-            width,
-            initial_indent=margin,
-            subsequent_indent=margin,
-            break_long_words=screen.fixed,
-            break_on_hyphens=False,
-        )
+        lines += wrapped(text, width, margin=margin, cuts_words=screen.fixed)
     if row.fault:
-        lines.append(coloured(f"{margin}{shown(row.fault)}", _FAULT_COLOUR, screen))
-    lines[0] = coloured(lines[0][: widths[0]], NUMBER_COLOUR, screen) + lines[0][widths[0] :]
+        fault = shown(row.fault)
+        faults = wrapped(fault, width, margin=margin) if screen.fixed else [margin + fault]
+        lines += [coloured(each, RED, screen) for each in faults]
+    lines[0] = coloured(lines[0][: widths[0]], YELLOW, screen) + lines[0][widths[0] :]
     return lines
 
 
-def coloured(text: str, colour: int, screen: Screen) -> str:
-    """Give a text in a colour, if there are colours."""
-    return f"\x1b[{colour}m{text}\x1b[0m" if screen.colours else text
-
-
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    placed = []
-    for column, (cell, width) in enumerate(zip(cells, widths)):
-        if width:
-            cut = cell if len(cell) <= width else f"{cell[: width - 3]}..."
-            placed.append(cut.rjust(width) if column in _TO_THE_RIGHT else cut.ljust(width))
+    placed = [
+        padded(cut(cell, width), width, right=column in _TO_THE_RIGHT)
+        for column, (cell, width) in enumerate(zip(cells, widths))
+        if width
+    ]
     return _GAP.join([*placed, *cells[len(widths) :]]).rstrip()
 
 
 def _narrow(widths: list[int], width: int) -> None:
-    """Make the columns for names narrower, so that all columns but the last have this width."""
-    while sum(each + len(_GAP) for each in widths if each) - len(_GAP) > width:
+    """Make the columns for names narrower, or leave columns out, so that all columns but the last have this width."""
+    while _used(widths) > width:
         widest = max(_NAMES, key=lambda column: widths[column])
-        if widths[widest] <= _LEAST_CELL:
-            break
-        widths[widest] -= 1
+        if widths[widest] > _LEAST_CELL:
+            widths[widest] -= 1
+            continue
+        column = next((column for column in _LEFT_OUT if widths[column]), None)
+        if column is None:
+            return
+        widths[column] = 0
+
+
+def _used(widths: Sequence[int]) -> int:
+    return sum(each + len(_GAP) for each in widths if each) - len(_GAP)
 
 
 def _cells(row: Listed, *, human: bool) -> tuple[str, ...]:

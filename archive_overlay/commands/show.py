@@ -10,6 +10,7 @@ import time
 from archive_overlay.commands import Output, human_size, shown
 from archive_overlay.commands.diff import revision_differences
 from archive_overlay.commands.differences import object_of, text_of
+from archive_overlay.commands.terminal import find_screen, wrapped
 from archive_overlay.history.lookup import last_changed, look_up
 from archive_overlay.history.references import split_off_path
 from archive_overlay.history.revisions import open_revision
@@ -42,6 +43,7 @@ _TYPES = {
     CHARACTER_DEVICE: stat.S_IFCHR,
     BLOCK_DEVICE: stat.S_IFBLK,
 }
+_LABEL_WIDTH = 16
 _DEVICES = (CHARACTER_DEVICE, BLOCK_DEVICE)
 
 
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     """Write what is known to standard output.
 
     Args:
-        options: `what`, LAYOUT:TAG or LAYOUT:TAG@N, perhaps with :PATH; `json`; `human`. Of symbolic links in the path all
+        options: `what`, LAYOUT:TAG or LAYOUT:TAG@N, perhaps with :PATH; `json`; how it is shown. Of symbolic links in the path all
             but the last component are followed, within the image.
         log: takes a warning if what was there before a revision cannot be read.
 
@@ -92,12 +94,18 @@ def _show_revision(
                 before = ","
             output.line("]}")
             return
+        screen = find_screen(options)
         for name, value in facts.items():
             if value is not None:
-                output.line(f"{name.replace('_', ' ') + ':':<16}{shown(str(value))}")
+                label, text = f"{name.replace('_', ' ')}:".ljust(_LABEL_WIDTH), shown(str(value))
+                if screen.fixed:
+                    # The label takes the place of the first line's margin.
+                    lines = wrapped(text, screen.width, margin=" " * _LABEL_WIDTH, cuts_words=False)
+                    text = "\n".join(lines).lstrip(" ")
+                output.line(f"{label}{text}")
         output.line("")
         for difference in differences:
-            output.line(text_of(difference, terminal=output.terminal, human=options.human))
+            output.line(text_of(difference, screen))
 
 
 def _facts(image: Image, revision: Revision) -> dict[str, Any]:
@@ -112,6 +120,7 @@ def _facts(image: Image, revision: Revision) -> dict[str, Any]:
         "entries",
         "deletions",
         "bytes",
+        "excluded",
         "parent",
         "base",
     )
@@ -136,7 +145,8 @@ def _show_directory(looked: Looked, output: Output, options: argparse.Namespace)
             before = ","
         output.line("]" if before == "," else "[]")
         return
-    rows = [_row(fact, name, human=options.human) for name, fact in looked.entries.items()]
+    human = find_screen(options).human
+    rows = [_row(fact, name, human=human) for name, fact in looked.entries.items()]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for mode, uid, gid, size, when, name in rows:
         owner = f"{uid.rjust(widths[1])} {gid.rjust(widths[2])}"
@@ -155,7 +165,7 @@ def _show_entry(
         output.line(json.dumps(known))
         return
     fact = looked.fact
-    mode, uid, gid, size, when, name = _row(fact, looked.path, human=options.human)
+    mode, uid, gid, size, when, name = _row(fact, looked.path, human=find_screen(options).human)
     facts = {
         "path": name,
         "type": fact.kind,
@@ -171,7 +181,7 @@ def _show_entry(
         del facts["size"]
     for label, value in facts.items():
         if value is not None:
-            output.line(f"{label + ':':<16}{value}")
+            output.line(f"{label + ':':<{_LABEL_WIDTH}}{value}")
 
 
 def _row(fact: Fact, name: str, *, human: bool) -> tuple[str, ...]:

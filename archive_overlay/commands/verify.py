@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 
-from archive_overlay.commands import Output, human_size, shown
+from archive_overlay.commands import Output, shown, size_in_words
 from archive_overlay.commands.progress import Progress
+from archive_overlay.commands.terminal import GREEN, RED, coloured, find_screen
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.history.verifying import verify
 from archive_overlay.layout.packs import format_ranges
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
 
+    from archive_overlay.commands.terminal import Screen
     from archive_overlay.history.verifying import Finding, Report
     from archive_overlay.log import Log
 
@@ -25,7 +27,7 @@ def run(options: argparse.Namespace, log: Log) -> int:
     """Look at a layout, and write what is damaged to standard output: a line for each finding, and a summary.
 
     Args:
-        options: `layout`; `read_data`: all data are read; `json`.
+        options: `layout`; `read_data`: all data are read; `json`; how it is shown.
         log: takes nothing.
 
     Returns:
@@ -38,10 +40,8 @@ def run(options: argparse.Namespace, log: Log) -> int:
     try:
         layout = os.open(path, READ_TOP_DIRECTORY)
         try:
-            with Progress(0) as progress:
-                report = verify(
-                    path, layout, read_data=options.read_data, total=progress.expect, progress=progress.add
-                )
+            with Progress():
+                report = verify(path, layout, read_data=options.read_data)
         finally:
             os.close(layout)
     except OSError as error:
@@ -52,14 +52,14 @@ def run(options: argparse.Namespace, log: Log) -> int:
     if options.json:
         output.line(json.dumps(_object(path, report), indent=2))
     else:
-        _write(path, report, output)
+        _write(path, report, output, find_screen(options))
     output.flush()
     return 1 if report.findings else 0
 
 
-def _write(path: str, report: Report, output: Output) -> None:
+def _write(path: str, report: Report, output: Output, screen: Screen) -> None:
     for finding in report.findings:
-        output.line(f"damaged: {_line(finding)}")
+        output.line(coloured(f"damaged: {_line(finding)}", RED, screen))
     for image in report.images:
         if image.lost:
             others = f"; {_revisions(image.usable)} can be had" if image.usable else ""
@@ -67,11 +67,12 @@ def _write(path: str, report: Report, output: Output) -> None:
     for note in report.notes:
         output.line(f"note: {shown(note)}")
     if report.unneeded and (report.unneeded.blobs or report.unneeded.histories):
+        size = size_in_words(report.unneeded.bytes, human=screen.human)
         output.line(
-            f"note: {_count(len(report.unneeded.blobs), 'blob')} ({human_size(report.unneeded.bytes)}) that nothing refers to;"
-            " archive_overlay gc removes such"
+            f"note: nothing refers to {_count(len(report.unneeded.blobs), 'blob')}"
+            f" ({size}); archive_overlay gc removes them"
         )
-    output.line(_summary(path, report))
+    output.line(coloured(_summary(path, report), RED if report.findings else GREEN, screen))
 
 
 def _summary(path: str, report: Report) -> str:

@@ -14,6 +14,7 @@ from archive_overlay.destination.paths import Paths
 from archive_overlay.destination.staging import Staging
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.history.compaction import Composer, Form
+from archive_overlay.history.misnamed import without_transport
 from archive_overlay.history.references import find_image, looks_like_layout
 from archive_overlay.history.revisions import Image
 from archive_overlay.history.tending import make_room
@@ -170,6 +171,7 @@ def find_layout_or_image(text: str) -> tuple[str, str]:
     Raises:
         ArchiveError: there is no such image.
     """
+    text = without_transport(text)
     if looks_like_layout(text):
         return text, ""
     found = find_tagged(text, numbered=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -71,7 +72,18 @@ class Marker:
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            fail(f"cannot remove the success marker {self._path} of an earlier archive", error)
+            # A file system that is read-only refuses before it looks whether there is a marker.
+            if error.errno == errno.EROFS and not os.path.lexists(self._path):
+                fail(
+                    f"the success marker {self._path} could not be created, so no archive was made",
+                    error,
+                    hint="have its directory writable, or name another path",
+                )
+            fail(
+                f"cannot remove the success marker {self._path} of an earlier archive, so no new one was made",
+                error,
+                hint="remove it, or name another path",
+            )
 
     def create(self, flush: Flush) -> None:
         """Say that the archive is whole and durable. Missing parents are made (mode 0755).
@@ -87,7 +99,11 @@ class Marker:
             finally:
                 os.close(fd)
         except OSError as error:
-            fail(f"the archive is complete, but its success marker {self._path} cannot be created", error)
+            fail(
+                f"the archive is complete, but its success marker {self._path} cannot be created",
+                error,
+                hint="programs that wait for the marker do not see the archive; create the marker yourself, as an empty file",
+            )
 
 
 def _leads_through(place: str, path: str) -> bool:

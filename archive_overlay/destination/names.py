@@ -186,3 +186,14 @@ def _numbers(name: str, entries: list[str], described_by: str) -> set[int]:
             if is_number and tilde and rest in ("", described_by):
                 found.add(int(number))
     return found
+
+
+def split_off_tag(path: str) -> tuple[str, str]:
+    """Split a path that looks like LAYOUT:TAG of an image layout; "" for both if it does not.
+
+    Times have colons too, before digits: so a tag begins with a letter here.
+    """
+    directory, slash, name = path.rpartition("/")
+    name, _, tag = name.partition(":")
+    looks = name and tag[:1].isalpha() and ":" not in tag
+    return (f"{directory}{slash}{name}", tag) if looks else ("", "")

@@ -9,9 +9,11 @@ import stat
 
 from archive_overlay.destination import merge
 from archive_overlay.destination.apart import keep_apart
+from archive_overlay.destination.names import split_off_tag
 from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.system import kernel, mountinfo
+from archive_overlay.system.activity import doing
 from archive_overlay.system.open_flags import READ, READ_DIRECTORY
 from archive_overlay.system.record import Record
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from archive_overlay.system.flush import Flush
     from archive_overlay.system.patience import Patience
 
+# image-layout.md of the OCI image specification: what each layout has.
+_LAYOUT_FILES = ("oci-layout", "index.json")
 _TAKEN_HINT = "if-exists says to fail then"
 _GONE_FOR_A_MOMENT = "its file system cannot exchange two names, so for a moment nothing was there; the old archive had a backup name meanwhile"
 _CHANGED_BY_OTHERS = "another program has changed something in it meanwhile"
@@ -109,6 +113,7 @@ def judge_destination(
     keep_apart("archive-to", path, upper)
     found = _status(path)
     if found is None:
+        _expect_no_layout(path)
         return Destination(
             path=path, makes=makes, if_exists=if_exists, mount_point=False, paths=paths, patience=patience
         )
@@ -129,6 +134,20 @@ def judge_destination(
     return Destination(
         path=path, makes=makes, if_exists=if_exists, mount_point=mount_point, paths=paths, patience=patience
     )
+
+
+def _expect_no_layout(path: str) -> None:
+    """Refuse the tag of an image layout as a name for something else.
+
+    Raises:
+        ArchiveError: the path is that.
+    """
+    layout, tag = split_off_tag(path)
+    if layout and all(os.path.isfile(f"{layout}/{name}") for name in _LAYOUT_FILES):
+        raise ArchiveError(
+            f"archive-to {path} is the tag {tag} of the image layout {layout}, which needs method oci",
+            hint="add the annotation method=oci, or name another path",
+        )
 
 
 def _flush_archive(staging: Staging, destination: Destination, flush: Flush) -> None:
@@ -207,23 +226,24 @@ def _wait_for_others(directory: int, destination: Destination, log: Log) -> None
 
     Anybody who may read the directory can lock it. So this run goes on when it has waited long enough.
     """
-    waiting = False
-    while True:
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            pass
-        except OSError:
-            return  # this file system has no locks, or none for directories
-        if not waiting:
-            log.info(f"archive-to {destination.path} is locked by another program: waiting for it")
-            waiting = True
-        if destination.patience is None or not destination.patience.nap():
-            log.warning(
-                f"archive-to {destination.path} is still locked by another program; merging into it all the same"
-            )
-            return
+    with doing(f"waiting for the lock of {destination.path}", slow=False):
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # this file system has no locks, or none for directories
+            if not waiting:
+                log.info(f"archive-to {destination.path} is locked by another program: waiting for it")
+                waiting = True
+            if destination.patience is None or not destination.patience.nap():
+                log.warning(
+                    f"archive-to {destination.path} is still locked by another program; merging into it all the same"
+                )
+                return
 
 
 def _back_up_and_place(staging: Staging, old: os.stat_result) -> None:

@@ -415,6 +415,6 @@ def _change(item: Item, kind: str, entry: Entry) -> Change:
     change.target = entry.link if kind is SYMLINK else ""
     change.opaque = change.implicit = change.sparse = False
     change.shared = 0
-    change.link_to = change.data = change.pieces = None
+    change.link_to = change.data = change.pieces = change.selected = None
     change.fd = -1
     return change

@@ -13,6 +13,7 @@ import os
 import re
 
 from archive_overlay.errors import ArchiveError, brief, fail
+from archive_overlay.history.misnamed import why_no_layout, without_transport
 from archive_overlay.layout import read
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 from archive_overlay.system.record import Record
@@ -73,12 +74,14 @@ def find_image(text: str, *, numbered: bool) -> Found:
     Raises:
         ArchiveError: there is no such image, or there are two; or a layout is damaged.
     """
+    text = without_transport(text)
     readings = list(_readings(text, numbered=numbered))
     possible = [reading for reading in readings if looks_like_layout(reading.path)]
     if not possible:
-        # Opening it says what is wrong with it.
         there = (reading for reading in readings if os.path.exists(reading.path))
         possible = [next(there, _usual_reading(text))]
+        if error := why_no_layout(possible[0].path):
+            raise error
     indexes = [_read_index(reading.path) for reading in possible]
     pairs = list(zip(possible, indexes))
     found = [image for reading, index in pairs if (image := _find(reading, index, numbered=numbered))]
@@ -103,6 +106,7 @@ def split_off_path(text: str) -> tuple[str, str | None]:
     Raises:
         ArchiveError: there is no such image.
     """
+    text = without_transport(text)
     try:
         find_image(text, numbered=True)
         return text, None
@@ -136,6 +140,7 @@ def find_images(text: str) -> tuple[list[Found], bool]:
     Raises:
         ArchiveError: there is no such image or layout; or the text may name one or the other; or a layout is damaged.
     """
+    text = without_transport(text)
     if not looks_like_layout(text):
         return [find_image(text, numbered=False)], False
     for reading in _readings(text, numbered=False):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Callable
 
-    from archive_overlay.overlay.change import TreePath
+    from archive_overlay.overlay.change import Selected, TreePath
     from archive_overlay.overlay.compose import Source
 
     Both = tuple[Iterator[Change], Source]
@@ -93,15 +93,19 @@ class _Level:
         hidden: whether what was before hides what lies below here.
         whole: whether what is in it now is all that there is: it hides what lies below, or is in such a directory.
         held: the directory itself, if it is to be given only if something in it is.
+        selected: what is archived of it now; None: all of it.
     """
 
-    __slots__ = ("held", "hidden", "merged", "number", "whole")
+    __slots__ = ("held", "hidden", "merged", "number", "selected", "whole")
 
-    def __init__(self, number: int, *, merged: bool, hidden: bool, whole: bool) -> None:
+    def __init__(
+        self, number: int, *, merged: bool, hidden: bool, whole: bool, selected: Selected | None = None
+    ) -> None:
         self.number = number
         self.merged = merged
         self.hidden = hidden
         self.whole = whole
+        self.selected = selected
         self.held: Change | None = None
 
 
@@ -232,7 +236,13 @@ class _Since:
         if change.opaque and not (old.opaque or hidden):
             self._pass_over(depth)
             return self._new(change, number)
-        inside = _Level(number, merged=True, hidden=hidden or old.opaque, whole=whole or change.opaque)
+        inside = _Level(
+            number,
+            merged=True,
+            hidden=hidden or old.opaque,
+            whole=whole or change.opaque,
+            selected=change.selected,
+        )
         self._levels.append(inside)
         # What hides what lies below is below, and must itself show.
         change.opaque = False
@@ -263,6 +273,13 @@ class _Since:
         gone = self._before.take()
         if gone is None or gone.kind is WHITEOUT:
             return
+        selected = level.selected
+        if selected is not None and not selected.has(gone.name):
+            if gone.kind is DIRECTORY and selected.leads(gone.name):
+                self._lead(gone, level, depth)
+            elif gone.kind is DIRECTORY:
+                self._pass_over(depth)
+            return
         if gone.kind is DIRECTORY:
             self._pass_over(depth)
         elif gone.shared and gone.link_to is None:
@@ -270,6 +287,22 @@ class _Since:
         # If the lower layers have it, the upperdir never had anything under this name.
         if level.whole or not self._lies_below or not self._lies_below(gone.directory, gone.name):
             yield from self._with_directories(_deletion(gone))
+
+    def _lead(self, gone: Change, level: _Level, depth: int) -> None:
+        """Enter a directory that is not archived now and was there before: what is archived of it is gone."""
+        assert level.selected is not None
+        inside = _Level(
+            _number_of(level, gone.name),
+            merged=True,
+            hidden=level.hidden or gone.opaque,
+            whole=level.whole,
+            selected=level.selected.inside(gone.name),
+        )
+        gone.opaque = False
+        inside.held = _copy(gone)
+        self._holding += _size_of(inside.held)
+        self._levels.append(inside)
+        self._held.append(depth + 1)
 
     def _pass_over(self, depth: int) -> None:
         """Pass over what was in a directory that has been taken, and is in one at a depth."""

@@ -14,10 +14,11 @@ from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from archive_overlay.log import Log
     from archive_overlay.methods import Method
+    from archive_overlay.overlay.patterns import Selection
 
 # What means something to some methods only.
 _METHOD_KEYS = (
@@ -34,6 +35,9 @@ _METHOD_KEYS = (
     "load-as",
     "push-to",
 )
+
+# What leaves something out.
+_SELECTION_KEYS = ("exclude", "include", "exclude-caches")
 
 # The largest id that chown(2) takes: one more means "leave it as it is".
 _LARGEST_ID = 2**32 - 2
@@ -74,6 +78,7 @@ class ArchiveRequest(Record):
             no question.
         owners: by whose numbers owners are stored, where the container has others: one of `methods.OWNERS`.
         owner: user and group id of everything in a tar, or None for the true owners.
+        selection: what of the change set is archived; None: everything.
         compression: of a tar, a name in `methods.COMPRESSIONS`; "" where there is no tar.
         level: of the compression; 0 where there is none.
         whiteouts: how a tar says that something was deleted: one of `methods.WHITEOUTS`.
@@ -97,6 +102,7 @@ class ArchiveRequest(Record):
     if_exists: str
     owners: str = "container"
     owner: tuple[int, int] | None
+    selection: Selection | None = None
     compression: str
     level: int
     whiteouts: str
@@ -206,6 +212,12 @@ def parse_request(name: str, keys: Mapping[str, object], context: Context, log: 
         if key in texts and key not in method.keys:
             log.warning(f"archive {name}: {key} is ignored, because it means nothing to method {method.name}")
             del texts[key]
+    for key in ("archive-to", "success"):
+        for placeholder in _unknown_placeholders(texts.get(key, ""), values):
+            log.warning(
+                f"archive {name}: {key} has {placeholder}, which stands for nothing and stays as it is; the placeholders are"
+                f" {', '.join(values)}"
+            )
     compression = _compression(texts.get("compression", method.compression))
     return ArchiveRequest(
         container=context.id,
@@ -217,6 +229,7 @@ def parse_request(name: str, keys: Mapping[str, object], context: Context, log: 
         if_exists=_if_exists(texts.get("if-exists", ""), method),
         owners=_one_of(methods.OWNERS, texts.get("owners", "container"), "owners"),
         owner=_owner(texts["tar-content-owner"], name, log) if "tar-content-owner" in texts else None,
+        selection=_selection(texts, method),
         compression=compression,
         level=_level(texts.get("compression-level", ""), compression),
         whiteouts=_one_of(methods.WHITEOUTS, texts.get("whiteouts", "overlay"), "whiteouts"),
@@ -292,6 +305,25 @@ def _one_of(known: tuple[str, ...], value: str, key: str) -> str:
     return value
 
 
+def _selection(texts: Mapping[str, str], method: Method) -> Selection | None:
+    caches = _one_of(("true", "false"), texts.get("exclude-caches", "false"), "exclude-caches") != "true"
+    asked = [key for key in _SELECTION_KEYS if key in texts and not (key == "exclude-caches" and caches)]
+    if not asked:
+        return None
+    if method.renames:
+        raise ArchiveError(
+            f"{asked[0]} is not possible with method {method.name}, which keeps the upperdir as it is",
+            hint="use method copy",
+        )
+    from archive_overlay.overlay.patterns import Selection, parse_patterns
+
+    patterns = {key: parse_patterns(texts[key], key) for key in ("include", "exclude") if key in texts}
+    for key, found in patterns.items():
+        if not found:
+            raise ArchiveError(f"{key} {brief(texts[key])!r} has no pattern", hint="leave it out")
+    return Selection(include=patterns.get("include", ()), exclude=patterns.get("exclude", ()), caches=caches)
+
+
 def _default_base(texts: Mapping[str, str]) -> str:
     """Give what `base` is if nothing is said: the next container is to find what this one had, and not its changes alone."""
     return "include" if "load-as" in texts or "push-to" in texts else ""
@@ -341,10 +373,27 @@ def _path(text: str, key: str, values: Mapping[str, str]) -> str:
     if not usable:
         raise ArchiveError(f"{key} {value!r} cannot be a path")
     if not value.startswith("/"):
-        raise ArchiveError(
-            f"{key} {value!r} is a relative path", hint="give an absolute path in the runtime namespace"
-        )
+        raise ArchiveError(f"{key} {value!r} is a relative path", hint=_absolute_instead(value))
     return os.path.normpath("/" + value.lstrip("/"))
+
+
+def _absolute_instead(path: str) -> str:
+    """Say what to write in place of a path that is not absolute: perhaps it is an image's name, as other programs have it."""
+    transport, _, rest = path.partition(":")
+    if transport == "oci" and rest.startswith("/"):
+        return f"write {rest!r}, and method=oci"
+    if transport in ("docker", "containers-storage"):
+        other = "push-to" if transport == "docker" else "load-as"
+        return f"give the absolute path of an image layout, as /srv/data:main, and this name in the annotation {other}"
+    return "give an absolute path in the runtime namespace"
+
+
+def _unknown_placeholders(text: str, known: Collection[str]) -> Iterator[str]:
+    """Give what looks like a placeholder in a path and is not one."""
+    for part in text.split("{")[1:]:
+        word, brace, _ = part.partition("}")
+        if brace and word.replace("-", "").replace("_", "").isalpha() and f"{{{word}}}" not in known:
+            yield f"{{{word}}}"
 
 
 def _filled_in(text: str, values: Mapping[str, str]) -> tuple[str, list[str]]:

@@ -7,8 +7,10 @@ import time
 
 from archive_overlay import methods
 from archive_overlay.destination.marker import Marker
+from archive_overlay.destination.names import split_off_tag
 from archive_overlay.destination.paths import Paths
 from archive_overlay.errors import (
+    OUT_OF_MEMORY,
     ArchiveError,
     HookError,
     Interrupted,
@@ -18,6 +20,7 @@ from archive_overlay.errors import (
 )
 from archive_overlay.hook import rescue, runtime
 from archive_overlay.hook.annotations import Context, group_by_name, parse_request, timestamp
+from archive_overlay.hook.heartbeat import Heartbeat
 from archive_overlay.hook.ledger import Ledger
 from archive_overlay.hook.run import Run
 from archive_overlay.hook.saved import Saved
@@ -25,7 +28,8 @@ from archive_overlay.overlay import store
 from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
 from archive_overlay.overlay.locate import environment_file, mount_at
 from archive_overlay.overlay.upper import read_changes
-from archive_overlay.system import signals
+from archive_overlay.system import activity, signals
+from archive_overlay.system.activity import doing
 from archive_overlay.system.flush import Never, ToDisk
 from archive_overlay.system.metadata import is_twin
 from archive_overlay.system.patience import Patience
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.overlay.patterns import LeftOut
     from archive_overlay.settings import Settings
 
 
@@ -54,7 +59,7 @@ def run(
     *,
     names: Collection[str] | None = None,
     recovering: Saved | None = None,
-    running: Callable[[], None] | None = None,
+    running: Callable[[Collection[str]], None] | None = None,
 ) -> int:
     """Save what a container asks for in its annotations.
 
@@ -63,8 +68,9 @@ def run(
         log: takes what happens.
         names: of the archives that are meant; None: all.
         recovering: where it is noted what is saved, locked, if the engine has not run the hook; None: it runs it now.
-        running: if the container runs, is called when its archives are made; None: it has stopped. Others are kept out by the
-            caller, and nothing is noted: what the container changes from now on is to be saved as well.
+        running: if the container runs, is called when its archives are made, with the names of those that have nothing new;
+            None: it has stopped. Others are kept out by the caller, and nothing is noted: what the container changes from now
+            on is to be saved as well.
 
     Returns:
         0 if all that was asked for is saved, 1 if something is not.
@@ -74,21 +80,49 @@ def run(
     """
     try:
         state = runtime.state_of_bundle(settings.bundle) if settings.bundle else runtime.read_state(0)
+        log = log.named(state.short_id)
         spec = runtime.read_spec(state.bundle)
+        log.about = runtime.called(log.about, spec.container_name)
     except HookError as error:
         log.error(str(error))
         return 1
+    except MemoryError:
+        log.error(OUT_OF_MEMORY)
+        return 1
+    try:
+        return _run(settings, state, spec, log, names=names, recovering=recovering, running=running)
+    except MemoryError:
+        log.error(OUT_OF_MEMORY)
+        return 1
+
+
+def _run(
+    settings: Settings,
+    state: runtime.State,
+    spec: runtime.Spec,
+    log: Log,
+    *,
+    names: Collection[str] | None,
+    recovering: Saved | None,
+    running: Callable[[Collection[str]], None] | None,
+) -> int:
+    """Save what a container asks for. See `run`."""
     asked = {
         name: keys for name, keys in group_by_name(spec.annotations, log) if names is None or name in names
     }
     if not asked:
         return 0
+    if spec.swallowed:
+        log.warning(
+            f"{' '.join(spec.swallowed)} has no effect: it stands in the first of the hook's args, where the program's"
+            ' name belongs; put "archive_overlay" before it'
+        )
     patience = Patience()
     saved = recovering or (None if running else _saved(state.bundle, spec.root))
     if saved and not recovering:
         asked = _without_saved_meanwhile(asked, saved, patience, log)
     # From now on there is something to lose: a signal comes when it is known how that is rescued.
-    with signals.HeldOff() as held_off:
+    with Heartbeat(log), signals.HeldOff() as held_off:
         ledger = Ledger(asked, log)
         this = Run(
             settings=settings,
@@ -123,7 +157,7 @@ def _save_and_tend(
     asked: Mapping[str, Mapping[str, object]],
     run: Run,
     held_off: signals.HeldOff,
-    running: Callable[[], None] | None,
+    running: Callable[[Collection[str]], None] | None,
 ) -> None:
     """Do all requests, settle what failed, and do what is left to do where archives are safe.
 
@@ -139,6 +173,7 @@ def _save_and_tend(
     settings, ledger = run.settings, run.ledger
     keeper = _rescue_directory(settings, run.context.id, run.log)
     hurry = False
+    made: Mapping[str, methods.Destination] = {}
     ask_image = not settings.trust_image_annotations and store.is_of_store(run.bundle, run.spec.root)
     # Until it is known what the image asks for, all may be the image's.
     unkept = {*asked} if ask_image else set()
@@ -150,11 +185,13 @@ def _save_and_tend(
             ledger.complain(fault)
         made = _archive_all(asked, refused, run)
         if running:
-            running()
+            running(ledger.unchanged)
     except Interrupted as interruption:
         ledger.give_up(str(interruption), unkept=unkept)
         hurry = True
         raise
+    except MemoryError:  # between two archives
+        ledger.give_up(OUT_OF_MEMORY, unkept=unkept)
     finally:
         rescue.settle(ledger, run.find, run.lifetime, keeper, hurry=hurry)
         if run.saved:
@@ -201,6 +238,12 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
     for complaint in getattr(destination, "complaints", ()):
         ledger.complain_of(request.name, complaint)
     path = destination.path
+    layout, tag = ("", "") if request.method.makes == "layout" else split_off_tag(path)
+    if layout and not os.path.lexists(path):
+        log.warning(
+            f"archive {request.name}: method {request.method.name} makes a {request.method.makes} called"
+            f" {os.path.basename(path)}; for the tag {tag} of an image layout {layout}, add method=oci"
+        )
     ledger.expect_free(request, path)
     marker = None
     if request.success:
@@ -208,7 +251,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
     keep_in_place = run.why_kept_in_place(overlay, request.mount_point) if request.method.renames else ""
     writer.judge(overlay, keep_in_place=keep_in_place)
     tally = _Tally(log)
-    with destination.stage(flush, log, run.settings.file_mode) as staging:
+    writing = doing("writing", so_far=tally.so_far, slow=False)
+    with writing, destination.stage(flush, log, run.settings.file_mode) as staging:
         if marker:
             marker.remove(flush)
         target = methods.Target(
@@ -225,7 +269,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         )
         compare = getattr(destination, "compare", None)
         if compare:
-            with compare(lambda log: _InOrder(overlay, request, run, log), staging, log) as changes:
+            activity.NOW.takes_long()  # nothing may have to be written in the end
+            with compare(lambda log: _InOrder(overlay, request, run, log, tally), staging, log) as changes:
                 result = writer.write(tally.counted(changes), target, log)
         else:
             stream = read_changes(
@@ -233,6 +278,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
                 log,
                 deletions_first=request.method.deletions_first,
                 max_entries=run.settings.max_entries,
+                selection=request.selection,
+                left_out=tally.left_out(request, log),
             )
             try:
                 counted = tally.counted(stream)
@@ -242,8 +289,12 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
                 stream.close()
         if run.recovering:
             _expect_no_new_start(run, upper)
+        if tally.excluded and hasattr(destination, "excluded"):
+            destination.excluded = tally.excluded
         done = destination.publish(staging, result)
         ledger.publish(request.name, path)
+        if not getattr(destination, "added", True):
+            ledger.unchanged.append(request.name)
         if staging.took_upper:
             ledger.moved[upper] = path
         if marker:
@@ -266,8 +317,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
     seconds = time.monotonic() - started
     ledger.note(request.name, {"seconds": round(seconds, 3)})
     log.info(
-        f"archive {request.name}: saved {tally} of {request.mount_point} to {path} by {request.method.name}"
-        f"{f', as {done}' if done else ''} in {seconds:.2f} s"
+        f"archive {request.name}: saved {tally} of {request.mount_point}{tally.exclusion} to {path}"
+        f" by {request.method.name}{f', as {done}' if done else ''} in {seconds:.2f} s"
     )
     return destination
 
@@ -275,8 +326,16 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
 class _InOrder:
     """All changes as they may be archived, in the order of names. Use it as a context manager."""
 
-    def __init__(self, overlay: OverlayMount, request: ArchiveRequest, run: Run, log: Log) -> None:
-        self._stream = read_changes(overlay, log, max_entries=run.settings.max_entries)
+    def __init__(
+        self, overlay: OverlayMount, request: ArchiveRequest, run: Run, log: Log, tally: _Tally
+    ) -> None:
+        self._stream = read_changes(
+            overlay,
+            log,
+            max_entries=run.settings.max_entries,
+            selection=request.selection,
+            left_out=tally.left_out(request, log),
+        )
         allowed = run.policy.applied(self._stream) if run.policy else self._stream
         self._changes = _with_owners(allowed, overlay, request, log)
 
@@ -307,7 +366,9 @@ def _without_saved_meanwhile(
     if saved.lock():
         return asked  # whatever is noted: who runs the hook again wants it again
     log.info(f"another run is saving what this container asks for: waiting for at most {patience.left} s")
-    if not saved.wait(patience):
+    with Heartbeat(log), doing("waiting for another run that saves what this container asks for"):
+        waited = saved.wait(patience)
+    if not waited:
         log.warning(f"another run has not ended in {patience.seconds} s: going on beside it")
     found = saved.names
     for name in asked:
@@ -385,7 +446,8 @@ def _archive_all(
     ready.sort(key=lambda each: each[0].method.renames)
     saved: dict[str, methods.Destination] = {}
     for request, writer in ready:
-        with run.ledger.failing_alone(request.name):
+        begun = doing("at work", subject=f"archive {request.name}", slow=False)
+        with run.ledger.failing_alone(request.name), begun:
             try:
                 saved[request.name] = archive_one(request, writer, run)
             except StaleError:
@@ -405,7 +467,9 @@ def _tend_all(saved: Mapping[str, methods.Destination], run: Run) -> None:
         for name, destination in waiting.items():
             outstanding: Sequence[str] = getattr(destination, "outstanding", ())
             if outstanding:
-                reason = f"it is safe at {destination.path}, but {' and '.join(outstanding)} was {end}"
+                reason = (
+                    f"the archive is safe at {destination.path}, but {' and '.join(outstanding)} was {end}"
+                )
                 run.ledger.complain_of(name, reason)
         raise
 
@@ -416,7 +480,9 @@ def _tend(name: str, destination: methods.Destination, run: Run) -> None:
     if not tend:
         return
     try:
-        for complaint in tend():
+        with doing("at work", subject=f"archive {name}", slow=False):
+            complaints = tend()
+        for complaint in complaints:
             run.ledger.complain_of(name, complaint)
     except Exception as error:
         if end := interruption(error):
@@ -424,13 +490,13 @@ def _tend(name: str, destination: methods.Destination, run: Run) -> None:
         expected = isinstance(error, (ArchiveError, OSError, ImportError))
         reason = str(error) if expected else internal_error(error)
         run.log.warning(
-            f"archive {name}: it is safe at {destination.path}, but what was to be done there afterwards has failed:"
+            f"archive {name}: the archive is safe at {destination.path}, but the work to be done after it failed:"
             f" {reason}; the next stop tries again"
         )
         # What was asked for besides has not been done, so this must not look like a success.
         outstanding: Sequence[str] = getattr(destination, "outstanding", ())
         if outstanding:
-            run.ledger.complain_of(name, f"it is safe, but {' and '.join(outstanding)} was not done")
+            run.ledger.complain_of(name, f"the archive is safe, but {' and '.join(outstanding)} was not done")
     finally:
         run.ledger.note(name, _facts(destination))
 
@@ -454,8 +520,16 @@ def _what_images_ask_for(asked: Mapping[str, Mapping[str, object]], run: Run) ->
         except ArchiveError:
             return ()
 
+    def told(name: str) -> None:
+        if not spec.container_name:
+            run.log.about = runtime.called(run.log.about, name)
+
     container = images.Container(
-        bundle=run.bundle, root=spec.root, environment_file=environment_file(spec.mounts), lowers=lowers
+        bundle=run.bundle,
+        root=spec.root,
+        environment_file=environment_file(spec.mounts),
+        lowers=lowers,
+        told=told,
     )
     try:
         return image_annotations.refusals(asked, spec.annotations, container)
@@ -509,6 +583,30 @@ class _Tally:
         self._log = log
         self.entries = self.deletions = self.bytes = 0
         self._counted = False
+        self._current: Change | None = None
+        self._left_out: LeftOut | None = None
+
+    def left_out(self, request: ArchiveRequest, log: Log) -> LeftOut | None:
+        """Give what counts entries that are not selected; None: all are. The upperdir may be read twice; the first time counts."""
+        if request.selection is None:
+            return None
+        from archive_overlay.overlay.patterns import LeftOut
+
+        made = LeftOut(log)
+        self._left_out = self._left_out or made
+        return made
+
+    @property
+    def excluded(self) -> int | None:
+        """How many entries are not selected; None: no selection is asked for."""
+        return self._left_out.count if self._left_out else None
+
+    @property
+    def exclusion(self) -> str:
+        """The same, for the summary."""
+        if self.excluded is None:
+            return ""
+        return f" ({'1 entry' if self.excluded == 1 else f'{self.excluded} entries'} excluded)"
 
     def counted(self, stream: Iterator[Change]) -> Iterator[Change]:
         self._counted = True
@@ -517,6 +615,7 @@ class _Tally:
             if trace:
                 self._log.trace(f"{change.shown}: {change.kind}")
             if change.fd >= 0:  # nearly all
+                self._current = change
                 self.entries += 1
                 self.bytes += change.size
             elif change.kind is WHITEOUT:
@@ -530,7 +629,23 @@ class _Tally:
         """The numbers, as reports have them; without a count there are none."""
         if not self._counted:
             return {}
-        return {"entries": self.entries, "deletions": self.deletions, "bytes": self.bytes}
+        facts: dict[str, object] = {
+            "entries": self.entries,
+            "deletions": self.deletions,
+            "bytes": self.bytes,
+        }
+        return facts if self.excluded is None else {**facts, "excluded": self.excluded}
+
+    def so_far(self) -> activity.SoFar:
+        """Say how much has been written, as far as that is known."""
+        current, behind = self._current, activity.NOW.behind
+        if behind:
+            left = behind()
+        elif current and current.fd >= 0 and current.data is None:
+            left = max(current.size - _position(current.fd), 0)
+        else:
+            left = 0
+        return activity.SoFar(max(self.bytes - left, 0), entries=self.entries + self.deletions)
 
     def __str__(self) -> str:
         if not self._counted:
@@ -538,3 +653,11 @@ class _Tally:
         entries = "1 entry" if self.entries == 1 else f"{self.entries} entries"
         deletions = "1 deletion" if self.deletions == 1 else f"{self.deletions} deletions"
         return f"{entries}, {deletions} and {self.bytes} bytes"
+
+
+def _position(fd: int) -> int:
+    """Give how far a file has been read."""
+    try:
+        return os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError:
+        return 0  # it has been closed meanwhile

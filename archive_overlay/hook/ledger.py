@@ -44,6 +44,7 @@ class Ledger:
         asked: the annotations, as above.
         facts: what is known of each archive that has come to an end, by its name; see `reports`.
         kept: names of the archives that failed, and whose upperdir is kept.
+        unchanged: names of the archives that have nothing new, because nothing was changed.
     """
 
     def __init__(self, asked: Mapping[str, Mapping[str, object]], log: Log) -> None:
@@ -53,6 +54,7 @@ class Ledger:
         self.failures: list[Failure] = []
         self.moved: dict[str, str] = {}
         self.kept: list[str] = []
+        self.unchanged: list[str] = []
         self._log = log
         self._pending = dict(asked)
         self._safe = ""  # name of the last archive that is all that it should be

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import posixpath
 
-from archive_overlay.errors import HookError
+from archive_overlay.errors import HookError, brief
 from archive_overlay.overlay.mount import Mount
-from archive_overlay.overlay.store import JSON_SPACE, AsLoads, container_in_store
+from archive_overlay.overlay.store import CONTAINER_NAMES, JSON_SPACE, AsLoads, container_in_store, is_drawn
+from archive_overlay.settings import swallowed_options
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeGuard
 
+_SHORT_ID = 12
+_LONGEST_NAME = 64
 _BY_HAND = "to try it by hand: archive_overlay --bundle DIR, with DIR holding a config.json"
 
 
@@ -33,6 +36,11 @@ class State(Record):
     id: str
     bundle: str
 
+    @property
+    def short_id(self) -> str:
+        """What log lines call the container: the beginning of an id that an engine has drawn, as engines show it."""
+        return self.id[:_SHORT_ID] if is_drawn(self.id) else brief(self.id)
+
 
 class Spec(Record):
     """The part of a container's spec that the hook needs.
@@ -45,6 +53,8 @@ class Spec(Record):
         user_namespace: what the spec says of the container's user namespace, as the spec has it: `uidMappings`,
             `gidMappings`, and `path` if it is one that there was. Empty: it has none of its own.
         started: when config.json was written; see `store.Place`.
+        swallowed: options of this hook that stand where its name belongs, if the spec has the hook. Engines that run hooks
+            themselves, as podman does, leave them out of the spec.
     """
 
     annotations: dict[str, object]
@@ -53,6 +63,24 @@ class Spec(Record):
     faults: tuple[str, ...]
     user_namespace: Mapping[str, object] = {}
     started: int = 0
+    swallowed: Sequence[str] = ()
+
+    @property
+    def container_name(self) -> str:
+        """What Kubernetes' engines say the container is called; "" if they do not say it."""
+        names = (self.annotations.get(annotation) for annotation in CONTAINER_NAMES)
+        return next((name for name in names if isinstance(name, str)), "")
+
+
+def called(container: str, name: str) -> str:
+    """Give what log lines call a container.
+
+    Args:
+        container: its short id.
+        name: what people call it, as far as that is known; whoever started it chose it.
+    """
+    name = name[:_LONGEST_NAME]
+    return f"{container} ({name})" if name and name != container else container
 
 
 def read_state(fd: int) -> State:
@@ -144,6 +172,7 @@ def read_spec(bundle: str) -> Spec:
         faults=tuple(faults),
         user_namespace=_user_namespace(spec.get("linux")),
         started=started,
+        swallowed=_swallowed(spec.get("hooks")),
     )
 
 
@@ -181,6 +210,24 @@ def _user_namespace(linux: object) -> Mapping[str, object]:
         if isinstance(namespace, dict) and namespace.get("type") == "user":
             return {**said, "path": namespace.get("path")}
     return said
+
+
+def _swallowed(hooks: object) -> Sequence[str]:
+    listed = hooks.get("poststop") if isinstance(hooks, dict) else None
+    for hook in listed if isinstance(listed, list) else ():
+        if not isinstance(hook, dict):
+            continue
+        path, arguments = hook.get("path"), hook.get("args")
+        if not (_is_path(path) and os.path.basename(path).startswith("archive_overlay")):
+            continue
+        if (
+            isinstance(arguments, list)
+            and arguments
+            and isinstance(arguments[0], str)
+            and arguments[0] != path
+        ):
+            return swallowed_options(arguments[0])
+    return ()
 
 
 def _mappings(entry: Mapping[str, object]) -> Mapping[str, object]:

@@ -26,8 +26,8 @@ def save(
     settings: Settings,
     log: Log,
     resume: Callable[[], None],
-) -> int:
-    """Run the hook for a running container, and give its exit status; see `hook.run`.
+) -> tuple[int, list[str]]:
+    """Run the hook for a running container.
 
     Its upperdirs are not touched, whatever fails: nothing is rescued, because nothing is about to be deleted.
 
@@ -38,15 +38,20 @@ def save(
         log: takes what happens.
         resume: is called as soon as the archives are made. What is left to do at them then does not keep the container, nor the
             hook at its stop.
-    """
 
-    def done() -> None:
+    Returns:
+        The exit status (see `hook.run`), and the names of the archives that have nothing new.
+    """
+    unchanged: list[str] = []
+
+    def done(names: Collection[str]) -> None:
+        unchanged.extend(names)
         resume()
         container.close()
 
     _write_back(container, names, log)
     settings = settings.replace(bundle=container.bundle, rescue_dir=None)
-    return hook.run(settings, log, names=names, running=done)
+    return hook.run(settings, log, names=names, running=done), unchanged
 
 
 def _write_back(container: Container, names: Collection[str], log: Log) -> None:

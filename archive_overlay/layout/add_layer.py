@@ -30,6 +30,7 @@ from archive_overlay.layout.read import (
     tag_of,
     tagged,
 )
+from archive_overlay.system.activity import doing
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -90,6 +91,7 @@ class LayoutDestination:
         steps: what is still to be done once the revision is safe.
         complaints: what cannot be done of what is asked for, as is known before the revision is made.
         compare: see `methods.Compared`.
+        excluded: see `methods.Noting`.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class LayoutDestination:
         self.steps: list[Step] = []
         self.complaints: list[str] = []
         self.compare: Compare | None = None
+        self.excluded: int | None = None
         self._annotate = annotate
         self._stage: Callable[[], Staging] | None = None
         self.path = wish.path
@@ -162,11 +165,10 @@ class LayoutDestination:
         while self.steps and self.published:
             step = self.steps[0]
             try:
-                step.work(self)
+                with doing(step.what, slow=step.asked):
+                    step.work(self)
             except (ArchiveError, OSError, ImportError) as error:
-                failed = (
-                    f"its revision is safe in {self.path}:{self.published}, but {step.what} failed: {error}"
-                )
+                failed = f"revision {self.number} of {self.path}:{self.published} is safe, but {step.what} failed: {error}"
                 if step.asked:
                     failures.append(failed)
                 else:
@@ -246,6 +248,7 @@ class LayoutDestination:
                 entries=layer.entries,
                 deletions=layer.deletions,
                 bytes=layer.bytes,
+                excluded=self.excluded,
                 parent=place.parent,
                 base=place.base,
                 upper=f"{self._provenance.upper} {place.earlier.first if place.earlier else number}"

@@ -28,6 +28,7 @@ from archive_overlay.layout.read import (
     check_json,
     is_history,
     is_tagged,
+    lost_index,
     parse_index,
     read_index,
     read_index_file,
@@ -205,20 +206,28 @@ class Edit:
             OSError: it cannot be written.
         """
         self._expect_unmoved()
+        if self.is_new:
+            self._begin_layout()
         unneeded = self._drop_unneeded()
         index = _dump({**self.index, "manifests": self._manifests})
         check_json(index, INDEX_FILE)
-        if self.is_new:
-            self._write(VERSION_FILE, b'{"imageLayoutVersion": "1.0.0"}\n')
         self._write(INDEX_FILE, index)
         if self._blobs:
             self._publish_blobs()
-        if self.is_new:
-            self._replace(VERSION_FILE)
         self._flush.file(self._layout)
         self._publish_index()
         self._flush.file(self._layout)
         self._delete(unneeded)
+
+    def _begin_layout(self) -> None:
+        """Make a layout without images, before it has a blob: so an index that is lost later shows."""
+        self._read = _dump(self.index)
+        self._write(VERSION_FILE, b'{"imageLayoutVersion": "1.0.0"}\n')
+        self._write(INDEX_FILE, self._read)
+        self._replace(VERSION_FILE)
+        self._replace(INDEX_FILE)
+        self._flush.file(self._layout)
+        self.is_new = False
 
     def _drop_unneeded(self) -> set[str]:
         """Take histories that nothing needs out of the index; give the digests of what can be deleted."""
@@ -279,9 +288,6 @@ class Edit:
 
     def _publish_index(self) -> None:
         self._expect_unmoved()
-        if self.is_new:
-            self._replace(INDEX_FILE)
-            return
         here, there = self._staging.directory, self._layout
         try:
             kernel.exchange(INDEX_FILE, here, INDEX_FILE, there)
@@ -352,17 +358,33 @@ def until_published(edit: Edit, path: str, work: Callable[[], Done]) -> Done:
 def is_new(layout: int) -> bool:
     """Return whether a directory is to become a layout: it is empty but for what killed runs left.
 
+    An index comes before the first blob, so where there are blobs and no index, that is lost.
+
     Raises:
-        ArchiveError: there is something else in it.
+        ArchiveError: there is something else in it, or a layout without its index.
     """
     names = {name for name in os.listdir(layout) if not is_staging_name(name, "")}
     if INDEX_FILE in names:
         return False
     if names - {"blobs", VERSION_FILE}:
         raise ArchiveError(
-            "archive-to is a directory that is no image layout: it has no index.json", hint="name another one"
+            f"archive-to is a directory with other contents, not an image layout: it has no {INDEX_FILE}",
+            hint="name a directory that is empty or does not exist yet",
         )
+    if "blobs" in names and _has_blobs(layout):
+        raise lost_index()
     return True
+
+
+def _has_blobs(layout: int) -> bool:
+    try:
+        fd = os.open(BLOBS, READ_DIRECTORY, dir_fd=layout)
+    except OSError:
+        return False  # there are none; or they are not where they belong, which is somebody else's question
+    try:
+        return bool(os.listdir(fd))
+    finally:
+        os.close(fd)
 
 
 def _digests_in(data: bytes) -> set[str]:

@@ -38,6 +38,7 @@ class Provenance(Record):
         mount_point: the mount's destination in the container.
         entries, deletions: how many there are in the revision; None if that is not known.
         bytes: of the contents of its files; None if that is not known.
+        excluded: how many entries the user had left out; None if none, or if that is not known.
         container_name, image: what people call the container, and its image; "" if that is not known.
         message: what the user says of it.
         parent: the revision that it lies on, "TAG@N", if that is not the one before it.
@@ -54,6 +55,7 @@ class Provenance(Record):
     entries: int | None = None
     deletions: int | None = None
     bytes: int | None = None
+    excluded: int | None = None
     container_name: str = ""
     image: str = ""
     message: str = ""
@@ -70,6 +72,7 @@ class Provenance(Record):
             "entries": self.entries,
             "deletions": self.deletions,
             "bytes": self.bytes,
+            "excluded": self.excluded,
         }
         said = {
             "container-name": self.container_name,
@@ -109,6 +112,7 @@ def read_provenance(annotations: Mapping[str, Any], history: Mapping[str, Any]) 
             entries=_count(annotations, "entries"),
             deletions=_count(annotations, "deletions"),
             bytes=_count(annotations, "bytes"),
+            excluded=_count(annotations, "excluded"),
             container_name=_text(annotations, "container-name"),
             image=_text(annotations, "image"),
             message=_text(annotations, "message"),

@@ -147,6 +147,15 @@ def read_index(layout: int) -> dict[str, Any]:
     return parse_index(_read_file(layout, INDEX_FILE))
 
 
+def lost_index(path: str = "") -> ArchiveError:
+    """Give the error of a layout that has blobs and no index."""
+    layout = f"the image layout {path}" if path else "the image layout"
+    return ArchiveError(
+        f"{INDEX_FILE} of {layout} is gone, and its blobs are still there",
+        hint=f"restore {INDEX_FILE} from a backup, or move the whole directory away to begin a new history",
+    )
+
+
 def read_index_file(layout: int) -> bytes:
     """Read a layout's index as it stands there. See `read_index`."""
     return _read_file(layout, INDEX_FILE)

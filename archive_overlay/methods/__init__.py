@@ -154,6 +154,15 @@ if TYPE_CHECKING:
             | None
         ): ...
 
+    class Noting(Destination, Protocol):
+        """A destination that keeps what is known of the archive with it.
+
+        Attributes:
+            excluded: is set before publishing: how many entries were left out; None: none.
+        """
+
+        excluded: int | None
+
     class Writer(Protocol):
         """What each method's module has."""
 

@@ -13,9 +13,22 @@ from archive_overlay.errors import ArchiveError, fail
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Union
+    from typing import Protocol, Union
 
     Attributes = Union[dict[str, bytes], "LargeAttributes"]
+
+    class Selected(Protocol):
+        """What is archived of a directory. See `patterns.Selected`."""
+
+        def has(self, name: str) -> bool:
+            """Say whether what has a name in it is archived itself."""
+
+        def leads(self, name: str) -> bool:
+            """Say whether something in a directory of a name in it may be, though it is not itself."""
+
+        def inside(self, name: str) -> Selected:
+            """Say what is archived of a directory that has a name in it."""
+
 
 DIRECTORY = "directory"
 FILE = "file"
@@ -205,6 +218,7 @@ class Change:
         sparse: whether the file may have holes.
         implicit: of a directory: its layer does not list it, but has something in it, so that what else is known of it
             comes from elsewhere: from lower layers, if they have it.
+        selected: of a directory of an upperdir: what is archived of it; None: all of it.
     """
 
     __slots__ = (
@@ -223,6 +237,7 @@ class Change:
         "opaque",
         "pieces",
         "rdev",
+        "selected",
         "shared",
         "size",
         "sparse",
@@ -263,6 +278,7 @@ class Change:
         self.data: bytes | None = None
         self.pieces: Iterator[tuple[int, bytes]] | None = None
         self.implicit = False
+        self.selected: Selected | None = None
         # In units of 512 bytes, whatever the block size (stat(2)).
         self.sparse = status.st_blocks * 512 < status.st_size
 

@@ -49,12 +49,14 @@ class Container(Record):
         root: its root.path.
         environment_file: source of the mount at /run/.containerenv; "" without one.
         lowers: gives the lower directories of its root file system; called only if they are needed.
+        told: is told what the container is called, if the store says it.
     """
 
     bundle: str
     root: str
     environment_file: str
     lowers: Callable[[], Sequence[str]]
+    told: Callable[[str], object] = str
 
 
 class Image(Record):
@@ -90,7 +92,7 @@ def of_container(container: Container) -> list[Image]:
     drivers = [each for each in dict.fromkeys(drivers) if os.path.isdir(f"{each}-containers")]
     if not drivers:
         return []
-    found = _of_record(drivers, identifier, layer)
+    found = _of_record(drivers, identifier, layer, container.told)
     if found is None:
         below = _below(drivers, layer) if layer else ""
         return _with_layer(drivers, below) if below else []
@@ -181,11 +183,15 @@ def with_top_layer(drivers: Iterable[Driver], layer: str) -> list[Image]:
     return [image for driver in drivers for image in _with_layer([driver.path], layer, driver.owners)]
 
 
-def _of_record(drivers: Iterable[str], container: str, layer: str) -> str | None:
-    """Return the id of the image that a container was made of; "": of none; None: no store knows the container."""
+def _of_record(
+    drivers: Iterable[str], container: str, layer: str, told: Callable[[str], object]
+) -> str | None:
+    """Give the id of the image that a container was made of; "": of none; None: no store knows the container."""
     for driver in drivers:
         for record in store.records(f"{driver}-containers"):
             if record.get("id") == container or (layer and record.get("layer") == layer):
+                for name in _texts(record.get("names"))[:1]:
+                    told(name)
                 image = record.get("image") or ""
                 if not isinstance(image, str) or (image and not store.is_identifier(image)):
                     raise store.UnknownError(

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from archive_overlay.overlay.store import Place
 
-_NAMES = ("io.kubernetes.container.name", "io.kubernetes.cri.container-name")
 _IMAGES = ("io.kubernetes.cri-o.ImageName", "io.kubernetes.cri.image-name")
 
 _LONGEST = 255  # characters
@@ -46,7 +45,7 @@ def container_labels(container: Place) -> Labels:
     Args:
         container: where it is in a store.
     """
-    name, image = _first(container.annotations, _NAMES), _first(container.annotations, _IMAGES)
+    name, image = _first(container.annotations, store.CONTAINER_NAMES), _first(container.annotations, _IMAGES)
     if not (name and image):
         record = _record(container)
         names, metadata = record.get("names"), _metadata(record)

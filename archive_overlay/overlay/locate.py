@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # A file that podman mounts into each container.
 _ENVIRONMENT_FILE = "/run/.containerenv"
 
+_ABOUT_ARTIFACTS = (
+    "an artifact is always read-only; for an archive, mount an image (type=image, rw=true) or a volume (:O)"
+)
 _REAL_PATH = "name it by its real path in the container's mounts"
 
 
@@ -65,10 +68,12 @@ def find_overlay(
         )
     else:
         known = ", ".join(sorted({mount.destination for mount in mounts})) or "none"
-        raise ArchiveError(
-            f"the container has no mount at {mount_point}",
-            hint=f"mount-point must be the destination of a mount; there are: {known}",
-        )
+        hint = f"mount-point must be the destination of a mount; there are: {known}"
+        below = f"{mount_point.rstrip('/')}/"
+        if any(mount.destination.startswith(below) and _is_artifact(mount) for mount in mounts):
+            # podman mounts each file of an artifact by itself.
+            hint = _ABOUT_ARTIFACTS
+        raise ArchiveError(f"the container has no mount at {mount_point}", hint=hint)
     if _is_of_a_process(overlay.upper):
         raise ArchiveError(
             f"the upperdir of {mount_point} is {overlay.upper}, and means another directory in each process"
@@ -149,8 +154,15 @@ def _of_mount(mount: Mount, mounts: Sequence[Mount], believed: _Believed) -> Ove
         f"{mount.destination} is a {mount.type or 'bind'} mount of {mount.source or 'nothing'}, not an overlay",
         mounted,
         believed,
-        hint="mount it with rw=true (image mounts) or :O (volumes)",
+        hint=_ABOUT_ARTIFACTS
+        if _is_artifact(mount)
+        else "mount it with rw=true (image mounts) or :O (volumes)",
     )
+
+
+def _is_artifact(mount: Mount) -> bool:
+    """Say whether a mount is a file of an OCI artifact, from podman's store of these, by its text."""
+    return "/artifacts/blobs/" in mount.source
 
 
 def _without_links(overlay: OverlayMount, mount: Mount, mounts: Sequence[Mount]) -> OverlayMount:

@@ -41,6 +41,8 @@ _RECORDS = ("containers.json", "volatile-containers.json")
 
 # The digits of an id that podman and CRI-O draw at random for a container.
 _ID_DIGITS = 64
+# Annotations by which Kubernetes' engines say what a container is called.
+CONTAINER_NAMES = ("io.kubernetes.container.name", "io.kubernetes.cri.container-name")
 
 # The longest list of lower layers that is read. The driver allows 500 of 29 characters each.
 _LONGEST_LIST = 1 << 16
@@ -144,7 +146,7 @@ def container_in_store(directory: str) -> tuple[str, str]:
     """
     above, name = os.path.split(os.path.normpath(directory))
     containers, container = os.path.split(above)
-    if name == "userdata" and containers.endswith("-containers") and _is_container(container):
+    if name == "userdata" and containers.endswith("-containers") and is_drawn(container):
         return containers, container
     return "", ""
 
@@ -418,7 +420,7 @@ def is_identifier(name: str) -> bool:
     return name.isascii() and name.isalnum()
 
 
-def _is_container(name: str) -> bool:
+def is_drawn(name: str) -> bool:
     """Say whether a name is an id that an engine draws for a container: nobody can write it into a mount beforehand."""
     return len(name) == _ID_DIGITS and not name.strip("0123456789abcdef")
 

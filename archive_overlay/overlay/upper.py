@@ -41,13 +41,15 @@ from archive_overlay.system.user_namespace import sees_trusted_attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
     from archive_overlay.log import Log
+    from archive_overlay.overlay.caches import Caches
     from archive_overlay.overlay.change import Attributes
     from archive_overlay.overlay.dialect import Dialect
     from archive_overlay.overlay.lowers import Place
     from archive_overlay.overlay.mount import OverlayMount
+    from archive_overlay.overlay.patterns import LeftOut, Selected, Selection
     from archive_overlay.overlay.references import References
 
 _KINDS = {
@@ -61,10 +63,18 @@ _KINDS = {
 }
 # A directory of fuse-overlayfs may have two marks in it besides its own name and a mark that deletes what was there.
 _NAMES_PER_ENTRY = 4
+# Of what is left out in a directory, so many names are listed.
+_FEW_NAMES = 10
 
 
 def read_changes(
-    overlay: OverlayMount, log: Log, *, deletions_first: bool = False, max_entries: int | None = None
+    overlay: OverlayMount,
+    log: Log,
+    *,
+    deletions_first: bool = False,
+    max_entries: int | None = None,
+    selection: Selection | None = None,
+    left_out: LeftOut | None = None,
 ) -> Generator[Change, None, None]:
     """Read what the container changed, depth first.
 
@@ -78,18 +88,48 @@ def read_changes(
         deletions_first: in each directory, give what was deleted before everything else.
         max_entries: the caller takes no more changes than this, so listings that are much longer are not read to their
             end. None: any number.
+        selection: what of it is read; None: everything. The root directory always is, and so are directories that what is
+            selected is in.
+        left_out: is told of what is not.
 
     Raises:
         ArchiveError: something cannot be read, vanished, or does not stand on its own, or there is too much.
     """
-    reader = UpperReader(overlay, log, deletions_first=deletions_first, max_entries=max_entries)
+    reader = UpperReader(
+        overlay,
+        log,
+        deletions_first=deletions_first,
+        max_entries=max_entries,
+        selection=selection,
+        left_out=left_out,
+    )
     try:
+        if selection is not None:
+            yield from _without_empty_ways(reader)
+            return
         while reader.ahead() is not None:
             change = reader.take()
             if change is not None:
                 yield change
     finally:
         reader.close()
+
+
+def _without_empty_ways(reader: UpperReader) -> Iterator[Change]:
+    """Give what a reader gives, without directories that lead to what may be selected if nothing there is."""
+    held: list[Change] = []  # from the outside in
+    while reader.ahead() is not None:
+        change = reader.take()
+        if change is None:
+            continue
+        while held and held[-1].directory.depth >= change.directory.depth:
+            held.pop()
+        if reader.leads and change.name and not isinstance(change.attributes, LargeAttributes):
+            held.append(change)
+            continue
+        yield from held
+        held.clear()
+        yield change
 
 
 # What an overlay makes directories opaque by if all of its marks are hidden from an unprivileged process.
@@ -100,6 +140,9 @@ _DIRECTORY = 1
 _OTHER = 2  # neither a directory nor a regular file
 _BELOW = 3  # not in the upperdir
 _MARKED = 4  # deleted, by a whiteout file
+# Not in the upperdir, or not selected, in a directory that is not selected itself:
+_GONE = 5  # selected, so that it is to be deleted if it is there in the lower layers
+_INSIDE_GONE = 6  # so is what is selected in it
 
 
 class _Level:
@@ -108,7 +151,19 @@ class _Level:
     There may be hundreds of thousands of names, so each is held once.
     """
 
-    __slots__ = ("complete", "covered", "kinds", "names", "node", "opaque", "path")
+    __slots__ = (
+        "complete",
+        "covered",
+        "exposed",
+        "kinds",
+        "names",
+        "node",
+        "opaque",
+        "path",
+        "plain",
+        "sealed",
+        "selected",
+    )
 
     def __init__(self, path: TreePath, node: Directory) -> None:
         self.path = path
@@ -118,13 +173,17 @@ class _Level:
         self.complete = False  # what lies below comes too, because in the archive it will not be below
         self.names: list[str] = []  # what is to come, last first
         self.kinds: dict[str, int] = {}  # of what is no regular file
+        self.selected: Selected | None = None  # what of it is; None: everything
+        self.exposed = False  # what it hides shows all the same, because it is not selected itself
+        self.sealed = False  # what lies below is hidden: it is opaque in the archive, or in such a directory
+        self.plain: Directory | None = None  # its path in the lower layers, as if there were no upperdir
 
 
 class UpperReader:
     """An upperdir that is being read, as a `compose.Source`: one position, and what must be remembered on the way.
 
     Args:
-        overlay, log, deletions_first, max_entries: see `read_changes`.
+        overlay, log, deletions_first, max_entries, selection, left_out: see `read_changes`.
 
     Raises:
         ArchiveError: by `ahead`, `take` and `skip` too: see `read_changes`.
@@ -137,7 +196,12 @@ class UpperReader:
         *,
         deletions_first: bool = False,
         max_entries: int | None = None,
+        selection: Selection | None = None,
+        left_out: LeftOut | None = None,
     ) -> None:
+        self.leads = False  # the directory that was taken last is not selected: something in it may be
+        self._selection = selection
+        self._left_out = left_out
         self._upper = overlay.upper
         self._dialect: Dialect = overlay.dialect
         self._warnings = Repeated(log)
@@ -145,6 +209,11 @@ class UpperReader:
         self._max_entries = max_entries
         self._listed = 0
         self._lowers = Lowers(overlay)
+        self._caches: Caches | None = None
+        if selection is not None and not selection.caches:
+            from archive_overlay.overlay.caches import Caches
+
+            self._caches = Caches(overlay, self._lowers)
         self._overlay = overlay
         self._referring: References | None = None
         if overlay.may_refer_to_lowers or self._dialect.origin_attribute:
@@ -175,6 +244,8 @@ class UpperReader:
         self._descent.close()
         self._lowers.close()
         self._warnings.finish()
+        if self._left_out:
+            self._left_out.finish()
 
     def ahead(self) -> tuple[int, str] | None:
         """See `compose.Source`."""
@@ -211,6 +282,7 @@ class UpperReader:
     def take(self) -> Change | None:
         """See `compose.Source`."""
         self._let_go()
+        self.leads = False
         if not self._begun:
             self._begun = True
             try:
@@ -245,15 +317,19 @@ class UpperReader:
         if kind == _DIRECTORY:
             self._descent.enter(name)
             return self._upper_directory(name, level)
+        if kind in (_GONE, _INSIDE_GONE):
+            return self._gone(level, name)
         hides = level.opaque or level.complete or level.covered
         if kind == _MARKED:
-            return None if hides else self._whiteout(level, name)
+            return self._whiteout(level, name) if not hides else self._gone_if_exposed(level, name)
         if kind == _OTHER:
             change = self._other(level, name)
             # An opaque directory needs no whiteouts, and those in it would show up in listings.
-            return None if hides and change.kind is WHITEOUT else change
+            return change if change.kind is not WHITEOUT or not hides else self._gone_if_exposed(level, name)
         below = self._from_below(level, name)
-        if below is not None and self._lower_owners:
+        if below is None:
+            return self._gone_if_exposed(level, name)
+        if self._lower_owners:
             self._lower_owners.apply(below)
         return below
 
@@ -273,6 +349,42 @@ class UpperReader:
         level = _Level(TreePath(parent.path, name) if parent else TOP, node)
         level.opaque = marks.opaque
         level.covered = parent is not None and (parent.opaque or parent.covered)
+        kinds = level.kinds
+        if self._selection is not None:
+            self._select(level, name, parent)
+            if self._caches and self._caches.is_one(fd, node, hides=level.opaque or level.covered):
+                level.selected = self._selection.tag_alone(level.selected)
+        leads = self.leads
+        if level.selected is not None:
+            self._list_selected(level, level.selected, fd)
+        else:
+            self._list(level, fd)
+        moved = bool(marks.redirect) and not marks.opaque
+        if moved or (parent is not None and parent.complete):
+            level.complete = True
+            below = self._lowers.below(node)
+            if not marks.opaque:
+                self._references().check_directory(below, marks, lambda: self._shown(parent, name))
+            lower = self._lowers.names(below)
+            lower.difference_update(level.names)
+            self._count(len(lower))
+            if level.selected is not None:
+                lower = {each for each in lower if level.selected.has(each) or level.selected.leads(each)}
+            kinds.update(dict.fromkeys(lower, _BELOW))
+            level.names.extend(lower)
+        opaque = level.opaque or moved
+        if self._selection is not None:
+            opaque = self._expose(level, leads, parent, opaque=opaque)
+        level.names.sort(reverse=True)
+        if self._deletions_first and kinds:
+            level.names.sort(key=lambda name: self._is_deletion(level, name))
+        self._levels.append(level)
+        change = Change(DIRECTORY, parent.path if parent else TOP, name, status, attributes, opaque=opaque)
+        change.selected = level.selected
+        return self._with_true_owner(change, marks)
+
+    def _list(self, level: _Level, fd: int) -> None:
+        """List a directory of the upperdir."""
         names, kinds = level.names, level.kinds
         bounded = self._max_entries is not None
         with os.scandir(fd) as entries:
@@ -286,25 +398,146 @@ class UpperReader:
                     kinds[entry.name] = _OTHER
         if self._dialect.whiteout_files:
             self._translate_whiteout_files(level)
-        moved = bool(marks.redirect) and not marks.opaque
-        if moved or (parent is not None and parent.complete):
-            level.complete = True
-            below = self._lowers.below(node)
-            if not marks.opaque:
-                self._references().check_directory(below, marks, lambda: self._shown(parent, name))
-            lower = self._lowers.names(below)
-            lower.difference_update(level.names)
-            self._count(len(lower))
-            kinds.update(dict.fromkeys(lower, _BELOW))
-            level.names.extend(lower)
-        level.names.sort(reverse=True)
-        if self._deletions_first and kinds:
-            level.names.sort(key=lambda name: self._is_deletion(level, name))
-        self._levels.append(level)
-        change = Change(
-            DIRECTORY, parent.path if parent else TOP, name, status, attributes, opaque=level.opaque or moved
-        )
-        return self._with_true_owner(change, marks)
+
+    def _select(self, level: _Level, name: str, parent: _Level | None) -> None:
+        """Find out what is selected in a directory that is about to be listed."""
+        assert self._selection
+        if parent is None:
+            level.selected = self._selection.top
+            self.leads = not self._selection.has_top
+            level.plain = Directory(None, "")
+        else:
+            level.selected = parent.selected.inside(name) if parent.selected is not None else None
+            self.leads = parent.selected is not None and not parent.selected.has(name)
+            level.plain = Directory(parent.plain, name)
+            level.sealed = parent.sealed
+
+    def _list_selected(self, level: _Level, selected: Selected, fd: int) -> None:
+        """List what is selected in a directory of the upperdir, and directories that lead to what is."""
+        names, kinds = level.names, level.kinds
+        bounded = self._max_entries is not None
+        whiteout_files = self._dialect.whiteout_files
+        few: list[str] = []
+        count = 0
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                name = entry.name
+                kind = _DIRECTORY if entry.is_dir(follow_symlinks=False) else 0
+                if not selected.has(name) and not (whiteout_files and name.startswith(WHITEOUT_PREFIX)):
+                    leads = selected.may_lead and not selected.inside(name).nothing
+                    if kind != _DIRECTORY or not leads:
+                        count += 1
+                        if len(few) < _FEW_NAMES:
+                            few.append(name)
+                        if not leads:
+                            continue
+                        kind = _INSIDE_GONE  # perhaps it was a directory
+                names.append(name)
+                if bounded:
+                    self._count(1)
+                if kind:
+                    kinds[name] = kind
+                elif not entry.is_file(follow_symlinks=False):
+                    kinds[name] = _OTHER
+        if whiteout_files:
+            self._translate_whiteout_files(level)
+            deleted = [name for name in names if kinds.get(name) == _MARKED and not selected.has(name)]
+            for name in deleted:
+                kinds[name] = _INSIDE_GONE
+            count += len(deleted)
+            few += deleted[: _FEW_NAMES - len(few)]
+        if count and self._left_out:
+            self._left_out.add(few, count, lambda: level.path.shown)
+
+    def _expose(self, level: _Level, leads: bool, parent: _Level | None, *, opaque: bool) -> bool:
+        """Find out what else is to be said of a directory that hides what lies below, or has gone, but is not selected.
+
+        What lies below is to show then, but for what is selected: that is deleted, name by name.
+
+        Args:
+            level: the directory, which has been listed.
+            leads: it is not selected itself.
+            parent: that it is in.
+            opaque: the upperdir says that it is.
+
+        Returns:
+            Whether it is opaque in the archive.
+        """
+        opaque = opaque or (parent is not None and parent.exposed)
+        unknown = self._overlay.lowers_unknown
+        level.exposed = opaque and leads and not level.sealed and not unknown
+        if opaque and leads and not level.sealed and unknown:
+            self._warnings.warning(
+                "directories saved with all that they hide",
+                f" hides all that lay below, selected or not, as it was replaced or renamed: {unknown}",
+                path=lambda: self._shown(level, ""),
+            )
+        level.sealed = level.sealed or (opaque and not level.exposed)
+        selected, kinds = level.selected, level.kinds
+        if selected is None:
+            return opaque
+        gone = [name for name, kind in kinds.items() if kind == _INSIDE_GONE]
+        lower: set[str] = set()
+        if not level.sealed and not unknown and (gone or level.exposed):
+            assert level.plain
+            lower = self._lowers.names(self._lowers.below(level.plain))
+        vain = {name for name in gone if name not in lower}
+        if vain:
+            for name in vain:
+                del kinds[name]
+            level.names = [name for name in level.names if name not in vain]
+        if level.exposed:
+            self._list_gone(level, selected, lower.difference(level.names))
+        return opaque and not level.exposed
+
+    def _list_gone(self, level: _Level, selected: Selected, lower: set[str]) -> None:
+        """List names of the lower layers that the upperdir does not have, if they are selected, or something in them may be."""
+        for name in lower:
+            if selected.has(name):
+                level.kinds[name] = _GONE
+            elif selected.may_lead and not selected.inside(name).nothing:
+                level.kinds[name] = _INSIDE_GONE
+            else:
+                continue
+            level.names.append(name)
+            self._count(1)
+
+    def _gone_if_exposed(self, level: _Level, name: str) -> Change | None:
+        """Give the deletion of a name in a directory that does not hide it any more."""
+        return self._gone(level, name) if level.exposed else None
+
+    def _gone(self, level: _Level, name: str) -> Change | None:
+        """Give what has to be said of a name that the lower layers have and the container has not; None: nothing."""
+        assert level.plain
+        assert level.selected is not None
+        places = self._lowers.find(level.plain, name).places
+        if not places:
+            return None
+        if level.selected.has(name):
+            change = Change(WHITEOUT, level.path, name, os.fstat(self._descent.fd), NO_ATTRIBUTES)
+            change.mode = change.uid = change.gid = change.size = change.rdev = 0
+            change.sparse = False
+            return change
+        if not places[0].is_directory:
+            return None
+        fd = self._lowers.open(places[0], LOOK)
+        try:
+            attributes, _ = self._attributes(f"/proc/self/fd/{fd}", fd, level, name)
+            change = Change(DIRECTORY, level.path, name, os.fstat(fd), attributes)
+        finally:
+            os.close(fd)
+        inner = _Level(TreePath(level.path, name), Directory(level.node, name, places=[]))
+        inner.plain = Directory(level.plain, name, places=places)
+        inner.exposed = inner.opaque = True
+        inner.selected = change.selected = level.selected.inside(name)
+        self._list_gone(inner, inner.selected, self._lowers.names(places))
+        inner.names.sort(reverse=True)
+        self._levels.append(inner)
+        self._only_below += 1
+        self.leads = True
+        if self._lower_owners:
+            self._lower_owners.apply(change)
+        return change
 
     def _references(self) -> References:
         if self._referring is None:
@@ -344,7 +577,7 @@ class UpperReader:
     def _is_deletion(self, level: _Level, name: str) -> bool:
         kind = level.kinds.get(name)
         if kind != _OTHER:
-            return kind == _MARKED
+            return kind in (_MARKED, _GONE)
         status = os.lstat(name, dir_fd=self._descent.fd)
         return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
@@ -451,12 +684,22 @@ class UpperReader:
         level = _Level(TreePath(parent.path, name), Directory(parent.node, name, places=places))
         level.complete = True
         lower = self._lowers.names(places)
+        if self._selection is not None:
+            self._select(level, name, parent)
+            if self._caches and self._caches.is_lower(level.node):
+                level.selected = self._selection.tag_alone(level.selected)
+            if level.selected is not None:
+                lower = {each for each in lower if level.selected.has(each) or level.selected.leads(each)}
         self._count(len(lower))
         level.kinds = dict.fromkeys(lower, _BELOW)
-        level.names = sorted(lower, reverse=True)
+        level.names = list(lower)
+        opaque = self._selection is not None and self._expose(level, self.leads, parent, opaque=False)
+        level.names.sort(reverse=True)
         self._levels.append(level)
         self._only_below += 1
-        return Change(DIRECTORY, parent.path, name, os.fstat(fd), attributes)
+        change = Change(DIRECTORY, parent.path, name, os.fstat(fd), attributes, opaque=opaque)
+        change.selected = level.selected
+        return change
 
     def _let_go(self) -> None:
         """Close what the last change needed."""

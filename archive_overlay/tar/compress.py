@@ -52,6 +52,8 @@ ZSTD_PROGRAM = "/usr/bin/zstd"  # a hook has no PATH, and would not trust it
 # memory rather than 35; higher levels look further back, and would lose by it.
 _ZSTD_JOB = 4 * 1024 * 1024
 _ZSTD_SMALL_JOBS = 3
+MORE_THREADS = "allow more processes (ulimit -u, TasksMax= of the systemd unit, the pids limit of the control group) or more memory"
+_OR_GZIP = f"{MORE_THREADS}, or use gzip"
 _BLOCK = 128 * 1024
 _WINDOW = 32 * 1024
 _RAW_DEFLATE = -15
@@ -78,6 +80,14 @@ def require(compression: str) -> None:
             f"cannot compress with zstd: there is no {ZSTD_PROGRAM}, and this Python has none of its own",
             hint="install zstd, or choose tar.gz",
         )
+
+
+def lacks_threads(said: str) -> bool:
+    """Say whether the zstd program failed because it could not start a thread, by what it said.
+
+    When the limit of processes is reached, it says that it lacks memory, or that it cannot make a "thread pool".
+    """
+    return "thread" in said or "not enough memory" in said
 
 
 class FileSink:
@@ -202,7 +212,14 @@ class ZstdProgram:
         self._input = self._process.stdin
         self._passing_on = threading.Thread(target=self._pass_on, daemon=True)
         if self._process.stdout:
-            self._passing_on.start()
+            try:
+                self._passing_on.start()
+            except RuntimeError:
+                self._process.kill()
+                self._process.wait()
+                raise OSError(
+                    None, f"cannot start a thread to write what {ZSTD_PROGRAM} makes; {_OR_GZIP}"
+                ) from None
 
     def write(self, data: bytes | bytearray) -> None:
         """See `Writer`."""
@@ -222,7 +239,8 @@ class ZstdProgram:
         if self._failure:
             raise self._failure
         if status:
-            raise OSError(None, f"{ZSTD_PROGRAM} failed: {said or f'it ended with status {status}'}")
+            hint = f"; {_OR_GZIP}" if lacks_threads(said) else ""
+            raise OSError(None, f"{ZSTD_PROGRAM} failed: {said or f'it ended with status {status}'}{hint}")
 
     def close(self) -> None:
         """See `Writer`."""

@@ -28,6 +28,7 @@ from zlib import adler32
 from archive_overlay.errors import ArchiveError, brief
 from archive_overlay.marks import FORM_COMMENT, FORMS
 from archive_overlay.tar import headers, sparse_map
+from archive_overlay.tar.formats import not_a_tar
 from archive_overlay.tar.numbers import (
     LARGEST_NUMBER,
     decimal,
@@ -161,7 +162,7 @@ class TarReader:
         records = self._global
         segments: array[int] = array("q")  # what records say of them
         name = link = None  # of GNU's long names
-        first = True
+        first = at_start = True
         while True:
             if self._left or self._padding:
                 missing = self._source.skip(self._left + self._padding)
@@ -176,10 +177,18 @@ class TarReader:
                 return
             if len(header) < _BLOCK:
                 unfinished = records is not self._global or name is not None or link is not None
+                if header and at_start:
+                    raise not_a_tar(header)
                 if header or unfinished or self.marks:
                     raise ArchiveError("it ends too early")
                 return
-            _check(header)
+            if not _is_header(header):
+                raise (
+                    not_a_tar(header)
+                    if at_start
+                    else ArchiveError("it is damaged: an entry's header does not have the right checksum")
+                )
+            at_start = False
             type_flag = header[156:157]
             try:
                 size = natural(header[124:136])
@@ -361,20 +370,19 @@ class TarReader:
         return entry
 
 
-def _check(header: bytes) -> None:
-    """Refuse what is no header."""
+def _is_header(header: bytes) -> bool:
+    """Say whether a block has the checksum of a header."""
     try:
         checksum = int(header[148:156].split(b"\0", 1)[0].strip() or b"0", 8)
     except ValueError:
-        raise ArchiveError("it is not a tar, or is damaged") from None
+        return False
     # The lower half of Adler-32 is the sum of all bytes and 1, as long as it is below 65521: so for each half.
     whole = (adler32(header[:256]) & 0xFFFF) + (adler32(header[256:]) & 0xFFFF) - 2
     unsigned = whole - sum(header[148:156]) + 8 * 0x20
     if checksum == unsigned:
-        return
+        return True
     # Some old programs take bytes for signed numbers.
-    if checksum != unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:]):
-        raise ArchiveError("it is not a tar, or is damaged")
+    return checksum == unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
 
 
 def _marks_of(first: Entry, records: Mapping[bytes, bytes]) -> str:

@@ -32,6 +32,9 @@ from archive_overlay.transfer.turns import turn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from typing import Any
+
     from archive_overlay.layout.add_layer import LayoutDestination
     from archive_overlay.layout.stored import StoredImage
     from archive_overlay.log import Log
@@ -95,7 +98,7 @@ class LoadAtStop:
             self._store = store_of(container, settings.mount_program)
             self._skopeo().require()
         except ArchiveError as error:
-            self.complaint = f"its revision will not be loaded: {error}"
+            self.complaint = f"the revision will not be loaded: {error}"
 
     def annotations(self, tag: str, *, added: bool) -> dict[str, str]:
         """Return what a tag is annotated with that gets the revision: that it waits, until it is loaded.
@@ -132,6 +135,8 @@ class LoadAtStop:
         there = find_named(self._store, name)
         waits = load_failed_of(descriptor) == str(name)
         if there and not waits and not (layout.added and layout.published == self._tag):
+            if layout.added:
+                self._expect_newest(fd, layout, name, descriptor, ids_of(self._store, there))
             self._unmount(name)
             return  # a branch; or nothing has changed, and somebody may have moved the name on purpose
         image = open_stored(fd, descriptor)
@@ -153,7 +158,7 @@ class LoadAtStop:
                     " find that",
                     hint="mount an image of the engine's store: only that can be copied",
                 )
-            self._copy(fd, layout, name)
+            self._copy(fd, layout, name, noted=waits)
             self._log.info(
                 f"{self._what}: loaded revision {image.last} of {layout.path}:{self._tag} as {name}"
             )
@@ -165,13 +170,14 @@ class LoadAtStop:
             self._store, name, self._skopeo(), lambda said: self._log.debug(f"{self._what}: {said}")
         )
 
-    def _copy(self, fd: int, layout: LayoutDestination, name: Name) -> None:
+    def _copy(self, fd: int, layout: LayoutDestination, name: Name, *, noted: bool) -> None:
         source = f"oci:{layout.path}:{self._tag}"
         try:
             self._skopeo().copy(source, self._store.transport(name))
         except ArchiveError as error:
             try:
-                self._note(fd, layout, str(name))
+                if not noted:  # as the publication of a new revision does
+                    self._note(fd, layout, str(name))
             except (ArchiveError, OSError) as failure:
                 self._log.warning(
                     f"{self._what}: cannot note in {layout.path} that it is to be loaded: {failure}"
@@ -179,6 +185,32 @@ class LoadAtStop:
             raise ArchiveError(
                 str(error), hint=f"the next stop tries again, or by hand: {self._by_hand(layout.path)}"
             ) from error
+
+    def _expect_newest(
+        self,
+        fd: int,
+        layout: LayoutDestination,
+        name: Name,
+        descriptor: Mapping[str, Any],
+        ids: Collection[str],
+    ) -> None:
+        """Warn if a branch was made because the name is an older revision of the tag, and will go on to be one.
+
+        No stop leaves it so: somebody has set it back. Which of the two is to be gone on with, only people know.
+        """
+        image = open_stored(fd, descriptor, whole=False)
+        number = find_revision(image, ids)
+        if not number or image.chain() in ids:
+            return
+        self._log.warning(
+            f"{self._what}: {name} is revision {number} of {self._tag} in the engine's store, and the newest is {image.last}: so"
+            f" this revision is the branch {layout.published}, and each later container makes another branch. Choose one, for"
+            f" the next container: {self._load_command(layout.path, self._tag)} loads the newest, and"
+            f" {self._load_command(layout.path, layout.published)} the branch"
+        )
+
+    def _load_command(self, path: str, tag: str) -> str:
+        return f"archive_overlay load {quoted(f'{path}:{tag}')} {quoted(str(self._name))}"
 
     def _by_hand(self, path: str) -> str:
         """Return the command by which the engine's user loads the revision."""

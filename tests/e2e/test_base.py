@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import zlib
 from dataclasses import dataclass
@@ -247,22 +248,18 @@ def bottom(started: Started) -> bytes:
 @pytest.mark.parametrize("started", [pytest.param((False, "native"), id="rootful-readme")], indirect=True)
 def test_the_example_of_the_readme_goes_on_where_it_left(started: Started) -> None:
     engine = started.engine
-    section = (TOP / "README.md").read_text().partition("\n## A history\n")[2]
-    lines = section[section.index("    podman tag") :].partition("\n\n")[0].splitlines()
+    section = (TOP / "README.md").read_text().partition("\n## History\n")[2]
+    commands = re.findall(r"(?:P=|podman tag|podman run)(?:.*\\\n)*.*", section)
     data = f"{engine.home}/{started.name}"
-    script = (
-        "\n".join(line[4:] for line in lines).replace("\\\n", " ").replace("/srv/data", f"{data}/example")
-    )
-    for name in ("my-data", "alpine"):
-        engine.podman("tag", "localhost/test:1", f"localhost/{name}")
-    tag, prefix, run = script.splitlines()
-    engine.podman(*shlex.split(tag, comments=True)[1:])
+    tag, prefix, run = (each.replace("\\\n", " ").replace("$HOME", data) for each in commands[:3])
+    engine.podman("tag", "localhost/test:1", "docker.io/library/alpine")
+    engine.podman(*shlex.split(tag)[1:])
     options = "run --rm --pull=never --cgroups=disabled"
     words = run.replace("podman run --rm", options, 1).replace("$P", prefix[2:])
 
     said = [engine.podman(*shlex.split(words)).stdout for _ in range(3)]
 
     assert said == ["hello\n", "hello\n" * 2, "hello\n" * 3]
-    image = image_layouts.read(engine.machine.outside(f"{data}/example"), "main")
+    image = image_layouts.read(engine.machine.outside(f"{data}/data"), "main")
     assert image.layers[0].tar == bottom(started)
     assert [set(layer.names) for layer in image.layers[1:]] == [{".", "greeting"}] * 3

@@ -231,7 +231,9 @@ def test_check_looks_where_podman_looks(tidy: engines.Machine, name: str, rootle
     assert not started or of_podman == of_check, (checked["findings"], done.stderr)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/security.md", "docs/engines.md", "man/sections.in"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/annotations.md", "docs/security.md", "docs/engines.md", "man/sections.in"]
+)
 def test_a_policy_in_etc_is_one_once_containers_conf_names_the_directory(
     bare: engines.Machine, page: str
 ) -> None:
@@ -240,7 +242,8 @@ def test_a_policy_in_etc_is_one_once_containers_conf_names_the_directory(
     strict = configuration(args=["archive_overlay", "--allow-archive-to=/srv"])
     lay_out(bare, {**PACKAGED, f"{ETC}/{NAME}": strict})
     own = bare.outside(f"{engine.home}/containers.conf")
-    (path,) = set(re.findall(r"/etc/containers/containers\.conf\.d/\w+\.conf", (TOP / page).read_text()))
+    text = (TOP / page).read_text().replace("\\-", "-")
+    (path,) = set(re.findall(r"/etc/containers/containers\.conf\.d/[\w-]+\.conf", text))
     common = bare.outside(path)
     common.parent.mkdir(exist_ok=True)
     before = own.read_text()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.archives import read_tar
 from tests.support import engines, hooks
-from tests.support.engines import HOOK, HOOKS_DIR, IMAGE, IMAGE_ROOT, Engine
+from tests.support.engines import HOOK, HOOKS_DIR, IMAGE, Engine, pods
 from tests.support.hooks import PREFIX
 
 if TYPE_CHECKING:
@@ -151,15 +151,7 @@ def test_nor_in_a_user_namespace(machine: Machine, kind: tuple[bool, str]) -> No
 def test_nor_in_a_pod(machine: Machine) -> None:
     pod = box(machine, (True, "native"), "pod")
     image = pod.build("localhost/pod:1")
-    # One that needs no program of the host.
-    sleep = (
-        '["sh", "-c", "trap exit TERM; sleep infinity & wait"]'  # no first process dies of SIGTERM by itself
-    )
-    pod.engine.podman("import", f"--change=CMD {sleep}", f"{IMAGE_ROOT}.tar", "localhost/infra:1")
-    conf = machine.outside(f"{pod.engine.home}/containers.conf")
-    before = conf.read_text()
-    conf.write_text(f'{before}infra_image = "localhost/infra:1"\n')
-    try:
+    with pods(pod.engine):
         pod.outside("pod.yaml").write_text(
             json.dumps(
                 {
@@ -184,9 +176,6 @@ def test_nor_in_a_pod(machine: Machine) -> None:
         pod.engine.podman("wait", "pod-box")
         pod.engine.podman("container", "cleanup", "pod-box", check=False)
         pod.expect("pod-box")
-    finally:
-        pod.engine.podman("pod", "rm", "--force", "pod", check=False)
-        conf.write_text(before)
 
 
 def test_nor_if_it_is_in_a_second_store(machine: Machine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -145,6 +146,28 @@ def test_a_container_that_is_started_again_finds_what_it_left(data: Data) -> Non
     assert data.engine.podman("start", "--attach", "restarts").stdout.split() == ["once"] * 3
     assert data.revisions() == [5, 4, 3, 2]
     assert data.mounted() == before
+
+
+@rootful
+def test_a_name_that_was_set_back_by_hand_stays_and_a_warning_says_how_to_move_it(data: Data) -> None:
+    podman, log = data.with_options()
+    for number in range(2):
+        data.run(f"back{number}", f"echo {number} >> /data/count", podman=podman)
+    data.engine.podman("tag", IMAGE, data.image)
+
+    data.run("back-again", "echo branch > /data/count", podman=podman)
+
+    (said,) = [
+        line
+        for line in hooks.parse_log(log.read_text())
+        if line.level == "warning" and "Choose" in line.message
+    ]
+    assert f"{data.image} is revision 1 of main in the engine's store, and the newest is 3" in said.message
+    newest, branch = re.findall(r"archive_overlay load (\S+) localhost/\S+", said.message)
+    assert newest == f"{data.layout}:main"
+    for tag, content in ((newest, ["0", "1"]), (branch, ["branch"])):
+        data.engine.machine.run(HOOK, "load", tag, data.image, environment=data.engine.environment)
+        assert data.run("back-look", "cat /data/count", podman=podman).split() == content
 
 
 @rootful

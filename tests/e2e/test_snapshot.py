@@ -141,6 +141,7 @@ def test_snapshots_and_the_stop_after_them_each_save_what_has_changed(
     again = running.snapshot(*how, "root", container=running.id[:12])
     assert again.returncode == 0, again.stderr
     assert running.revisions("root") == 1, again.stderr
+    assert "archive root has nothing new to save" in again.stdout
 
     assert running.does("rm /img/tree/later /tree/first; echo second >/img/tree/first")
     second = running.snapshot(*how, *archives)

@@ -51,7 +51,13 @@ class Host:
 
     def fetch(self, *, check: bool = True) -> str:
         """Fetch what is newer, as a unit does before its container."""
-        arguments = ("--tls-verify=false", f"--load-as={self.image}", f"{self.layout}:main", self.remote)
+        arguments = (
+            "--missing-ok",
+            "--tls-verify=false",
+            f"--load-as={self.image}",
+            f"{self.layout}:main",
+            self.remote,
+        )
         return self.engine.machine.run(
             *(HOOK, "fetch", *arguments),
             user=USER if self.engine.rootless else 0,

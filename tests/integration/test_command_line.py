@@ -245,6 +245,16 @@ def test_a_bundle_by_hand_works_at_a_terminal(small: Saver) -> None:
     assert small.success.exists()
 
 
+@pytest.mark.parametrize("arguments", [(), ("--syslog",)])
+def test_a_person_at_a_terminal_is_told_what_there_is(arguments: tuple[str, ...]) -> None:
+    answer = hooks.run_on_terminal(b"", *arguments, stdin=True)
+
+    assert answer.status == 2
+    assert answer.stderr.startswith("usage: archive_overlay COMMAND ")
+    assert "archive_overlay help" in answer.stderr
+    assert len(answer.stderr.splitlines()) < 16
+
+
 def test_hostile_names_stay_within_their_line(any_saver: Saver) -> None:
     saver = any_saver
     name = 'sock\nlevel=info msg="forged"\x1b[2J\u202e\xff\r'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,11 +31,22 @@ SOURCES = (
     "completions",
     "build.sh",
     "Makefile",
+    "docs",
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
     "LICENSE",
 )
 
 # What a release has besides.
-DOCUMENTS = ("README.md", "CHANGELOG.md", "docs", "packaging", "pyproject.toml", ".gitignore")
+OTHERS = ("packaging", "pyproject.toml", ".gitignore")
+
+# What is installed as documentation, by its place in the sources.
+DOCUMENTS = (
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE"),
+    *(str(path.relative_to(TOP)) for path in sorted((TOP / "docs").rglob("*")) if path.is_file()),
+)
 
 # Where the tools are that pytest itself was installed with, shiv among them.
 PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
@@ -125,6 +137,29 @@ def checkout(directory: Path) -> Path:
     return directory
 
 
+def built_checkout(directory: Path, executable: Path) -> Path:
+    """Copy the sources to a directory that does not exist yet, with the program built."""
+    source = checkout(directory)
+    settings = source / ".cache/build-settings"
+    settings.parent.mkdir()
+    settings.write_text("/usr/bin/python3 \n")
+    (source / "dist").mkdir()
+    # As new as it is now, to make.
+    shutil.copyfile(executable, source / "dist/archive_overlay.pyz")
+    (source / "dist/archive_overlay.pyz").chmod(0o755)
+    return source
+
+
+def broken_links(top: Path) -> list[str]:
+    """Give the links of Markdown pages to other files that lead nowhere, or out of a directory."""
+    return [
+        f"{page.relative_to(top)}: {link}"
+        for page in sorted(top.rglob("*.md"))
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+        if not (page.parent / link).exists() or top.resolve() not in (page.parent / link).resolve().parents
+    ]
+
+
 def copy(names: Sequence[str], directory: Path) -> None:
     """Copy files and directories of this checkout into a directory."""
     for name in names:
@@ -152,18 +187,19 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a git checkout whose last commit has the sources as they are now, and nothing else."""
     tools.need("git")
     directory = checkout(tmp_path_factory.mktemp("release") / "archive_overlay")
-    copy(DOCUMENTS, directory)
+    copy(OTHERS, directory)
     commit(directory)
     return directory
 
 
-def build_package(kind: str, release: Path, output: Path) -> list[Path]:
+def build_package(kind: str, release: Path, output: Path, **variables: str) -> list[Path]:
     """Build a distribution's package without any network.
 
     Args:
         kind: "deb" or "rpm".
         release: a git checkout.
         output: where it goes.
+        variables: of the environment, who publishes it.
 
     Returns:
         The files of the package, its source package among them.
@@ -172,7 +208,7 @@ def build_package(kind: str, release: Path, output: Path) -> list[Path]:
     offline = ("unshare", "--net") if os.geteuid() == 0 else ("unshare", "--user", "--map-root-user", "--net")
     done = subprocess.run(
         [*offline, release / "tools/package.sh", kind, output],
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **variables},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -56,7 +56,8 @@ def test_two_builds_are_equal_byte_by_byte(python: pythons.Python, tmp_path: Pat
     (other / "archive_overlay/__pycache__").mkdir()
     (other / "archive_overlay/__pycache__/cli.pyc").touch()
 
-    build(one, PYTHON=python.path, TZ="UTC", PYTHONHASHSEED="1", LC_ALL="C")
+    # That shiv makes the same bytes is seen on the way: only the second one is built with it.
+    build(one, "--without-shiv", PYTHON=python.path, TZ="UTC", PYTHONHASHSEED="1", LC_ALL="C")
     build(
         other,
         PYTHON=python.path,
@@ -75,7 +76,7 @@ def test_two_builds_are_equal_byte_by_byte(python: pythons.Python, tmp_path: Pat
 def test_the_standard_library_alone_makes_the_bytes_that_shiv_makes(tmp_path: Path, executable: Path) -> None:
     tools.need(f"{Path(sys.executable).parent}/shiv")
     source = checkout(tmp_path / "source")
-    assert "no shiv" not in build(source, tmp_path / "with").stderr
+    assert "no shiv here" not in build(source, tmp_path / "with").stderr
     build(source, "--without-shiv", tmp_path / "without")
     assert digest(tmp_path / "with") == digest(tmp_path / "without") == digest(executable)
 
@@ -93,7 +94,7 @@ def test_a_shiv_that_is_missing_is_installed_as_it_was_locked(tmp_path: Path) ->
         check=True,
     )
     assert "hash" not in done.stderr, done.stderr
-    if "no shiv" in done.stderr:
+    if "no shiv here" in done.stderr:
         tools.cannot_run("no package index to install shiv from")
     lock = (source / "tools/requirements.txt").read_text().splitlines()
     (version,) = (line.split()[0] for line in lock if line.startswith("shiv=="))

@@ -1,4 +1,4 @@
-"""Completion in bash and zsh: of this program, and as the shells themselves do it."""
+"""Completion in bash, zsh and fish: of this program, and as the shells themselves do it."""
 
 from __future__ import annotations
 
@@ -99,6 +99,23 @@ def zsh(directory: Path, *words: str) -> list[str]:
     return sorted({word for word in found.read_text().splitlines() if word})
 
 
+def fish(directory: Path, *words: str) -> list[str]:
+    """Give what fish offers for the last of the words after the program's name."""
+    tools.need("fish")
+    script = 'source $argv[1]; complete -C "$argv[2]"'
+    line = " ".join(["archive_overlay", *words])
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", script, str(COMPLETIONS / "archive_overlay.fish"), line],
+        cwd=directory,
+        env={**os.environ, "HOME": str(directory), "XDG_DATA_HOME": str(directory.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    return sorted(word.partition("\t")[0] for word in done.stdout.splitlines())
+
+
 def typed_in_bash(directory: Path, program: Path, line: str) -> str:
     """Give what bash makes of a line after which the tabulator key is pressed."""
     tools.need("bash")
@@ -151,7 +168,7 @@ def layout(directory: Path) -> Path:
     return directory / "data"
 
 
-@pytest.fixture(params=[bash, zsh], ids=["bash", "zsh"])
+@pytest.fixture(params=[bash, zsh, fish], ids=["bash", "zsh", "fish"])
 def complete(request: pytest.FixtureRequest, directory: Path) -> Complete:
     """Give what completes the last of some words in a shell."""
 
@@ -169,7 +186,7 @@ def test_the_completions_are_those_of_the_program_as_it_is_now(tmp_path: Path) -
         check=True,
         stdin=subprocess.DEVNULL,
     )
-    for name in ("archive_overlay", "_archive_overlay"):
+    for name in ("archive_overlay", "_archive_overlay", "archive_overlay.fish"):
         assert (tmp_path / name).read_text() == (COMPLETIONS / name).read_text(), "stale: make completions"
 
 
@@ -180,15 +197,39 @@ def test_all_options_are_offered(complete: Complete) -> None:
         for option in action.option_strings
         if option.startswith("--")
     }
-    assert {word for word in complete("--") if word != "--"} == options
+    assert {word.rstrip("=") for word in complete("--") if word != "--"} == options
 
 
 def test_an_option_is_completed(complete: Complete) -> None:
-    assert complete("--log-") == ["--log-file", "--log-level"]
+    assert {word.rstrip("=") for word in complete("--log-")} == {"--log-file", "--log-level"}
 
 
 def test_the_levels_of_the_log_are_offered(complete: Complete) -> None:
     assert complete("--log-level", "") == sorted(log.LEVEL_NAMES)
+
+
+def test_values_after_an_equals_sign_are_offered(complete: Complete) -> None:
+    # fish gives the whole word, for it replaces that.
+    assert [word.rpartition("=")[2] for word in complete("--log-level=in")] == ["info"]
+    assert [word.rpartition("=")[2] for word in complete("diff", "--as=")] == ["directory", "layout", "tar"]
+    assert [word.rpartition("=")[2].rstrip("/") for word in complete("check", "--hooks-dir=some-")] == [
+        "some-directory"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("log", "--color", ""), ["always", "auto", "never"]),
+        (("push", "--if-moved", ""), ["branch", "fail"]),
+        (("help", "ver"), ["verify"]),
+        (("snapshot", "web", "some-"), []),
+    ],
+)
+def test_enumerated_values_are_offered(
+    complete: Complete, words: tuple[str, ...], offered: list[str]
+) -> None:
+    assert complete(*words) == offered
 
 
 def test_a_log_file_may_be_any_file(complete: Complete) -> None:
@@ -227,6 +268,8 @@ def test_an_archive_is_any_file(complete: Complete) -> None:
         ("squash data:main@1..", "squash data:main@1..2 "),
         ("extract data:main@2 some-d", "extract data:main@2 some-directory/"),
         ("log other:m", "log other:m"),
+        ("--log-level=d", "--log-level=debug "),
+        ("diff --as=l", "diff --as=layout "),
     ],
 )
 def test_bash_completes_tags_and_revisions(
@@ -245,7 +288,7 @@ def test_bash_completes_tags_and_revisions(
         (("cat", "data:none@"), []),
     ],
 )
-def test_zsh_offers_tags_and_revisions(
+def test_other_shells_offer_tags_and_revisions(
     monkeypatch: pytest.MonkeyPatch,
     directory: Path,
     layout: Path,
@@ -256,3 +299,6 @@ def test_zsh_offers_tags_and_revisions(
     monkeypatch.setenv("PATH", f"{program.parent}:{PATH}")
     assert layout.is_dir()
     assert zsh(directory, *words) == offered
+    rest = [each.removeprefix("1..") for each in offered]
+    for word in (words[1], f"~/{words[1]}"):
+        assert [each.removeprefix(word) for each in fish(directory, words[0], word)] == rest

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.packaging.conftest import TOP, build_package
+from tests.packaging.conftest import DOCUMENTS, TOP, broken_links, build_package
 from tests.support import engines, tools
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ PROGRAMS = {
     "usr/share/bash-completion/completions/archive_overlay",
     "usr/share/containers/oci/hooks.d/archive_overlay.json",
     "usr/share/lintian/overrides/archive-overlay",
-    "usr/share/man/man1/archive_overlay.1.gz",
+    *(f"usr/share/man/man1/{page.name}.gz" for page in (TOP / "man").glob("*.1")),
+    *(f"usr/share/fish/vendor_completions.d/{path.name}" for path in (TOP / "completions").glob("*.fish")),
     "usr/share/zsh/vendor-completions/_archive_overlay",
 }
 
@@ -115,12 +116,17 @@ def test_it_has_all_documents_and_nothing_unexpected(contents: dict[str, bytes])
     documents = {
         name[len(documentation) :].replace(".gz", "") for name in contents if name.startswith(documentation)
     }
+    # Debian has the licence in copyright, and its own name for the changelog.
     assert documents == {
-        *("README.md", "changelog", "changelog.Debian", "copyright", "debug/archive_overlay.json"),
-        *(path.name for path in (TOP / "docs").glob("*.md")),
-        *(f"examples/{path.name}" for path in (TOP / "docs/examples").iterdir()),
-    }
+        *("changelog", "changelog.Debian", "copyright", "debug/archive_overlay.json"),
+        *DOCUMENTS,
+    } - {"LICENSE", "CHANGELOG.md"}
     assert {name for name in contents if not name.startswith(documentation)} == PROGRAMS
+
+
+def test_links_between_the_documents_work(deb: Path, tmp_path: Path) -> None:
+    subprocess.run(["dpkg-deb", "--extract", deb, tmp_path], check=True)
+    assert broken_links(tmp_path / "usr/share/doc/archive-overlay") == []
 
 
 @pytest.fixture(scope="module")

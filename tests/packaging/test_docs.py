@@ -1,4 +1,4 @@
-"""What the documents say of the project itself: tests that are named exist, and every module has its line."""
+"""What the documents say of the project itself: links lead somewhere, tests that are named exist, every module has its line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from tests.packaging.conftest import TOP
 if TYPE_CHECKING:
     from pathlib import Path
 
-PAGES = [*sorted(TOP.glob("*.md")), *sorted((TOP / "docs").glob("*.md"))]
-SECURITY = TOP / "docs" / "security.md"
+DOCS = TOP / "docs"
+INDEX = DOCS / "index.md"
+PAGES = [*sorted(TOP.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+SECURITY = DOCS / "security.md"
 
 TEST = re.compile(r"(tests/[\w/]+\.py)::(\w+)")
-LINK = re.compile(r"\]\(([^)#:]+)\)")
+LINK = re.compile(r"\]\(([^)#:]*)(?:#([^)]*))?\)")
+FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 BULLET = re.compile(r"^- (.*\n(?:  .*\n)*)", re.MULTILINE)
 
 
@@ -42,7 +46,50 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text()
     named = [*re.findall(r"\btests/[\w/]+\.py\b", text), *re.findall(r"\btools/\w+\.(?:py|sh)\b", text)]
     assert [name for name in named if not (TOP / name).is_file()] == []
-    assert [link for link in LINK.findall(text) if not (page.parent / link).exists()] == []
+
+
+def links_of(page: Path) -> list[tuple[Path, str]]:
+    """Give where a page's relative links lead: a file or a directory, and an anchor; "" for none."""
+    found = LINK.findall(FENCED.sub("", page.read_text()))
+    return [((page.parent / path).resolve() if path else page, anchor) for path, anchor in found]
+
+
+@cache
+def anchors_of(page: Path) -> frozenset[str]:
+    """Give the anchors of a page's headings, as GitHub makes them."""
+    made: list[str] = []
+    for heading in HEADING.findall(FENCED.sub("", page.read_text())):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        anchor = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        made.append(f"{anchor}-{made.count(anchor)}" if anchor in made else anchor)
+    return frozenset(made)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    assert [
+        f"{path}#{anchor}"
+        for path, anchor in links_of(page)
+        if not path.exists() or (anchor and anchor not in anchors_of(path))
+    ] == []
+
+
+def test_every_page_and_every_example_can_be_reached_from_the_index() -> None:
+    reached, waiting = {INDEX}, [INDEX]
+    while waiting:
+        page = waiting.pop()
+        new = {path for path, _ in links_of(page) if path.is_file()} - reached
+        reached |= new
+        waiting += [path for path in new if path.suffix == ".md" and DOCS in path.parents]
+    here = {path for path in DOCS.rglob("*") if path.is_file()}
+    assert here - reached == set()
+
+
+def test_the_index_names_every_how_to_page_by_its_title() -> None:
+    text = INDEX.read_text()
+    for page in sorted((DOCS / "how-to").glob("*.md")):
+        title = page.read_text().partition("\n")[0].removeprefix("# ")
+        assert f"[{title}](how-to/{page.name})" in text
 
 
 def test_every_claim_of_what_nobody_can_do_names_its_test() -> None:
@@ -54,7 +101,7 @@ def test_every_claim_of_what_nobody_can_do_names_its_test() -> None:
 
 
 def test_the_design_shows_every_room_and_every_module() -> None:
-    text = (TOP / "docs" / "design.md").read_text()
+    text = (DOCS / "design.md").read_text()
     plan = text[text.index("## The rooms") : text.index("## Words")]
     rooms = {path.parent.name for path in (TOP / "archive_overlay").glob("*/__init__.py")}
     shown = {*re.findall(r"^ +(\w+)/ ", plan, re.MULTILINE)}

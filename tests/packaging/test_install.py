@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.packaging.conftest import PATH, Change, checkout, run
+from tests.packaging.conftest import DOCUMENTS, PATH, TOP, Change, broken_links, built_checkout, checkout, run
 from tests.support import tools
 
 KEY = "com.launchplatform.oci-hooks.archive-overlay"
@@ -22,23 +22,30 @@ INSTALLED = {
     "usr/share/bash-completion/completions/archive_overlay": 0o644,
     "usr/share/containers/oci/hooks.d/archive_overlay.json": 0o644,
     "usr/share/doc/archive_overlay/debug/archive_overlay.json": 0o644,
-    "usr/share/man/man1/archive_overlay.1": 0o644,
     "usr/share/zsh/site-functions/_archive_overlay": 0o644,
+    **{f"usr/share/doc/archive_overlay/{name}": 0o644 for name in DOCUMENTS},
+    **{f"usr/share/man/man1/{page.name}": 0o644 for page in (TOP / "man").glob("*.1")},
+    **{
+        f"usr/share/fish/vendor_completions.d/{path.name}": 0o644
+        for path in (TOP / "completions").glob("*.fish")
+    },
 }
 
 
-def make(source: Path, *arguments: str, umask: int = 0o022) -> None:
+def make(source: Path, *arguments: str, umask: int = 0o022) -> str:
     """Run make in a checkout, without the variables that a make around the tests may have set."""
     tools.need("make")
-    subprocess.run(
+    done = subprocess.run(
         ["make", "--silent", *arguments],
         cwd=source,
         env={"PATH": PATH},
         umask=umask,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
         check=True,
     )
+    return done.stdout
 
 
 def files(top: Path) -> dict[str, tuple[int, bytes]]:
@@ -51,16 +58,17 @@ def files(top: Path) -> dict[str, tuple[int, bytes]]:
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """Give a checkout in which nothing was built yet."""
-    return checkout(tmp_path / "source")
+def source(tmp_path: Path, executable: Path) -> Path:
+    """Give a checkout in which the program is built."""
+    return built_checkout(tmp_path / "source", executable)
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(tmp_path_factory: pytest.TempPathFactory, executable: Path) -> Path:
     """Give a directory into which the program was installed, for tests that change nothing in it."""
     directory: Path = tmp_path_factory.mktemp("installed") / "stage dir"
-    make(checkout(tmp_path_factory.mktemp("installed-from") / "source"), "install", f"DESTDIR={directory}")
+    source = built_checkout(tmp_path_factory.mktemp("installed-from") / "source", executable)
+    make(source, "install", f"DESTDIR={directory}")
     return directory
 
 
@@ -94,16 +102,74 @@ def test_modes_do_not_depend_on_the_umask(source: Path, tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o7777 for path in directories} == {0o755}
 
 
-def test_uninstall_leaves_nothing_of_ours(source: Path, stage: Path) -> None:
-    other = stage / "usr/share/containers/oci/hooks.d/other.json"
-    other.write_text("{}")
+# What was there before: directories that are empty, or hold what belongs to others.
+THERE_BEFORE = ("usr/share/zsh/site-functions", "usr/local/bin", "opt/shared/man/man1", "etc/containers/oci")
+OTHERS = ("usr/share/containers/oci/hooks.d/other.json", "opt/shared/README", "opt/shared/man/man1/other.1")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"PREFIX": "/usr/local"},
+        {"DOCDIR": "/opt/shared", "MANDIR": "/opt/shared/man", "HOOKSDIR": "/etc/containers/oci/hooks.d"},
+        {"PREFIX": "/opt/a b", "BINDIR": "/", "DOCDIR": "/opt/a b", "SYSTEMDDIR": "/opt/a b"},
+    ],
+    ids=str,
+)
+def test_uninstall_leaves_what_was_there_before_and_nothing_else(
+    source: Path, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    stage = tmp_path / "a stage"
+    for name in (*THERE_BEFORE, *(str(Path(other).parent) for other in OTHERS)):
+        (stage / name).mkdir(parents=True, exist_ok=True)
+    for other in OTHERS:
+        (stage / other).touch()
+    before = sorted(stage.rglob("*"))
+    arguments = [f"DESTDIR={stage}", *(f"{name}={value}" for name, value in variables.items())]
+    make(source, "install", *arguments)
+    assert len(files(stage)) == len(INSTALLED) + len(OTHERS)
+    make(source, "install", *arguments)
+    make(source, "uninstall", *arguments)
+    assert sorted(stage.rglob("*")) == before
+
+
+def test_uninstall_removes_what_an_earlier_version_installed(source: Path, tmp_path: Path) -> None:
+    (source / "docs/old").mkdir()
+    (source / "docs/old/page.md").touch()
+    arguments = (f"PREFIX={tmp_path}/there", f"DOCDIR={tmp_path}/there/doc")
+    make(source, "install", *arguments)
+    (source / "docs/old/page.md").unlink()
+    (source / "docs/old").rmdir()
+    make(source, "uninstall", *arguments)
+    assert not (tmp_path / "there").exists()
+
+
+def test_another_checkout_uninstalls_all_files_and_the_documentation(source: Path, stage: Path) -> None:
+    (source / ".cache/installed").rename(source / ".cache/away")
     make(source, "uninstall", f"DESTDIR={stage}")
-    assert list(files(stage)) == ["usr/share/containers/oci/hooks.d/other.json"]
+    assert files(stage) == {}
     assert not (stage / "usr/share/doc/archive_overlay").exists()
+    assert (stage / "usr/bin").exists()
 
 
-def test_uninstalling_what_is_not_there_is_no_error(source: Path, tmp_path: Path) -> None:
+def test_uninstalling_what_is_not_there_is_not_an_error(source: Path, tmp_path: Path) -> None:
     make(source, "uninstall", f"DESTDIR={tmp_path / 'nothing'}")
+
+
+def test_where_podman_does_not_look_it_says_what_to_do(source: Path, tmp_path: Path) -> None:
+    assert make(source, "install", f"DESTDIR={tmp_path}/1") == ""
+    said = make(source, "install", f"DESTDIR={tmp_path}/2", "PREFIX=/usr/local")
+    assert "/etc/containers/containers.conf.d/50-archive_overlay.conf" in said
+    (hooks_dir,) = re.findall(r"^    hooks_dir = (\[.*\])$", said, re.MULTILINE)
+    ours = "/usr/local/share/containers/oci/hooks.d"
+    assert json.loads(hooks_dir) == ["/usr/share/containers/oci/hooks.d", ours]
+    hook = json.loads((tmp_path / f"2{ours}/archive_overlay.json").read_text())
+    assert hook["hook"]["path"] == "/usr/local/bin/archive_overlay"
+
+
+def test_links_between_the_installed_documents_work(installed: Path) -> None:
+    assert broken_links(installed / "usr/share/doc/archive_overlay") == []
 
 
 @pytest.mark.parametrize("where", ["usr/share/containers/oci/hooks.d", "usr/share/doc/archive_overlay/debug"])
@@ -123,18 +189,20 @@ def test_every_directory_can_be_chosen(source: Path, tmp_path: Path) -> None:
         "HOOKSDIR=/etc/containers/oci/hooks.d",
         "BASHCOMPDIR=/opt/bash",
         "ZSHCOMPDIR=/opt/zsh",
+        "FISHCOMPDIR=/opt/fish",
         "SYSTEMDDIR=/etc/systemd",
     )
-    assert set(files(tmp_path / "stage")) == {
+    assert {name for name in files(tmp_path / "stage") if "/share/doc/" not in name} == {
         "opt/lib exec/archive_overlay",
-        "opt/man/man1/archive_overlay.1",
+        *(f"opt/man/man1/{page.name}" for page in (TOP / "man").glob("*.1")),
         "opt/bash/archive_overlay",
         "opt/zsh/_archive_overlay",
+        *(f"opt/fish/{path.name}" for path in (TOP / "completions").glob("*.fish")),
         "etc/systemd/system/archive_overlay-recover.service",
         "etc/systemd/user/archive_overlay-recover.service",
         "etc/containers/oci/hooks.d/archive_overlay.json",
-        "opt/a&b/share/doc/archive_overlay/debug/archive_overlay.json",
     }
+    assert (tmp_path / "stage/opt/a&b/share/doc/archive_overlay/debug/archive_overlay.json").exists()
     hook = json.loads((tmp_path / "stage/etc/containers/oci/hooks.d/archive_overlay.json").read_text())
     assert hook["hook"]["path"] == "/opt/lib exec/archive_overlay"
 
@@ -168,7 +236,8 @@ def test_the_prefix_may_hold_what_sed_would_take_for_a_command(source: Path, tmp
     assert json.loads(hook.read_text())["hook"]["path"] == "/opt/a&b|c/bin/archive_overlay"
 
 
-def test_make_builds_anew_when_a_module_is_gone(source: Path) -> None:
+def test_make_builds_anew_when_a_module_is_gone(tmp_path: Path) -> None:
+    source = checkout(tmp_path / "source")
     extra = source / "archive_overlay/extra.py"
     extra.write_text("")
     make(source)
@@ -180,7 +249,6 @@ def test_make_builds_anew_when_a_module_is_gone(source: Path) -> None:
 
 
 def test_make_builds_anew_for_another_interpreter(source: Path) -> None:
-    make(source)
     make(source, "PYTHON=/opt/not/here/python3")
     first_line = (source / "dist/archive_overlay.pyz").read_bytes().split(b"\n")[0]
     assert first_line.startswith(b"#!/opt/not/here/python3 ")
@@ -206,18 +274,16 @@ def test_the_hook_is_a_poststop_hook_of_version_1(active: dict[str, Any]) -> Non
     [
         ((f"{KEY}.data.mount-point", f"{KEY}.data.archive-to"), True),
         ((f"{KEY}.data.mount-point", f"{KEY}.data.archive-to", "other"), True),
-        ((f"{KEY}.data.mount-point",), False),
-        ((f"{KEY}.data.archive-to",), False),
-        ((f"{KEY}.data.mount-point", f"{KEY}.data.success"), False),
-        ((f"{KEY}.mount-point", f"{KEY}.archive-to"), False),
-        ((f"{KEY}.a.b.mount-point", f"{KEY}.a.b.archive-to"), False),
+        ((f"{KEY}.data.mount-point",), True),
+        ((f"{KEY}.data.archive-to",), True),
+        ((f"{KEY}.data.mount-points", f"{KEY}.data.archive-tot"), True),
+        (("other",), False),
         ((f"x{KEY}.data.mount-point", f"x{KEY}.data.archive-to"), False),
-        ((f"{KEY}.data.mount-points", f"{KEY}.data.archive-tot"), False),
         ((KEY.replace(".", "-") + ".data.mount-point", KEY.replace(".", "-") + ".data.archive-to"), False),
-        (("com_launchplatform.oci-hooks.archive-overlay.d.mount-point", f"{KEY}.d.archive-to"), False),
+        (("com_launchplatform.oci-hooks.archive-overlay.d.mount-point", "archive-to"), False),
     ],
 )
-def test_the_hook_matches_containers_with_both_annotations(
+def test_the_hook_is_for_containers_with_any_annotation_of_ours(
     active: dict[str, Any], keys: tuple[str, ...], matches: bool
 ) -> None:
     # oci-hooks(5): each pattern of a key has to match some annotation whose value matches, too. These
@@ -234,5 +300,5 @@ def test_the_hook_matches_containers_with_both_annotations(
 def test_the_debug_variant_differs_in_what_it_logs_alone(installed: Path, active: dict[str, Any]) -> None:
     debug = json.loads((installed / "usr/share/doc/archive_overlay/debug/archive_overlay.json").read_text())
     assert debug["hook"].pop("args") == ["archive_overlay", "--log-level=trace", "--syslog"]
-    assert active["hook"].pop("args") == ["archive_overlay"]
+    assert active["hook"].pop("args") == ["archive_overlay", "--syslog"]
     assert debug == active

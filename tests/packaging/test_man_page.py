@@ -87,7 +87,15 @@ def test_each_page_has_the_sections_that_a_reader_looks_for(rendered: dict[str, 
         assert sections[-2:] == ["EXAMPLES", "SEE ALSO"], name
     hook = [line for line in rendered[HOOK].splitlines()[1:-1] if line and not line.startswith(" ")]
     assert hook[3:-2] == [
-        *("OPTIONS", "COMMANDS", "ANNOTATIONS", "METHODS", "REPORTS", "IMAGES AND REVISIONS"),
+        *(
+            "OPTIONS",
+            "COMMANDS",
+            "ANNOTATIONS",
+            "EXCLUDE AND INCLUDE",
+            "METHODS",
+            "REPORTS",
+            "IMAGES AND REVISIONS",
+        ),
         *("EXIT STATUS", "FILES", "SECURITY"),
     ]
 

@@ -102,7 +102,7 @@ def test_what_is_not_committed_cannot_be_released(source: Path) -> None:
 
 def test_a_stale_manual_page_is_found(source: Path) -> None:
     tools.need(f"{PATH.split(':', 1)[0]}/argparse-manpage")
-    replace(source / "archive_overlay/cli.py", "send log messages to the system log too", "no longer so")
+    replace(source / "archive_overlay/cli.py", "also send log messages to the system log", "no longer so")
     commit(source)
     expect_refused(check(source, "man"), "man", "man/archive_overlay.1", "make man")
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from tests.packaging.conftest import TOP, Change, build_package, run
+from tests.packaging.conftest import DOCUMENTS, TOP, Change, build_package, run
 from tests.support import tools
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SPEC = TOP / "packaging/archive_overlay.spec"
 REASONS = TOP / "packaging/archive_overlay.rpmlintrc"
@@ -25,6 +22,7 @@ PROGRAMS = {
     "/usr/share/bash-completion/completions/archive_overlay",
     "/usr/share/containers/oci/hooks.d/archive_overlay.json",
     "/usr/share/zsh/site-functions/_archive_overlay",
+    *(f"/usr/share/fish/vendor_completions.d/{path.name}" for path in (TOP / "completions").glob("*.fish")),
 }
 DOCUMENTATION = "/usr/share/doc/archive_overlay/"
 
@@ -39,11 +37,14 @@ ON_EVERY_SYSTEM = (
 )
 
 
+MAINTAINER = "Jane & Co | Ltd <jane@example.org>"
+
+
 @pytest.fixture(scope="module")
 def built(release: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Build the package, and give its files."""
     tools.need("rpmbuild", "rpm")
-    return build_package("rpm", release, tmp_path_factory.mktemp("rpm"))
+    return build_package("rpm", release, tmp_path_factory.mktemp("rpm"), MAINTAINER=MAINTAINER)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,12 @@ def test_there_is_a_source_package(built: list[Path]) -> None:
     assert archive == f"archive_overlay-{rpm('-qp', '--queryformat', '%{version}', source)[0]}.tar.gz"
 
 
+def test_it_says_who_publishes_it(package: Path) -> None:
+    changes = rpm("-qp", "--changelog", package)
+    assert MAINTAINER in changes[0]
+    assert "invalid" not in "".join(changes)
+
+
 def test_it_requires_python_and_recommends_an_engine(package: Path) -> None:
     required = [line for line in rpm("-qp", "--requires", package) if not line.startswith("rpmlib(")]
     assert required == ["python3 >= 3.9"]
@@ -97,15 +104,16 @@ def test_it_has_all_documents_and_nothing_unexpected(package: Path) -> None:
     files = {name for name, mode in listed if len(mode) == 6}
     documents = {name[len(DOCUMENTATION) :] for name in files if name.startswith(DOCUMENTATION)}
     assert documents == {
-        *("README.md", "CHANGELOG.md", "debug/archive_overlay.json"),
-        *(path.name for path in (TOP / "docs").glob("*.md")),
-        *(f"examples/{path.name}" for path in (TOP / "docs/examples").iterdir()),
-    }
+        "debug/archive_overlay.json",
+        *DOCUMENTS,
+    } - {"LICENSE"}
     others = {name for name in files if not name.startswith((DOCUMENTATION, "/usr/share/licenses/"))}
     # Compressed where the distribution's rpm does so.
-    (page,) = others - PROGRAMS
-    assert page.startswith("/usr/share/man/man1/archive_overlay.1")
-    assert others - {page} == PROGRAMS
+    pages = {name for name in others if name.startswith("/usr/share/man/man1/")}
+    assert {Path(name).name.partition(".1")[0] + ".1" for name in pages} == {
+        page.name for page in (TOP / "man").glob("*.1")
+    }
+    assert others - pages == PROGRAMS
 
 
 def test_the_installed_program_saves_and_erasing_it_leaves_nothing(

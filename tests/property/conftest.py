@@ -26,7 +26,7 @@ set_hypothesis_home_dir(Path(__file__).resolve().parents[2] / ".cache" / "hypoth
 
 # `make soak` says how many examples of each mount it wants.
 SOAKING = bool(os.environ.get("EXAMPLES"))
-EXAMPLES = int(os.environ.get("EXAMPLES") or 25)
+EXAMPLES = int(os.environ.get("EXAMPLES") or 16)
 
 # No deadline, for a busy machine is no fault. What failed once is tried again when soaking, and else nothing is that
 # is not tried by everybody.

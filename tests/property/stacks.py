@@ -239,7 +239,7 @@ def _extracted(method: str, overlay: overlays.Overlay) -> Path:
         extract(archive, directory)
         return directory
     for layer in image_layouts.read(archive).layers:
-        image_layouts.extract(layer, directory, _space(overlay.flavour) + "opaque")
+        image_layouts.extract(layer, directory, space(overlay.flavour) + "opaque")
     return directory
 
 
@@ -364,6 +364,6 @@ def _marks(archive: Path, flavour: overlays.Flavour) -> Iterator[str]:
                 yield f"{path!r} has {name}={value!r}"
 
 
-def _space(flavour: overlays.Flavour) -> str:
+def space(flavour: overlays.Flavour) -> str:
     """Give the prefix of the attributes by which an archive speaks to an overlay."""
     return "user.overlay." if flavour.program or "userxattr" in flavour.options else "trusted.overlay."

@@ -24,7 +24,7 @@ GIB = 2**30
 TIB = 2**40
 
 # All of them when soaking; in one directory otherwise what a slow machine does in seconds.
-MANY = 1_000_000 if "EXAMPLES" in os.environ else 100_000
+MANY = 1_000_000 if "EXAMPLES" in os.environ else 50_000
 
 tars = pytest.mark.parametrize("method", ["tar"])
 all_forms = pytest.mark.parametrize("method", ["copy", "tar", "tar.gz"])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, core, given, seed, settings, strategies
 
-from archive_overlay.commands import revision_log, revision_table
+from archive_overlay.commands import revision_log, revision_table, terminal
 from archive_overlay.commands.check import hook_files
 from archive_overlay.errors import ArchiveError, HookError
 from archive_overlay.history.revisions import open_image, open_revision
@@ -329,7 +329,7 @@ def test_a_layout(
     size = sum(path.stat().st_size for path in top.rglob("*"))
     with expecting(10_000 + 50 * size), open_image(str(top)) as image:
         rows = revision_log.listed(image)
-        _, lines = revision_table.format_table(rows, revision_table.Screen(), human=True)
+        _, lines = revision_table.format_table(rows, terminal.Screen(human=True))
         for text in itertools.chain.from_iterable(lines):
             text.encode()
         for row in rows:

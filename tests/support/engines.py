@@ -88,8 +88,10 @@ class Machine:
 
     @property
     def cgroup(self) -> str:
-        """The parent of all control groups that containers get, unlike any on the real machine."""
-        return f"/archive_overlay-e2e-{self.keeper}"
+        """The parent of all control groups that containers get, unlike any that this system has."""
+        # Ids of processes repeat in other namespaces, where tools/matrix.sh may run at the same time.
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+        return f"/archive_overlay-e2e-{namespace}-{self.keeper}"
 
     def run(
         self,
@@ -518,6 +520,22 @@ runroot = "{home}/run/storage"
     (outside / "containers.conf").write_text(containers_conf)
     (outside / "storage.conf").write_text(storage_conf)
     engine.podman("import", f"{IMAGE_ROOT}.tar", IMAGE)
+
+
+@contextlib.contextmanager
+def pods(engine: Engine) -> Iterator[None]:
+    """Let an engine make pods, whose own containers need no program of the host."""
+    # No first process dies of SIGTERM by itself.
+    sleep = '["sh", "-c", "trap exit TERM; sleep infinity & wait"]'
+    engine.podman("import", f"--change=CMD {sleep}", f"{IMAGE_ROOT}.tar", "localhost/infra:1")
+    conf = engine.machine.outside(f"{engine.home}/containers.conf")
+    before = conf.read_text()
+    conf.write_text(f'{before}infra_image = "localhost/infra:1"\n')
+    try:
+        yield
+    finally:
+        engine.podman("pod", "rm", "--all", "--force", check=False)
+        conf.write_text(before)
 
 
 def _make_directory(engine: Engine, path: str) -> None:

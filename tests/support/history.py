@@ -47,7 +47,7 @@ def shown_on_terminal(*arguments: str | Path, **environment: str) -> str:
         stdin=subprocess.DEVNULL,
         stdout=slave,
         stderr=slave,
-        env=environment,
+        env={"TERM": "xterm", **environment},
     ) as process:
         os.close(slave)
         shown = b""

@@ -30,6 +30,8 @@ _FROM_CHECKOUT = (
     f"import sys; sys.path.insert(0, {str(TOP)!r}); from archive_overlay.cli import main; sys.exit(main())",
 )
 _LINE = re.compile(r'time="(?P<time>[^"]+)" level=(?P<level>[a-z]+) msg="(?P<message>(?:[^"\\]|\\.)*)"')
+# The container's short id, and its name in parentheses.
+_CONTAINER = re.compile(r"(?P<container>[^\s:]+(?: \([^)]*\))?): ")
 
 # What every container has besides the mounts that a test is about.
 _ORDINARY_MOUNTS = (
@@ -124,10 +126,11 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the log; `message` is unescaped."""
+    """A line of the log; `message` is unescaped, and without the container that it begins with."""
 
     level: str
     message: str
+    container: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,8 +166,16 @@ def parse_log(text: str) -> list[Line]:
     for line in text.splitlines():
         match = _LINE.fullmatch(line)
         assert match, f"not a log line: {line!r}"
-        lines.append(Line(match["level"], re.sub(r"\\(.)", r"\1", match["message"])))
+        message = re.sub(r"\\(.)", r"\1", match["message"])
+        container, message = split_off_container(message)
+        lines.append(Line(match["level"], message, container))
     return lines
+
+
+def split_off_container(message: str) -> tuple[str, str]:
+    """Split what the hook logs into the container, "" if it is not known yet, and the message."""
+    named = _CONTAINER.match(message)
+    return (named["container"], message[named.end() :]) if named else ("", message)
 
 
 def command(executable: Optional[Path] = None) -> list[str]:

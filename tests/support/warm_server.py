@@ -52,7 +52,7 @@ def main() -> None:
     _import_all(archive_overlay)
     # It costs as much as a small archive, and is the same each time.
     parser = archive_overlay.cli.build_parser()
-    archive_overlay.cli.build_parser = lambda: parser
+    archive_overlay.cli.build_parser = lambda **_: parser
     # Pages that the runs have in common need not be copied for each.
     gc.collect()
     gc.disable()

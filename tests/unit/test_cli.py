@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import re
 from typing import NoReturn
 
 import pytest
 
 from archive_overlay import cli
+from archive_overlay.commands.parsers import commands_of
 from archive_overlay.errors import Interrupted
 from archive_overlay.system import signals
 
@@ -93,8 +95,21 @@ def test_ages(text: str, seconds: int) -> None:
         (["revert", "--message=two\nlines", "L:a@1"], "not one line"),
         (["revert", f"--message={'long' * 300}", "L:a@1"], "1200 characters"),
         (["revert"], "required: LAYOUT:TAG@N\n"),
-        (["nothing"], "invalid choice"),
-        (["--jobs=2", "log", "L"], "mean nothing to log"),
+        (["snapshot", "--no-pause"], "required: CONTAINER\n"),
+        (["lgo"], "'lgo' is not a command; did you mean log?"),
+        (["help", "lgo"], "did you mean log?"),
+        (["log", "L", "--grap"], "there is no option --grap; did you mean --graph?"),
+        (["diff", "--as=dir", "L"], "'dir' is not one of layout, directory, tar; did you mean directory?"),
+        (["push", "--skopeo=skopeo", "L"], "such as /usr/bin/skopeo\n"),
+        (["--jobs=2", "log", "L"], "--jobs is an option of the hook"),
+        (["log", "--jobs=2", "L"], "--jobs is an option of the hook"),
+        (["--json", "log", "L"], "write archive_overlay log --json\n"),
+        (["--json"], "is an option of commands (log, diff, "),
+        (["--syslog", "lgo"], "'lgo' is not a command; did you mean log?"),
+        (["--log-levl=info"], "there is no option --log-levl; did you mean --log-level?"),
+        (["--log-level=inf"], "did you mean info?"),
+        (["--tls-verify=f"], "did you mean false?"),
+        (["--skopeo=skopeo"], "such as /usr/bin/skopeo\n"),
     ],
 )
 def test_wrong_command_lines(capsys: pytest.CaptureFixture[str], line: list[str], said: str) -> None:
@@ -102,4 +117,38 @@ def test_wrong_command_lines(capsys: pytest.CaptureFixture[str], line: list[str]
         cli.parse(line)
 
     assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    complaint = capsys.readouterr().err
+    assert said in complaint
+    assert (
+        len(complaint.splitlines()) < 10
+    )  # the hook has thirty options: what was meant is not one of them, or it is named
+    name = "archive_overlay" if line[0] == "lgo" or line[0].startswith("-") else f"archive_overlay {line[0]}"
+    assert complaint.startswith(("usage: archive_overlay ", f"usage: {name} "))
+    assert re.search(r"\nSee 'archive_overlay help(?: [a-z]+)?'\.\n$", complaint)
+
+
+@pytest.mark.parametrize("width", [66, 80, 100, 200])
+def test_help_is_as_wide_as_the_terminal_up_to_100_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    longest = 0
+    for name in ["", *commands_of(cli.build_parser())]:
+        with pytest.raises(SystemExit):
+            cli.parse([name, "-h"] if name else ["-h"])
+        text = capsys.readouterr().out.partition("\nexamples:\n")
+        longest = max(longest, *map(len, text[0].splitlines()))
+        assert all(len(line) <= 80 for line in text[2].splitlines())
+    assert min(width, 100) - 8 < longest <= min(width, 100)
+
+
+@pytest.mark.parametrize("name", ["log", "snapshot", "help"])
+def test_help_of_a_command(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    shown = []
+    for line in ([name, "-h"], [name, "--help"], ["help", name]):
+        with pytest.raises(SystemExit) as ended:
+            cli.parse(line)
+        assert not ended.value.code
+        shown.append(capsys.readouterr().out)
+    assert shown[0].startswith(f"usage: archive_overlay {name} ")
+    assert set(shown) == {shown[0]}

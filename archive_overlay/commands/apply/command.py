@@ -13,6 +13,7 @@ from archive_overlay.commands.apply.stage import stage, true_dialect
 from archive_overlay.commands.archives import Directory, open_archive
 from archive_overlay.commands.diff import as_they_are
 from archive_overlay.commands.differences import show
+from archive_overlay.commands.progress import Progress
 from archive_overlay.destination import merge
 from archive_overlay.destination.apart import keep_apart
 from archive_overlay.destination.paths import Paths
@@ -61,15 +62,17 @@ def run(options: argparse.Namespace, log: Log) -> None:
     """Carry out a change set.
 
     Args:
-        options: `archive` and `directory`; `kind` and `marks` as for `diff`; `dry_run`, and `json` and `human` for that;
+        options: `archive` and `directory`; `kind` and `marks` as for `diff`; `dry_run`, and `json` and `sizes` for that;
             `reverse`, or None; `fsync`.
         log: takes warnings.
 
     Raises:
         ArchiveError: the directory cannot be changed or must not be, or there is no such change set, or it is damaged.
     """
-    if (options.json or options.human) and not options.dry_run:
-        raise ArchiveError("--json and -h are for --dry-run", hint="add it, or leave them out")
+    if (options.json or options.sizes) and not options.dry_run:
+        raise ArchiveError(
+            "--json, --bytes and --human-readable are for --dry-run", hint="add it, or leave them out"
+        )
     paths = Paths()
     path = paths.resolve(os.path.abspath(options.directory), "DIR")
     if path == "/":
@@ -89,7 +92,8 @@ def run(options: argparse.Namespace, log: Log) -> None:
             if options.dry_run:
                 _show(archive, target, options, log)
             else:
-                _apply(archive, target, kept, log)
+                with Progress():
+                    _apply(archive, target, kept, log)
     finally:
         os.close(fd)
 

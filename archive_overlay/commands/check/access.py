@@ -37,6 +37,26 @@ def judge_writers(topic: str, path: str, *, user: int) -> Finding | None:
     return None
 
 
+def why_not_run(path: str) -> tuple[str, str] | None:
+    """Say why a program cannot be run, and what to do; None: it can.
+
+    Args:
+        path: absolute.
+    """
+    if not os.path.isfile(path):
+        return (
+            "is not a file" if os.path.lexists(path) else "is not there"
+        ), "install it, or correct the path"
+    if os.statvfs(path).f_flag & os.ST_NOEXEC:
+        return (
+            "is on a file system that is mounted noexec",
+            "put it on another file system, or mount this one without noexec",
+        )
+    if not may(path, os.X_OK):
+        return "is not executable", f"chmod 0755 {path}"
+    return None
+
+
 def judge_log_file(path: str) -> Finding:
     """Say whether the hook can write its log; if it cannot, it goes on without."""
     advice = "the hook goes on without it; name a file that can be written"
@@ -49,7 +69,7 @@ def judge_log_file(path: str) -> Finding:
     if os.path.isdir(path):
         return Finding(WARNING, "log", f"--log-file {path} is a directory", advice, path)
     if os.path.exists(path):
-        reason = "" if may(path, os.W_OK) else f"{path} cannot be written"
+        reason = "" if may(path, os.W_OK) else _why_not_written(path)
     else:
         reason = _why_not_in(directory)
     if reason:
@@ -138,12 +158,14 @@ def _why_not_in(directory: str) -> str:
     except OSError as error:
         return f"{directory}: {error.strerror}"
     if not stat.S_ISDIR(status.st_mode):
-        return f"{directory} is no directory"
-    if os.statvfs(directory).f_flag & os.ST_RDONLY:
-        return f"{directory} is on a file system that is mounted read-only"
-    if not may(directory, os.W_OK | os.X_OK):
-        return f"{directory} cannot be written by {_user_name(os.geteuid())}"
-    return ""
+        return f"{directory} is not a directory"
+    return "" if may(directory, os.W_OK | os.X_OK) else _why_not_written(directory)
+
+
+def _why_not_written(path: str) -> str:
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return f"{path} is on a file system that is mounted read-only"
+    return f"{path} cannot be written by {_user_name(os.geteuid())}"
 
 
 def _user_name(user: int) -> str:

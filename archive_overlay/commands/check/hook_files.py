@@ -31,8 +31,15 @@ _STAGES = {
     "precreate",
 }
 _NAME = "archive_overlay"
-_ANY_VALUE = ("", ".*", "^.*$")
+_ANY_VALUE = ("", ".*", "^.*$", ".+", "(.+)", "(.*)")  # no key of ours means anything without a value
 _SAMPLE = "data"  # an archive's name
+# What patterns for annotations may miss: containers with these, and what each such container could have.
+_MISSED = {
+    "annotations of the form NAME/KEY": (("/mount-point", "/archive-to"),),
+    "annotations of the form NAME.KEY": ((".mount-point", ".archive-to"),),
+    "only half a pair": ((".mount-point",), (".archive-to",)),
+    "only unknown keys": ((".mountpoint", ".archive_to"),),
+}
 
 
 class UnreadableError(Exception):
@@ -46,7 +53,8 @@ class HookFile:
     Attributes:
         path: of the configuration.
         program: what it runs.
-        arguments: of the program, its name left out.
+        name: the first of its args, where the program's name belongs; "" without args.
+        arguments: the others.
         stages: when it runs.
         when: for which containers; see oci-hooks(5).
         timeout: after how many seconds the engine kills it; None: never.
@@ -54,6 +62,7 @@ class HookFile:
 
     path: str
     program: str
+    name: str = ""
     arguments: tuple[str, ...] = ()
     stages: tuple[str, ...] = (_STAGE,)
     when: Mapping[str, Any] = field(default_factory=dict)
@@ -118,7 +127,7 @@ def read_hook_files(directories: Iterable[str]) -> HookFiles:
                 continue
             if not os.path.exists(hook.program):
                 if hook.is_meant_for_us:
-                    found = f"{path} is passed over: there is no {hook.program}"
+                    found = f"{path} is passed over: {hook.program} does not exist"
                     advice = "install the program there, or correct hook.path"
                     findings.append(Finding(WARNING, "hook", found, advice, path))
                 continue  # so it takes no other file's place either
@@ -176,24 +185,15 @@ def judge_when(hook: HookFile) -> tuple[str, list[Finding]]:
         )
 
     keys: list[str] = []
-    for pattern, value in (when.get("annotations") or {}).items():
+    patterns: Mapping[str, str] = when.get("annotations") or {}
+    for pattern, value in patterns.items():
         compiled = _compiled(pattern)
-        dotted, slashed = (
-            [key for key in KEYS if compiled is None or compiled.search(f"{PREFIX}{_SAMPLE}{separator}{key}")]
-            for separator in "./"
-        )
-        matching = [key for key in KEYS if key in dotted or key in slashed]
-        for form, only in ((".", set(dotted) - set(slashed)), ("/", set(slashed) - set(dotted))):
-            if only:
-                findings.append(
-                    Finding(
-                        NOTE,
-                        "hook",
-                        f'{hook.path} has "{pattern}", which annotations match only if they are of the form NAME{form}KEY',
-                        "to have both, take over the conditions of the packaged configuration",
-                        hook.path,
-                    )
-                )
+        matching = [
+            key
+            for key in KEYS
+            if compiled is None
+            or any(compiled.search(f"{PREFIX}{_SAMPLE}{separator}{key}") for separator in "./")
+        ]
         if not matching:
             findings.append(
                 Finding(
@@ -209,11 +209,24 @@ def judge_when(hook: HookFile) -> tuple[str, list[Finding]]:
             conditions.append(f'an annotation that matches "{pattern}"')
         elif len(matching) == 1:
             keys.append(matching[0])
+        elif len(matching) == len(KEYS):
+            conditions.append(f"an annotation that begins with {PREFIX}")
         if value not in _ANY_VALUE:
             conditions.append(f'a value that matches "{value}"')
     if keys:
         conditions.insert(
             0, f"the annotations {' and '.join(keys)}" if len(keys) > 1 else f"the annotation {keys[0]}"
+        )
+    if not findings and (missed := _missed(patterns)):
+        findings.append(
+            Finding(
+                NOTE,
+                "hook",
+                f"{hook.path} does not run for containers with {', '.join(missed[:-1])}{' or ' * bool(missed[1:])}"
+                f"{missed[-1]}: nothing is saved there, and nobody is told",
+                "take over the conditions of the packaged configuration, one pattern for all annotations",
+                hook.path,
+            )
         )
     if commands := when.get("commands"):
         conditions.append("a command that matches " + " or ".join(f'"{command}"' for command in commands))
@@ -222,11 +235,21 @@ def judge_when(hook: HookFile) -> tuple[str, list[Finding]]:
     if when.get("always") is False:
         never("its when has always: false")
     elif when.get("hasBindMounts") is False:
-        never("its when has hasBindMounts: false, which podman takes for a condition that is never met")
+        never("its when has hasBindMounts: false, a condition that podman never takes for met")
     elif not (when.get("always") or when.get("annotations") or commands or when.get("hasBindMounts")):
         never("its when has no condition")
     whom = f"containers with {', '.join(conditions)}" if conditions else "every container"
     return whom, findings
+
+
+def _missed(patterns: Iterable[str]) -> list[str]:
+    """Say for containers with which annotations a hook does not run, though it would save something or complain."""
+    compiled = [found for pattern in patterns if (found := _compiled(pattern))]
+
+    def runs(ends: Iterable[str]) -> bool:
+        return all(any(each.search(f"{PREFIX}{_SAMPLE}{end}") for end in ends) for each in compiled)
+
+    return [words for words, containers in _MISSED.items() if not all(map(runs, containers))]
 
 
 def _read_or_none(path: str) -> HookFile | None:
@@ -255,8 +278,8 @@ def _read(path: str) -> HookFile | None:
     except OSError as error:
         raise UnreadableError(error.strerror) from error
     except (ValueError, RecursionError) as error:
-        raise UnreadableError(f"it is no JSON ({error})") from error
-    _expect(isinstance(content, dict), "it is no object")
+        raise UnreadableError(f"it is not valid JSON ({error})") from error
+    _expect(isinstance(content, dict), "it is not an object")
     version = content.get("version", "")
     if version in _OLD_VERSIONS:
         return None
@@ -265,18 +288,18 @@ def _read(path: str) -> HookFile | None:
     _expect(isinstance(hook, dict), "it has no hook")
     program, arguments, timeout = hook.get("path"), hook.get("args") or [], hook.get("timeout")
     _expect(isinstance(program, str) and program != "", "it has no hook.path")
-    _expect(_are_strings(arguments), "its hook.args are no list of strings")
-    _expect(timeout is None or isinstance(timeout, int), "its hook.timeout is no number")
-    _expect(_are_strings(stages), "its stages are no list of strings")
+    _expect(_are_strings(arguments), "its hook.args are not a list of strings")
+    _expect(timeout is None or isinstance(timeout, int), "its hook.timeout is not a number")
+    _expect(_are_strings(stages), "its stages are not a list of strings")
     unknown = [stage for stage in stages if stage not in _STAGES]
-    _expect(not unknown, f"there is no stage {listed(unknown)}")
-    _expect(isinstance(when, dict), "its when is no object")
+    _expect(not unknown, f"{listed(unknown)} is not a stage")
+    _expect(isinstance(when, dict), "its when is not an object")
     annotations, commands = when.get("annotations") or {}, when.get("commands") or []
     _expect(
         isinstance(annotations, dict) and _are_strings(list(annotations.values())),
-        "its when.annotations are no patterns by patterns",
+        "its when.annotations are not an object of patterns",
     )
-    _expect(_are_strings(commands), "its when.commands are no list of strings")
+    _expect(_are_strings(commands), "its when.commands are not a list of strings")
     for key in ("always", "hasBindMounts"):
         _expect(
             when.get(key) is None or isinstance(when[key], bool), f"its when.{key} is neither true nor false"
@@ -286,6 +309,7 @@ def _read(path: str) -> HookFile | None:
     return HookFile(
         path=path,
         program=program,
+        name="".join(arguments[:1]),
         arguments=tuple(arguments[1:]),
         stages=tuple(stages),
         when=when,

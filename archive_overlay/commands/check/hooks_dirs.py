@@ -8,24 +8,26 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from archive_overlay.commands.check.findings import OK, PROBLEM, WARNING, Finding, listed
+from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding, listed
 from archive_overlay.commands.check.hook_files import UnreadableError, of_ours_in
+from archive_overlay.commands.check.podman import ETC, RELEASES, USR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any, Callable
 
-    from archive_overlay.commands.check.podman import Release
+    from archive_overlay.commands.check.podman import Installed, Release
 
 DEFAULT_DIRECTORY = "/usr/share/containers/oci/hooks.d"
 OVERRIDE_DIRECTORY = "/etc/containers/oci/hooks.d"
+# All releases read it, and none takes it for another file's successor, as podman 6 takes a new containers.conf.
+DROP_IN = f"{ETC}/containers.conf.d/50-archive_overlay.conf"
 
 UNKNOWN_RELEASE = Finding(
     WARNING,
     "hooks-dir",
-    "the release of podman is not known, and releases differ: a finding that begins with releases is true for those"
-    " alone",
+    "releases of podman differ here: a finding that begins with releases is true for those alone",
     "say which directories podman reads with --hooks-dir",
 )
 
@@ -43,6 +45,14 @@ class Directories:
     read: tuple[str, ...]
     findings: tuple[Finding, ...]
     release: str = ""
+
+
+def judge_release(installed: Installed) -> Finding:
+    """Say which release of podman is meant, and how that is known."""
+    if installed.releases != RELEASES:
+        return Finding(OK, "hooks-dir", installed.why, "", installed.path)
+    found = f"the release of podman is not known, for {installed.why}: what follows is about every release"
+    return Finding(NOTE, "hooks-dir", found, "", installed.path)
 
 
 def given_directories(paths: Sequence[str]) -> Directories:
@@ -119,11 +129,16 @@ def find_directories(
                 WARNING,
                 "hooks-dir",
                 f"podman does not read {override}, and the options in {listed(ours)} are not in force",
-                f'under [engine] in containers.conf, put hooks_dir = ["{default}", "{override}"]',
+                f'in {_place(source)}, under [engine], put hooks_dir = ["{default}", "{override}"]',
                 override,
             )
         )
     return Directories(tuple(read), tuple(findings), release.name)
+
+
+def _place(source: str) -> str:
+    """Give the containers.conf in which hooks_dir is to be said: the one that says it, if it is not the distribution's."""
+    return DROP_IN if not source or source.startswith(f"{USR}/") else source
 
 
 def toml_parser() -> Callable[[str], Mapping[str, Any]] | None:
@@ -160,19 +175,21 @@ def _hooks_dir(
     try:
         engine = parse(text).get("engine")
     except ValueError as error:
-        raise UnreadableError(f"it is no TOML, and podman does not start with it: {error}") from error
+        raise UnreadableError(f"it is not valid TOML, and podman does not start with it: {error}") from error
     value = engine.get("hooks_dir") if isinstance(engine, dict) else None
     if value is None:
         return None
     if not isinstance(value, list):
-        raise UnreadableError("its hooks_dir is no list, and podman does not start with it") from ValueError()
+        raise UnreadableError(
+            "its hooks_dir is not a list, and podman does not start with it"
+        ) from ValueError()
     for item in value:
         if isinstance(item, str):
             continue
         if not (
             isinstance(item, dict) and all(key == "append" and isinstance(item[key], bool) for key in item)
         ):
-            reason = "its hooks_dir is no list of directories, and podman does not start with it"
+            reason = "its hooks_dir is not a list of directories, and podman does not start with it"
             raise UnreadableError(reason) from ValueError()
         if release.since < (4, 8):
             reason = "its hooks_dir has an attribute, and podman before 4.8 does not start with it"

@@ -14,16 +14,12 @@ import zipfile
 from dataclasses import dataclass
 
 from archive_overlay import __version__
-from archive_overlay.commands.check.access import judge_writers, may
+from archive_overlay.commands.check.access import judge_writers, may, why_not_run
 from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding
-from archive_overlay.commands.check.podman import RELEASES, installed_releases, passes_on_annotations
+from archive_overlay.commands.check.podman import NOT_LOOKED_FOR, Installed, installed, passes_on_annotations
 from archive_overlay.errors import ArchiveError
 from archive_overlay.system import user_namespace
 from archive_overlay.tar import compress
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from archive_overlay.commands.check.podman import Release
 
 _ON_PARAMETERS = {
     "metacopy": (
@@ -53,7 +49,7 @@ class Host:
         program: the file that this program runs from; None: it was not installed.
         interpreter: the Python that runs it.
         user: the one outside all user namespaces whose containers it is about.
-        podman: the releases of podman that may run here.
+        podman: which podman may run here.
         passes_on: whether podman copies annotations of images into containers; None: nobody knows.
         home: the directory with the user's own containers.conf; None: nobody knows.
         release: the kernel's.
@@ -63,7 +59,7 @@ class Host:
     program: str | None
     interpreter: str
     user: int
-    podman: tuple[Release, ...] = RELEASES
+    podman: Installed = NOT_LOOKED_FOR
     passes_on: bool | None = None
     home: str | None = None
     release: str = ""
@@ -85,7 +81,7 @@ def this_host() -> Host:
         program=_own_file(),
         interpreter=sys.executable,
         user=user,
-        podman=installed_releases(),
+        podman=installed(),
         passes_on=passes_on_annotations(),
         home=_configuration_directory(user),
         release=os.uname().release,
@@ -110,8 +106,8 @@ def judge_program(host: Host) -> list[Finding]:
         reason = f"cannot look at {path}: {error.strerror}"
         return [Finding(PROBLEM, "program", reason, "install it anew", path)]
     findings = [found] if (found := judge_writers("program", path, user=host.user)) else []
-    if not may(path, os.X_OK):
-        findings.append(Finding(PROBLEM, "program", f"{path} is not executable", f"chmod 0755 {path}", path))
+    if fault := why_not_run(path):
+        findings.append(Finding(PROBLEM, "program", f"{path} {fault[0]}", fault[1], path))
     return findings or [
         Finding(OK, "program", f"{path} is version {__version__}, mode {mode:04o}", "", path),
     ]
@@ -125,16 +121,13 @@ def judge_python(host: Host) -> list[Finding]:
         return [
             Finding(OK, "python", f"{host.interpreter} is version {version}", "", host.interpreter or None)
         ]
-    if not may(named, os.X_OK):
-        return [
-            Finding(
-                PROBLEM,
-                "python",
-                f"{host.program} is run by {named}, which is not there or not executable",
-                f"install Python as {named}, or build with make PYTHON=...",
-                named,
-            )
-        ]
+    if fault := why_not_run(named):
+        # A person has run it as an argument of another Python.
+        advice = f"install Python there, or build the program for the one that is here: make install PYTHON={host.interpreter}"
+        found = f"the first line of {host.program} names {named}, which {fault[0]}: no engine can run it"
+        return [Finding(PROBLEM, "python", found, advice, named)]
+    if writers := judge_writers("python", named, user=host.user):
+        return [writers]
     if os.path.realpath(named) != os.path.realpath(host.interpreter):
         return [
             Finding(
@@ -223,15 +216,14 @@ def judge_mount_program(path: str, *, asked: bool) -> Finding:
         path: of it.
         asked: whether the hook's configuration names it.
     """
-    if may(path, os.X_OK):
+    if not (fault := why_not_run(path)):
         return Finding(
             OK, "fuse-overlayfs", f"{path} is there, for stores that have it as mount_program", "", path
         )
     return Finding(
         WARNING if asked else NOTE,
         "fuse-overlayfs",
-        f"there is no {path}{', which --mount-program names' if asked else ''}; only stores with a mount_program"
-        " need it",
+        f"{path}{', which --mount-program names,' if asked else ''} {fault[0]}; only stores with a mount_program need it",
         "",
         path,
     )
@@ -253,7 +245,7 @@ def judge_syslog(host: Host, *, wanted: bool) -> Finding:
     reason = ""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
-            reason = f"{path} is no socket"
+            reason = f"{path} is not a socket"
         else:
             # Connecting a datagram socket sends nothing, and fails if nobody has the other end.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
@@ -264,7 +256,10 @@ def judge_syslog(host: Host, *, wanted: bool) -> Finding:
         elif error.errno != errno.EPROTOTYPE:  # somebody listens for connections
             reason = f"{path}: {error.strerror}"
     if not reason:
-        return Finding(OK, "log", f"the system log takes messages on {path}", "", path)
+        advice = (
+            "read what hooks say by journalctl -t archive_overlay, or in the log's file" if wanted else ""
+        )
+        return Finding(OK, "log", f"the system log takes messages on {path}", advice, path)
     if wanted:
         found = f"--syslog says nothing to anybody: {reason}"
         return Finding(WARNING, "log", found, "start a system log, or use --log-file", path)
@@ -314,7 +309,8 @@ def _compiled_for_this_python(program: str) -> bool:
 
 
 def _own_file() -> str | None:
-    archive = getattr(sys.modules["archive_overlay"].__loader__, "archive", None)
+    spec = sys.modules["archive_overlay"].__spec__  # from Python 3.16 on, modules have no __loader__
+    archive = getattr(spec.loader, "archive", None) if spec else None
     if isinstance(archive, str):
         return os.path.abspath(archive)
     script = os.path.abspath(sys.argv[0])

@@ -43,28 +43,55 @@ _UNTIL_5 = (
 )
 _SINCE_4_6 = b".RemoveContainerAndDependencies"
 RELEASES = (
-    Release((0, 0), "before 4.8", _UNTIL_5),
+    Release((0, 0), "up to 4.7", _UNTIL_5),
     Release((4, 8), "4.8 and 4.9", b"internal/attributedstring."),
     Release((5, 0), "5.0 to 5.6", b"pkg/config.userConfigPath"),
     Release((5, 7), "5.7 and 5.8", b"containers.rootless.conf"),
-    Release((6, 0), "from 6.0 on", b"storage/pkg/configfile."),
+    Release((6, 0), "6.0 and later", b"storage/pkg/configfile."),
 )
 
 
-def installed_releases(programs: Iterable[str] = PROGRAMS) -> tuple[Release, ...]:
-    """Give the releases that may be installed.
+@dataclass(frozen=True)
+class Installed:
+    """Which podman runs here, as far as is known.
+
+    Attributes:
+        releases: those that there may be; all of them, if nobody knows.
+        why: how that is known, or why it is not, in words.
+        path: of the program that says it; None: there is none, or not one alone.
+    """
+
+    releases: tuple[Release, ...]
+    why: str
+    path: str | None = None
+
+
+NOT_LOOKED_FOR = Installed(RELEASES, "nobody has looked for it")
+
+
+def installed(programs: Iterable[str] = PROGRAMS) -> Installed:
+    """Find out which release of podman is installed.
 
     Args:
         programs: where podman may be.
 
     Returns:
-        All there are, if there is no podman, or one that shows no release: a script, perhaps.
+        All releases, if there is no podman, or one that shows no release: a script, perhaps.
     """
-    found = [_release_of(path) for path in programs if os.path.exists(path)]
-    known = {release for release in found if release}
-    if not found or None in found:
-        return RELEASES
-    return tuple(release for release in RELEASES if release in known)
+    found = {path: _release_of(path) for path in programs if os.path.exists(path)}
+    unknown = [path for path, release in found.items() if release is None]
+    if unknown:
+        return Installed(RELEASES, f"{unknown[0]} does not show it", unknown[0])
+    if not found:
+        return Installed(RELEASES, f"there is neither {' nor '.join(programs)}")
+    said = [
+        f"{path} has the functions of podman {release.name}" for path, release in found.items() if release
+    ]
+    return Installed(
+        releases=tuple(release for release in RELEASES if release in found.values()),
+        why=" and ".join(said),
+        path=next(iter(found)) if len(found) == 1 else None,
+    )
 
 
 def passes_on_annotations(programs: Iterable[str] = PROGRAMS) -> bool | None:

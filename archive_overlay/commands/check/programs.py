@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from archive_overlay.commands.check.access import judge_writers, may
+from archive_overlay.commands.check.access import judge_writers, may, why_not_run
 from archive_overlay.commands.check.findings import NOTE, OK, WARNING, Finding, listed
 from archive_overlay.transfer.names import SCHEME
 
@@ -23,13 +23,13 @@ def judge_skopeo(path: str, asked: Iterable[TransferSettings]) -> Finding:
         path: of it.
         asked: how hooks use it.
     """
-    if _is_program(path):
+    if not (fault := why_not_run(path)):
         return Finding(OK, "skopeo", f"{path} is there, for load-as and push-to", "", path)
     needed = any(each.push_prefixes or each.load_prefixes for each in asked)
     return Finding(
         WARNING if needed else NOTE,
         "skopeo",
-        f"there is no program {path}: revisions are neither loaded nor pushed, and an archive that asks for it is an error",
+        f"{path} {fault[0]}: revisions are neither loaded nor pushed, and an archive that asks for it is an error",
         "install skopeo, or name it by --skopeo in hook.args"
         if needed
         else "install skopeo if they are wanted",
@@ -56,7 +56,12 @@ def judge_transfer(settings: TransferSettings, *, path: str | None) -> list[Find
         else "pushed nowhere"
     )
     found = f"images may be loaded into the engine's store {load}, and {push}"
-    findings = [Finding(OK, "policy", found, "", path)]
+    advice = (
+        "to allow another port of a registry, add another --allow-push-to: the port is part of the host"
+        if settings.push_prefixes
+        else ""
+    )
+    findings = [Finding(OK, "policy", found, advice, path)]
     if settings.push_prefixes and not settings.tls_verify:
         findings.append(
             Finding(
@@ -86,9 +91,9 @@ def judge_reports(settings: Settings, *, user: int) -> list[Finding]:
     ):
         if not program:
             continue
-        if not _is_program(program):
-            found = f"{option} {program} is no executable file: nothing is run when an archive {when}"
-            findings.append(Finding(WARNING, "reports", found, f"chmod 0755 {program}", program))
+        if fault := why_not_run(program):
+            found = f"{option} {program} {fault[0]}: nothing is run when an archive {when}"
+            findings.append(Finding(WARNING, "reports", found, fault[1], program))
         elif writers := judge_writers("reports", program, user=user):
             findings.append(writers)
         else:
@@ -104,7 +109,3 @@ def _judge_authfile(path: str) -> Finding:
         found = f"--authfile {path}, with passwords of registries, can be read by others"
         return Finding(WARNING, "policy", found, f"chmod 0600 {path}", path)
     return Finding(OK, "policy", f"passwords of registries are in {path}", "", path)
-
-
-def _is_program(path: str) -> bool:
-    return os.path.isfile(path) and may(path, os.X_OK)

@@ -12,8 +12,9 @@ from archive_overlay import __version__
 from archive_overlay.commands import Output
 from archive_overlay.commands.check import access, hook_files, hooks_dirs, host, podman, programs
 from archive_overlay.commands.check.findings import NOTE, OK, PROBLEM, WARNING, Finding, combined
+from archive_overlay.commands.terminal import CYAN, GREEN, RED, YELLOW, coloured, find_screen, wrapped
 from archive_overlay.log import escape
-from archive_overlay.settings import DEFAULT_MOUNT_PROGRAM, DEFAULT_SKOPEO, Settings
+from archive_overlay.settings import DEFAULT_MOUNT_PROGRAM, DEFAULT_SKOPEO, Settings, swallowed_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from archive_overlay.commands.check.hook_files import HookFile
     from archive_overlay.commands.check.hooks_dirs import Directories
     from archive_overlay.commands.check.host import Host
+    from archive_overlay.commands.terminal import Screen
     from archive_overlay.log import Log
 
     Parser = Callable[[Sequence[str]], object]  # Settings, if it runs as a hook with these arguments
 
-_COLOURS = {OK: 32, NOTE: 36, WARNING: 33, PROBLEM: 31}
+_COLOURS = {OK: GREEN, NOTE: CYAN, WARNING: YELLOW, PROBLEM: RED}
 _STATUS_WIDTH = max(map(len, _COLOURS))
 _TOPIC_WIDTH = len("fuse-overlayfs")
 
@@ -55,8 +57,9 @@ def run(options: argparse.Namespace, log: Log) -> int:
     if options.json:
         output.line(json.dumps(_object(here, directories, hooks, findings), indent=2))
     else:
+        screen = find_screen(options)
         for finding in findings:
-            output.line(_line(finding, terminal=output.terminal))
+            output.line(_line(finding, screen))
         output.line(_summary(problems))
     output.flush()
     return 1 if problems else 0
@@ -91,7 +94,8 @@ def check(
         What was found, and the configurations that make the engine run this program whichever it is.
     """
     hooks = {each.read: _judge_hooks(each, here, parse) for each in directories}
-    about_hooks = combined(
+    about_hooks = [hooks_dirs.judge_release(here.podman)] if directories[0].release else []
+    about_hooks += combined(
         (each.release, [*each.findings, *hooks[each.read].findings]) for each in directories
     )
     findings = [*host.judge_program(here), *host.judge_python(here)]
@@ -127,7 +131,8 @@ def understood(arguments: Sequence[str], parse: Parser) -> Settings:
     except SystemExit as end:
         if not end.code:
             raise ValueError("they ask for the version or for help") from end
-        raise ValueError(said.getvalue().strip().rpartition("error: ")[2]) from end
+        (_, _, error) = said.getvalue().partition("error: ")
+        raise ValueError(error.splitlines()[0]) from end
     if not isinstance(settings, Settings):
         raise ValueError(f"{arguments[0]} is a command for people")
     if settings.bundle:
@@ -145,7 +150,7 @@ def directories_of_podman(here: Host) -> list[Directories]:
             rootless=here.rootless,
             parse=parse,
         )
-        for release in here.podman
+        for release in here.podman.releases
     ]
 
 
@@ -188,18 +193,26 @@ def _judge_hook(hook: HookFile, here: Host, parse: Parser) -> tuple[list[Finding
         findings.append(Finding(status, "hook", f"{hook.path} {what}", advice, hook.path))
 
     if not os.path.isabs(hook.program):
-        found(PROBLEM, f"names {hook.program}, which is no absolute path", "name the program by one")
-    elif not os.path.isfile(hook.program) or not access.may(hook.program, os.X_OK):
-        found(PROBLEM, f"runs {hook.program}, which is no executable file", f"chmod 0755 {hook.program}")
+        found(PROBLEM, f"names {hook.program}, which is not an absolute path", "name the program by one")
+    elif fault := access.why_not_run(hook.program):
+        found(PROBLEM, f"runs {hook.program}, which {fault[0]}", fault[1])
     elif not is_this(hook, here):
         advice = "install this one in its place, or correct hook.path"
         if os.path.basename(hook.program).startswith("archive_overlay"):
             advice += f"; or ask that one: {hook.program} check"
         found(WARNING, f"runs {hook.program}, which is another file than {here.program}", advice)
+    swallowed = swallowed_options(hook.name) if hook.name != hook.program else []
+    if swallowed:
+        found(
+            PROBLEM,
+            f"has {' '.join(swallowed)} in the first of its args, where the program's name belongs: it has no effect",
+            'put "archive_overlay" first in hook.args, and each option as an item of its own',
+        )
     try:
         settings = understood(hook.arguments, parse)
     except ValueError as error:
-        found(PROBLEM, f"has args with which the hook fails: {error}", "correct hook.args")
+        if not swallowed:
+            found(PROBLEM, f"has args with which the hook fails: {error}", "correct hook.args")
     if stages := hook_files.judge_stages(hook):
         findings.append(stages)
     if hook.timeout is not None:
@@ -302,19 +315,23 @@ def _judge_logs(asked: list[Settings], here: Host) -> list[Finding]:
             Finding(
                 NOTE,
                 "log",
-                "what the hook says is seen nowhere but at podman's --log-level=debug",
-                "to keep it, add --log-file=PATH or --syslog to hook.args",
+                "nobody sees what the hook says: podman logs and podman events do not show it, and podman itself does"
+                " only at --log-level=debug",
+                "to keep it, add --syslog or --log-file=PATH to hook.args",
             )
         )
     return findings
 
 
-def _line(finding: Finding, *, terminal: bool) -> str:
-    status = finding.status.ljust(_STATUS_WIDTH)
-    if terminal:
-        status = f"\x1b[{_COLOURS[finding.status]}m{status}\x1b[0m"
+def _line(finding: Finding, screen: Screen) -> str:
+    status = coloured(finding.status.ljust(_STATUS_WIDTH), _COLOURS[finding.status], screen)
     advice = f"; {finding.advice}" if finding.advice else ""
-    return f"{status}  {finding.topic.ljust(_TOPIC_WIDTH)}  {escape(finding.found + advice)}"
+    text = escape(finding.found + advice)
+    margin = " " * (_STATUS_WIDTH + _TOPIC_WIDTH + 4)
+    if screen.fixed:
+        # Paths stay whole, to be copied.
+        text = "\n".join(wrapped(text, screen.width, margin=margin, cuts_words=False)).lstrip()
+    return f"{status}  {finding.topic.ljust(_TOPIC_WIDTH)}  {text}"
 
 
 def _summary(problems: int) -> str:

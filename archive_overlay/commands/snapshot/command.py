@@ -73,7 +73,7 @@ def run(options: argparse.Namespace, log: Log) -> int:
         with ExitStack() as stack:
             resume = _paused(container, who, stack) if options.pause else _nothing
             hook_log = open_log(settings.log_level, path=settings.log_file, syslog=settings.syslog)
-            status = snapshot.save(container, names, settings, hook_log, resume)
+            status, unchanged = snapshot.save(container, names, settings, hook_log, resume)
     except recovery.DamagedError as error:
         raise ArchiveError(f"{who}: {error}") from error
     finally:
@@ -81,7 +81,8 @@ def run(options: argparse.Namespace, log: Log) -> int:
     if not status:
         output = Output()
         for name in names:
-            output.line(f"{shown(who)}: archive {shown(name)} saved")
+            done = "has nothing new to save" if name in unchanged else "saved"
+            output.line(f"{shown(who)}: archive {shown(name)} {done}")
         output.flush()
     return 1 if status or refused else 0
 

@@ -193,7 +193,7 @@ def test_a_directory_that_a_tar_does_not_list_keeps_what_it_has(data: Path, scra
     assert after[b"new"].mode == 0o755
 
 
-@pytest.mark.parametrize("option", ["--json", "-h"])
+@pytest.mark.parametrize("option", ["--json", "--bytes"])
 def test_what_says_how_to_show_changes_is_for_dry_runs(data: Path, scratch: Path, option: str) -> None:
     archive = put_layer(scratch, file("a"))
     before = trees.view(data)

@@ -144,7 +144,7 @@ def test_a_host_with_a_broken_configuration(installed: Installed) -> None:
 
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "2 problems stop archives."
-    assert f"{installed.configuration} is refused: it is no JSON" in done.stdout
+    assert f"{installed.configuration} is refused: it is not valid JSON" in done.stdout
 
 
 def test_json_has_the_fields_that_the_manual_page_names(installed: Installed) -> None:
@@ -206,7 +206,7 @@ def test_programs_that_the_hook_runs(installed: Installed) -> None:
             "open",
             [("ok", "told is run when an archive is saved"), ("warning", "everybody may write to")],
         ),
-        ("plain", "told", [("warning", "plain is no executable file"), ("ok", "when an archive fails")]),
+        ("plain", "told", [("warning", "plain is not executable"), ("ok", "when an archive fails")]),
     ):
         installed.configure(
             f"--on-success={installed.top}/{success}",
@@ -337,6 +337,28 @@ def test_a_directory_on_a_read_only_file_system(installed: Installed) -> None:
     assert problem.endswith(f"{archives} is on a file system that is mounted read-only")
 
 
+def test_programs_on_a_file_system_without_execution(installed: Installed) -> None:
+    (installed.top / "noexec").mkdir()
+    shutil.copy(installed.program, installed.top / "noexec/archive_overlay")
+    shutil.copy("/bin/true", installed.top / "noexec/told")
+    installed.configure(f"--on-success={installed.top}/noexec/told")
+    configuration = json.loads(installed.configuration.read_text())
+    configuration["hook"]["path"] = f"{installed.top}/noexec/archive_overlay"
+    installed.configuration.write_text(json.dumps(configuration))
+
+    found = installed.in_namespace(
+        'mount --bind "$0/noexec" "$0/noexec"; mount -o remount,bind,noexec "$0/noexec"'
+    )
+
+    (problem,) = problems(found)
+    assert problem.endswith("noexec/archive_overlay, which is on a file system that is mounted noexec")
+    (told,) = about(found, "reports")
+    assert (told["status"], "told is on a file system that is mounted noexec" in told["found"]) == (
+        "warning",
+        True,
+    )
+
+
 def test_the_directories_that_this_host_s_podman_reads(installed: Installed) -> None:
     if not os.path.isdir("/etc/containers"):
         tools.cannot_run("no directory /etc/containers")
@@ -362,7 +384,7 @@ def test_the_directories_that_a_user_s_podman_reads(installed: Installed) -> Non
     )
 
     assert (found["rootless"], found["hooks_dirs"]) == (True, [str(installed.hooks)])
-    assert about(found, "hooks-dir")[0]["path"] == f"{home}/.config/containers/containers.conf"
+    assert about(found, "hooks-dir")[1]["path"] == f"{home}/.config/containers/containers.conf"
 
 
 def with_podman(installed: Installed, *names: bytes) -> dict[str, Any]:
@@ -409,7 +431,7 @@ def test_a_policy_that_nobody_knows_whether_podman_reads(installed: Installed) -
     assert any("the release of podman is not known" in each["found"] for each in found["findings"])
     policies = [each["found"] for each in about(found, "policy")]
     assert (
-        "with podman 5.0 to 5.6, 5.7 and 5.8, from 6.0 on: archives may be in /srv, and nowhere else"
+        "with podman 5.0 to 5.6, 5.7 and 5.8, 6.0 and later: archives may be in /srv, and nowhere else"
         in policies
     )
     assert "archives may be in /srv, and nowhere else" not in policies
@@ -426,6 +448,18 @@ def test_names_do_no_harm_on_a_terminal(installed: Installed) -> None:
 def test_a_terminal_gets_colours(installed: Installed) -> None:
     shown = history.shown_on_terminal("check", "--hooks-dir", installed.hooks)
     assert "\x1b[32mok     \x1b[0m  hook  " in shown
+
+
+def test_lines_break_between_words_at_the_terminal_s_width(installed: Installed) -> None:
+    arguments = ("check", "--hooks-dir", installed.hooks)
+    shown = history.shown_on_terminal(*arguments, COLUMNS="80", NO_COLOR="1").splitlines()
+
+    margin = " " * 25
+    for line in shown:
+        assert len(line) <= 80 or " " not in line[25:], line
+    assert any(line.startswith(margin) for line in shown)
+    whole = "\n".join(shown).replace(f"\n{margin}", " ")
+    assert whole == history.output_of(*arguments).rstrip("\n")
 
 
 def test_help_has_examples() -> None:

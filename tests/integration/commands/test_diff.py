@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import shutil
 import signal
 import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -221,7 +224,9 @@ def test_what_something_is_said_to_be_it_must_be(scratch: Path) -> None:
 
     assert lines_of(scratch / "a.tar", "--as", "tar") == ["A            0 a"]
     assert "Not a directory" in history.complaint_of("diff", "--as", "directory", scratch / "a.tar")
-    assert "Not a directory" in history.complaint_of("diff", "--as", "layout", scratch / "a.tar")
+    assert "is a file, not an image layout" in history.complaint_of(
+        "diff", "--as", "layout", scratch / "a.tar"
+    )
     assert "it is not a regular file" in history.complaint_of("diff", "--as", "tar", scratch)
     assert "No such file" in history.complaint_of("diff", "--as", "tar", scratch / "b.tar")
 
@@ -388,7 +393,7 @@ def test_totals(any_changed: overlays.Overlay) -> None:
         return any_changed.inside(lambda: history.output_of("diff", "--stat", *options, any_changed.upper))
 
     assert totals() == "7 entries (1 opaque), 3 deletions, 2004 bytes\n"
-    assert totals("-h") == "7 entries (1 opaque), 3 deletions, 2.0K\n"
+    assert totals("--human-readable") == "7 entries (1 opaque), 3 deletions, 2.0K\n"
     assert json.loads(totals("--json")) == TOTALS
 
 
@@ -401,7 +406,7 @@ def test_human_readable_sizes(scratch: Path, size: int, shown: str) -> None:
     (scratch / "upper/file").touch()
     os.truncate(scratch / "upper/file", size)
 
-    assert lines_of(scratch / "upper", "-h") == [f"A {shown:>5} file"]
+    assert lines_of(scratch / "upper", "--human-readable") == [f"A {shown:>5} file"]
 
 
 def test_a_terminal_tells_letters_apart_by_colour_and_shows_names_harmlessly(scratch: Path) -> None:
@@ -420,13 +425,20 @@ def test_a_terminal_tells_letters_apart_by_colour_and_shows_names_harmlessly(scr
     shown = history.shown_on_terminal("diff", f"{scratch}/layout:main").splitlines()
 
     assert shown == [
-        "\x1b[32mA            0 a\\x1b[2J\x1b[0m",
-        "\x1b[35mO            - d/\x1b[0m",
-        "\x1b[31mD            - gone\x1b[0m",
-        "\x1b[32mA            - s -> \\x07\x1b[0m",
-        "\x1b[33mM            3 text\x1b[0m",
-        "\x1b[36mm            0 time\x1b[0m",
+        "\x1b[32mA     0 a\\x1b[2J\x1b[0m",
+        "\x1b[35mO     - d/\x1b[0m",
+        "\x1b[31mD     - gone\x1b[0m",
+        "\x1b[32mA     - s -> \\x07\x1b[0m",
+        "\x1b[33mM     3 text\x1b[0m",
+        "\x1b[36mm     0 time\x1b[0m",
     ]
+    assert history.output_of(
+        "diff", "--color=always", "--human-readable", f"{scratch}/layout:main"
+    ) == "".join(f"{line}\n" for line in shown)
+    for plain in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        assert "\x1b" not in history.shown_on_terminal("diff", f"{scratch}/layout:main", **plain)
+    exact = history.shown_on_terminal("diff", "--color=never", "--bytes", f"{scratch}/layout:main")
+    assert exact.splitlines()[4] == "M            3 text"
 
 
 def test_a_reader_that_goes_away_ends_it_in_silence(scratch: Path) -> None:
@@ -479,6 +491,33 @@ def test_what_is_no_archive(scratch: Path) -> None:
     assert "neither a directory nor a regular file" in history.complaint_of("diff", scratch / "pipe")
     assert "not a tar" in history.complaint_of("diff", scratch / "text")
     assert "not a tar" in history.complaint_of("diff", scratch / "empty")
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "said"),
+    [
+        ("a.tar.xz", "xz", "compressed by xz"),
+        ("a.tar.bz2", "bzip2", "compressed by bzip2"),
+        ("short.bz2", "bzip2", "compressed by bzip2"),
+        ("a.zip", "unzip", "a zip file"),
+    ],
+)
+def test_of_what_is_not_a_tar_the_format_and_the_program_are_named(
+    scratch: Path, name: str, program: str, said: str
+) -> None:
+    data = os.urandom(3000) if name[0] == "a" else b"x"
+    if name.endswith("xz"):
+        (scratch / name).write_bytes(lzma.compress(data))
+    elif name.endswith("bz2"):
+        (scratch / name).write_bytes(bz2.compress(data))
+    else:
+        with zipfile.ZipFile(scratch / name, "w") as file:
+            file.writestr("x", data)
+
+    complaint = history.complaint_of("diff", scratch / name)
+
+    assert f"cannot read {scratch}/{name}: it is {said}; " in complaint
+    assert f"{program}" in complaint.partition("; ")[2]
 
 
 @pytest.mark.parametrize("kept", [100, 512, 1100, 1536])

@@ -83,6 +83,7 @@ def test_json_has_all_that_is_known(two_revisions: Saver) -> None:
         "entries": 1,
         "deletions": 1,
         "bytes": 1,
+        "excluded": None,
         "size": last["size"],
         "created_by": "archive_overlay",
         "comment": image.config["history"][3]["comment"],
@@ -110,7 +111,7 @@ def test_what_an_engine_leaves_of_a_revision(two_revisions: Saver, scratch: Path
 def test_human_readable_sizes(scratch: Path) -> None:
     image_layouts.put(scratch / "layout", "latest", layers=[layer(file("a", bytes(100_000)))])
 
-    assert " 100K " in history.output_of("log", "-h", scratch / "layout")
+    assert " 100K " in history.output_of("log", "--human-readable", scratch / "layout")
 
 
 def test_long_ids_are_shown_short(scratch: Path) -> None:
@@ -336,6 +337,10 @@ def test_an_image_that_cannot_be_read_leaves_the_others(branches: Path) -> None:
     assert len(json.loads(history.run("log", "--json", branches).stdout)) == 7
 
 
+def columns(text: str) -> int:
+    return len(text) + len(re.findall("[箱像文字]", text))
+
+
 def test_a_terminal_gets_colours_and_lines_that_fit(branches: Path) -> None:
     put(branches, "long", (1, {"container-name": "n" * 100, "image": "i" * 100, "message": "m" * 200}, []))
 
@@ -346,6 +351,17 @@ def test_a_terminal_gets_colours_and_lines_that_fit(branches: Path) -> None:
         shown = history.shown_on_terminal("log", f"{branches}:long", **settings)
         assert "\x1b" not in shown
         assert max(map(len, shown.splitlines())) <= int(settings.get("COLUMNS", 80))
+    # Of wide characters, half as many fit.
+    put(
+        branches,
+        "wide",
+        (1, {"container-name": "箱" * 30, "image": "像" * 30, "message": "文 " * 60 + "字" * 60}, []),
+    )
+    for width in ("80", "40"):
+        lines = history.shown_on_terminal("log", f"{branches}:wide", NO_COLOR="1", COLUMNS=width).splitlines()
+        assert max(map(columns, lines)) <= int(width)
+        if width == "80":
+            assert columns(lines[1].partition("像")[0]) == lines[0].index("IMAGE")
     # Programs get all of it.
     assert f"{'n' * 100}  {'i' * 100}" in history.output_of("log", f"{branches}:long")
 
@@ -362,4 +378,4 @@ def test_options_of_the_hook_do_not_go_with_a_command(scratch: Path) -> None:
     result = history.run("--log-level=debug", "log", scratch)
 
     assert (result.status, result.stdout) == (2, "")
-    assert "the options of the hook mean nothing to log" in result.stderr
+    assert "--log-level is an option of the hook" in result.stderr

@@ -322,3 +322,19 @@ def test_a_destination_that_is_a_symlink_is_the_place_it_points_to(small: Saver)
     assert result.status == 0, result.stderr
     assert small.archive.is_symlink()
     assert contents(small, small.directory / "real") == {"made"}
+
+
+@copy_only
+def test_a_tag_of_a_layout_is_no_place_for_another_method(small: Saver) -> None:
+    layout = small.out / "repo"
+    first = small.run(archive_to=f"{layout}:main")
+    assert (first.status, (small.out / "repo:main" / "made").exists()) == (0, True)
+    assert "add method=oci" in "".join(first.messages("warning"))
+    assert small.run(archive_to=f"{small.out}/12:30").messages("warning") == []
+    assert small.run(archive_to=layout, method="oci").status == 0
+
+    result = small.run(archive_to=f"{layout}:other")
+
+    assert result.status == 1
+    assert f"is the tag other of the image layout {layout}, which needs method oci" in result.only_error()
+    assert small.run(archive_to=f"{layout}:main").status == 0  # an archive of 2.0.4, perhaps

@@ -291,6 +291,27 @@ def test_a_disk_that_takes_no_writes(small: Saver) -> None:
     assert str(disk) in result.only_error()
 
 
+def test_a_marker_on_a_disk_that_takes_no_writes_is_named_with_what_follows(small: Saver) -> None:
+    disk = small.directory / "disk"
+    disk.mkdir()
+
+    def run() -> hooks.Result:
+        overlays.mount_tmpfs(disk, "size=1m")
+        try:
+            overlays.make_read_only(disk)
+            return small.run_here(success=disk / "done")
+        finally:
+            overlays.unmount(disk)
+
+    error = small.overlay.inside(run).only_error()
+
+    assert (
+        f"the success marker {disk}/done could not be created, so no archive was made: Read-only file system"
+        in error
+    )
+    assert not small.archive.exists()
+
+
 @pytest.mark.parametrize("options", ["size=128k", "size=10m,nr_inodes=10"], ids=["data", "names"])
 def test_a_disk_that_is_full(any_saver: Saver, options: str) -> None:
     def change(root: Path) -> None:
@@ -372,6 +393,36 @@ def test_a_mount_of_the_spec_that_is_none(small: Saver, mount: Any) -> None:
     assert "internal error" not in result.stderr
     assert good.exists()
     assert os.listdir(small.out) == []
+
+
+@pytest.mark.parametrize(
+    ("poststop", "swallowed"),
+    [
+        ([{"path": "/usr/bin/archive_overlay", "args": ["--no-setid", "--syslog"]}], "--no-setid"),
+        (
+            [{"path": "/bin/true"}, {"path": "/x/archive_overlay", "args": ["a --max-bytes=1 --no-setid"]}],
+            "--max-bytes=1 --no-setid",
+        ),
+        ([{"path": "/usr/bin/archive_overlay", "args": ["archive_overlay", "--no-setid"]}], ""),
+        ([{"path": "/a -b/archive_overlay", "args": ["/a -b/archive_overlay"]}], ""),
+        ([{"path": "/bin/other", "args": ["-x"]}], ""),
+        ([{"path": "/usr/bin/archive_overlay", "args": [None]}, {"path": 5}, None], ""),
+        ({}, ""),
+    ],
+)
+def test_an_option_where_the_program_s_name_belongs(small: Saver, poststop: Any, swallowed: str) -> None:
+    bundle = hooks.Bundle(
+        small.directory / "bundle", mounts=[small.overlay.spec_mount()], annotations=small.asks()
+    )
+    (bundle.directory / "config.json").write_text(
+        json.dumps({**bundle.spec, "hooks": {"poststop": poststop}})
+    )
+
+    result = hooks.run_hook(bundle)
+
+    assert result.status == 0
+    warnings = [each for each in result.messages("warning") if "the program's name belongs" in each]
+    assert [each.partition(" has no effect")[0] for each in warnings] == ([swallowed] if swallowed else [])
 
 
 @pytest.mark.parametrize("value", [5, None, ["/archive"], {}, True])

@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 # In the order of the manual page.
 FIELDS = (
     *("archive", "container", "container_name", "image", "stopped", "mount_point", "method", "saved", "path"),
-    *("tag", "revision", "success", "entries", "deletions", "bytes", "seconds", "loaded", "pushed"),
+    *(
+        "tag",
+        "revision",
+        "success",
+        "entries",
+        "deletions",
+        "bytes",
+        "excluded",
+        "seconds",
+        "loaded",
+        "pushed",
+    ),
     *("error", "changes", "changes_kept"),
 )
 

@@ -13,6 +13,7 @@ import pytest
 from archive_overlay.layout.stored import chains_of
 from tests.support import histories, history, hooks, image_layouts, tools
 from tests.support.registry import Registry, Way
+from tests.support.screens import run_at_once, screen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,8 +122,18 @@ def test_before_anybody_has_pushed_there_is_nothing_to_fetch(
 ) -> None:
     host = Host(scratch / "new", shared.reference(name))
 
-    assert host.get() == f"{host.remote} is not there yet, so there is nothing to fetch\n"
+    said = f"{host.remote} is not there yet, so there is nothing to fetch\n"
+    assert host.get("--missing-ok") == said
     assert not host.layout.exists()
+
+    missing = host.fetch()
+    assert missing.status == 1
+    assert f"no image {host.remote}; check the name, or add --missing-ok" in missing.stderr
+
+    host.stop("1")
+    assert host.push().status == 0
+    misspelt = host.fetch("--missing-ok", remote=f"{host.remote}s")
+    assert (misspelt.status, f"{host.layout}:main belongs to {host.remote}" in misspelt.stderr) == (0, True)
 
 
 def test_a_new_host_gets_all_that_the_image_says(two: tuple[Host, Host]) -> None:
@@ -137,6 +148,18 @@ def test_a_new_host_gets_all_that_the_image_says(two: tuple[Host, Host]) -> None
     mine, theirs = image_layouts.read(one.layout, "main"), image_layouts.read(new.layout, "main")
     assert mine.manifest["config"] == theirs.manifest["config"]
     assert mine.digests == theirs.digests
+
+
+def test_a_terminal_shows_how_far_it_is(shared: Registry, name: str, scratch: Path) -> None:
+    one, new = (Host(scratch / each, shared.reference(name)) for each in ("one", "new"))
+    data = history.file("./x", os.urandom(4 << 20))
+    histories.append(one.layout, "main", history.layer(history.directory("./"), data))
+    assert one.push().status == 0
+
+    shown, _ = run_at_once("fetch", "--no-fsync", "--tls-verify=false", f"{new.layout}:main", new.remote)
+
+    assert " of 4.0M" in shown
+    assert screen(shown) == [f"{new.layout}:main: revision 1 of {new.remote}", ""]
 
 
 def test_only_what_is_newer_is_downloaded(two: tuple[Host, Host], shared: Registry, name: str) -> None:
@@ -177,7 +200,7 @@ def test_hosts_in_turn_have_one_history(shared: Registry, name: str, scratch: Pa
     for turn in range(1, 9):
         host = hosts[turn % 2]
         before = len(shared.requests())
-        host.get()
+        host.get("--missing-ok")
         asked.append(len(shared.requests()) - before)
         host.stop(f"{turn}")
         assert host.push().status == 0

@@ -22,6 +22,12 @@ from tests.support import tools
 TOP = Path(__file__).resolve().parents[3]
 PREFIX = r"^com\.launchplatform\.oci-hooks\.archive-overlay\.[^.]+[./]"
 ANNOTATIONS = {f"{PREFIX}mount-point$": ".*", f"{PREFIX}archive-to$": ".*"}
+ONE = {r"^com\.launchplatform\.oci-hooks\.archive-overlay\.": ".*"}
+# The configuration that 2.0.4 had in its documentation, which had no args.
+OF_2_0_4 = {
+    rf"com\.launchplatform\.oci-hooks\.archive-overlay\.([^.]+)\.{key}": "(.+)"
+    for key in ("mount-point", "archive-to")
+}
 UNREAD = "no containers.conf"
 
 
@@ -115,7 +121,8 @@ def test_what_is_packaged_runs_this_program(site: Site, packaged: str) -> None:
 
     assert finding.status == "ok"
     assert finding.found.endswith(
-        f"runs {site.program} for containers with the annotations mount-point and archive-to"
+        f"runs {site.program} for containers with an annotation that begins with"
+        " com.launchplatform.oci-hooks.archive-overlay."
     )
     assert site.found_hooks == [str(path)]
     assert stops(site.check()) == []
@@ -135,25 +142,25 @@ def test_without_any_configuration_nothing_is_archived(site: Site) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no JSON"),
-        (b"{", "no JSON"),
-        (b"\xff", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b"[]", "no object"),
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[]", "not an object"),
         ({"version": "2.0.0"}, "version is '2.0.0'"),
         ({"hook": None}, "has no hook"),
         ({"path": ""}, "no hook.path"),
         ({"path": 7}, "no hook.path"),
-        ({"args": "archive_overlay"}, "hook.args are no list"),
-        ({"args": ["archive_overlay", 1]}, "hook.args are no list"),
-        ({"timeout": "10"}, "hook.timeout is no number"),
-        ({"stages": None}, "stages are no list"),
-        ({"stages": "poststop"}, "stages are no list"),
-        ({"stages": ["stopped"]}, "no stage stopped"),
-        ({"when": ["always"]}, "when is no object"),
+        ({"args": "archive_overlay"}, "hook.args are not a list"),
+        ({"args": ["archive_overlay", 1]}, "hook.args are not a list"),
+        ({"timeout": "10"}, "hook.timeout is not a number"),
+        ({"stages": None}, "stages are not a list"),
+        ({"stages": "poststop"}, "stages are not a list"),
+        ({"stages": ["stopped"]}, "stopped is not a stage"),
+        ({"when": ["always"]}, "when is not an object"),
         ({"when": {"always": "yes"}}, "when.always is neither"),
-        ({"when": {"annotations": ["a"]}}, "when.annotations are no patterns"),
-        ({"when": {"annotations": {"a": 1}}}, "when.annotations are no patterns"),
+        ({"when": {"annotations": ["a"]}}, "when.annotations are not an object"),
+        ({"when": {"annotations": {"a": 1}}}, "when.annotations are not an object"),
         ({"when": {"annotations": {"(": ""}}}, '"(" is not a regular expression'),
         ({"when": {"commands": ["["]}}, '"[" is not a regular expression'),
     ],
@@ -205,12 +212,8 @@ def test_a_hook_that_runs_for_no_container(site: Site, when: object, reason: str
     ("when", "whom"),
     [
         ({"always": True}, "every container"),
-        ({"annotations": ANNOTATIONS, "commands": ["^/bin/sh$"]}, 'a command that matches "^/bin/sh$"'),
-        ({"annotations": ANNOTATIONS, "hasBindMounts": True}, "a volume"),
-        (
-            {"annotations": {f"{PREFIX}archive-to$": "^/srv/"}},
-            "the annotation archive-to, a value that matches",
-        ),
+        ({"annotations": ONE, "commands": ["^/bin/sh$"]}, 'a command that matches "^/bin/sh$"'),
+        ({"annotations": ONE, "hasBindMounts": True}, "a volume"),
         ({"annotations": {r"archive-overlay\.\w+\.\pL+": ""}}, r'matches "archive-overlay\.\w+\.\pL+"'),
     ],
 )
@@ -223,17 +226,43 @@ def test_the_containers_that_a_hook_runs_for(site: Site, when: object, whom: str
     assert whom in finding.found
 
 
-@pytest.mark.parametrize("separator", [".", "/"])
-def test_conditions_that_only_one_form_of_an_annotation_meets(site: Site, separator: str) -> None:
-    # What 2.0.4 installed knows no slash.
-    pattern = PREFIX.replace("[./]", f"[{separator}]") + "archive-to$"
-    site.hook(when={"annotations": {**ANNOTATIONS, pattern: ".*"}})
+@pytest.mark.parametrize(
+    ("annotations", "whom", "missed"),
+    [
+        (
+            ANNOTATIONS,
+            "the annotations mount-point and archive-to",
+            "only half a pair or only unknown keys",
+        ),
+        (
+            OF_2_0_4,
+            "the annotations mount-point and archive-to",
+            "annotations of the form NAME/KEY, only half a pair or only unknown keys",
+        ),
+        (
+            {f"{PREFIX}archive-to$": "^/srv/"},
+            'the annotation archive-to, a value that matches "^/srv/"',
+            "only half a pair or only unknown keys",
+        ),
+        (
+            {PREFIX.replace("[./]", "/"): ""},
+            "an annotation that begins with com.",
+            "annotations of the form NAME.KEY, only half a pair or only unknown keys",
+        ),
+    ],
+    ids=["3.0.0", "2.0.4", "one key", "slashes"],
+)
+def test_conditions_that_miss_what_the_hook_could_complain_of(
+    site: Site, annotations: dict[str, str], whom: str, missed: str
+) -> None:
+    site.hook(args=None, when={"annotations": annotations})
 
     note, runs = site.about("hook")
 
     assert (note.status, runs.status) == ("note", "ok")
-    assert f"NAME{separator}KEY" in note.found
-    assert pattern in note.found
+    assert f"for containers with {whom}" in runs.found
+    assert f"does not run for containers with {missed}: nothing is saved there" in note.found
+    assert stops(site.check()) == []
 
 
 def test_an_annotation_that_this_program_does_not_have(site: Site) -> None:
@@ -274,9 +303,9 @@ def test_an_engine_that_kills_the_hook(site: Site) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--no-such-option"], "unrecognized arguments: --no-such-option"),
+        (["--no-such-option"], "there is no option --no-such-option"),
         (["--log-level=loud"], "unknown log level 'loud'"),
-        (["--allow-archive-to=srv"], "'srv' is a relative path"),
+        (["--allow-archive-to=srv"], "'srv' is not an absolute path"),
         (["--max-bytes"], "expected one argument"),
         (["--version"], "they ask for the version or for help"),
         (["--help"], "they ask for the version or for help"),
@@ -299,6 +328,26 @@ def test_arguments_that_the_program_understands(site: Site, arguments: list[str]
     assert statuses(site.about("hook")) == ["ok"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "swallowed"),
+    [
+        (["--allow-archive-to=/srv", "--syslog"], "--allow-archive-to=/srv"),
+        (["--allow-archive-to", "/srv"], "--allow-archive-to"),
+        (["archive_overlay --no-setid --max-bytes=5"], "--no-setid --max-bytes=5"),
+    ],
+)
+def test_options_where_the_program_s_name_belongs(site: Site, arguments: list[str], swallowed: str) -> None:
+    site.hook(args=arguments)
+
+    finding = only(site.about("hook"))
+
+    assert finding.status == "problem"
+    assert f"has {swallowed} in the first of its args" in finding.found
+    assert 'put "archive_overlay" first' in finding.advice
+    # What is in force is what the hook gets.
+    assert not any("archives may be in /srv" in each.found for each in site.check())
+
+
 def test_a_configuration_that_is_a_pipe(site: Site) -> None:
     os.mkfifo(site.hooks / "pipe.json")
     assert "pipe.json is refused" in stops(site.about("hook"))[0]
@@ -310,7 +359,7 @@ def test_a_program_that_is_not_there_is_passed_over(site: Site) -> None:
     passed_over, none = site.about("hook")
 
     assert passed_over.status == "warning"
-    assert "is passed over: there is no" in passed_over.found
+    assert passed_over.found.endswith("missing does not exist")
     assert (none.status, none.advice) == ("problem", "see above")
 
 
@@ -321,7 +370,7 @@ def test_a_program_that_is_not_executable(site: Site) -> None:
 
     (found, *_) = stops(site.about("hook"))
 
-    assert f"{copy}, which is no executable file" in found
+    assert f"{copy}, which is not executable" in found
 
 
 def test_a_copy_is_this_program(site: Site) -> None:
@@ -520,7 +569,23 @@ def test_a_policy_where_podman_does_not_look(site: Site) -> None:
 
     assert finding.status == "warning"
     assert f"the options in {path} are not in force" in finding.found
-    assert f'hooks_dir = ["/default", "{override}"]' in finding.advice
+    assert finding.advice == (
+        "in /etc/containers/containers.conf.d/50-archive_overlay.conf, under [engine], put"
+        f' hooks_dir = ["/default", "{override}"]'
+    )
+
+
+@needs_toml
+def test_a_policy_where_containers_conf_has_podman_look_elsewhere(site: Site) -> None:
+    override = site.directory / "override"
+    override.mkdir()
+    site.hook(hooks=override)
+    site.conf.write_text('[engine]\nhooks_dir = ["/elsewhere"]\n')
+
+    _, finding = directories(site).findings
+
+    # A drop-in of our own might come before it.
+    assert finding.advice.startswith(f"in {site.conf}, under [engine], put hooks_dir = [")
 
 
 @needs_toml
@@ -674,30 +739,30 @@ def program(directory: Path, *names: bytes, path: str = "podman") -> str:
 @pytest.mark.parametrize("number", range(len(NAMES)))
 def test_a_release_is_known_by_the_names_in_its_program(tmp_path: Path, number: int) -> None:
     path = program(tmp_path, *NAMES[: number + 1])
-    assert podman.installed_releases([path]) == (podman.RELEASES[number],)
+    assert podman.installed([path]).releases == (podman.RELEASES[number],)
 
 
 def test_podman_6_reads_by_another_package(tmp_path: Path) -> None:
     own = podman.RELEASES[-1].mark
-    assert podman.installed_releases([program(tmp_path, NAMES[1], own)]) == (LATEST,)
+    assert podman.installed([program(tmp_path, NAMES[1], own)]).releases == (LATEST,)
     # It is in Debian's 5.8 too, where it reads other files.
-    assert podman.installed_releases([program(tmp_path, *NAMES, own)]) == (podman.RELEASES[-2],)
+    assert podman.installed([program(tmp_path, *NAMES, own)]).releases == (podman.RELEASES[-2],)
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\nexec /opt/podman\n", b"\x7fELF\0"])
 def test_a_program_that_shows_no_release_may_be_any(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "wrapper").write_bytes(content)
     known = program(tmp_path, NAMES[0])
-    assert podman.installed_releases([known, str(tmp_path / "wrapper")]) == podman.RELEASES
+    assert podman.installed([known, str(tmp_path / "wrapper")]).releases == podman.RELEASES
 
 
 def test_without_podman_it_may_be_any(tmp_path: Path) -> None:
-    assert podman.installed_releases([str(tmp_path / "podman")]) == podman.RELEASES
+    assert podman.installed([str(tmp_path / "podman")]).releases == podman.RELEASES
 
 
 def test_of_two_programs_each_may_run(tmp_path: Path) -> None:
     paths = [program(tmp_path, *NAMES, path="own"), program(tmp_path, NAMES[0]), str(tmp_path / "none")]
-    assert podman.installed_releases(paths) == (podman.RELEASES[0], podman.RELEASES[-2])
+    assert podman.installed(paths).releases == (podman.RELEASES[0], podman.RELEASES[-2])
 
 
 def test_a_podman_that_passes_annotations_of_images_on(tmp_path: Path) -> None:
@@ -709,6 +774,132 @@ def test_a_podman_that_passes_annotations_of_images_on(tmp_path: Path) -> None:
     (tmp_path / "wrapper").write_text("#!/bin/sh\n")
     for path in ("none", "wrapper"):
         assert podman.passes_on_annotations([str(tmp_path / path)]) is None
+
+
+@pytest.mark.parametrize(
+    ("programs", "status", "said"),
+    [
+        ({"bin": NAMES[:3]}, "ok", "bin has the functions of podman 5.0 to 5.6"),
+        ({"own": NAMES[:1], "bin": NAMES}, "ok", "podman up to 4.7 and "),
+        ({"bin": [b"exec /opt/podman"]}, "note", "bin does not show it: what follows is about every release"),
+        ({}, "note", "not known, for there is neither "),
+    ],
+    ids=["one", "two", "a script", "none"],
+)
+def test_which_release_is_meant_and_how_that_is_known(
+    tmp_path: Path, programs: dict[str, list[bytes]], status: str, said: str
+) -> None:
+    for path, names in programs.items():
+        program(tmp_path, *names, path=path)
+
+    finding = hooks_dirs.judge_release(podman.installed([str(tmp_path / "own"), str(tmp_path / "bin")]))
+
+    assert (finding.status, said in finding.found) == (status, True), finding
+
+
+# What each release makes of what may lie in /usr/share/containers (usr), /etc/containers (etc) and ~/.config/containers
+# (home): by path, the hooks_dir that a file has; by release, which directories root's podman reads, and which a user's.
+# "D" is what podman reads by itself. Seen with 4.3 and 5.4 (tests/e2e/test_check.py); the others are by their sources.
+TREES: dict[str, tuple[dict[str, str], dict[str, tuple[str, str]]]] = {
+    "nothing": ({}, dict.fromkeys(("4.3", "4.9", "5.0", "5.4", "5.7", "6.0"), ("D", "D"))),
+    "the administrator's drop-in": (
+        {"usr/containers.conf": "A", "etc/containers.conf.d/50-archive_overlay.conf": "DB"},
+        dict.fromkeys(("4.3", "4.9", "5.0", "5.4", "5.7", "6.0"), ("DB", "DB")),
+    ),
+    "a main file that hides the distribution's": (
+        {"usr/containers.conf": "A", "etc/containers.conf": ""},
+        {**dict.fromkeys(("4.3", "4.9", "5.0", "5.4", "5.7"), ("A", "A")), "6.0": ("D", "D")},
+    ),
+    "a user's, root's own too": (
+        {"etc/containers.conf.d/50.conf": "A", "home/containers.conf": "B"},
+        {
+            **dict.fromkeys(("4.3", "4.9"), ("A", "B")),
+            **dict.fromkeys(("5.0", "5.4", "5.7"), ("B", "B")),
+            "6.0": ("A", "A"),
+        },
+    ),
+    "drop-ins of a user and of the administrator": (
+        {"etc/containers.conf.d/60.conf": "A", "home/containers.conf.d/50.conf": "B"},
+        {
+            **dict.fromkeys(("4.3", "4.9"), ("A", "B")),
+            **dict.fromkeys(("5.0", "5.4", "5.7"), ("B", "B")),
+            "6.0": ("A", "A"),
+        },
+    ),
+    "rootful and rootless": (
+        {
+            "etc/containers.rootful.conf.d/50.conf": "A",
+            "etc/containers.rootless.conf.d/50.conf": "B",
+        },
+        {
+            **dict.fromkeys(("4.3", "4.9", "5.0", "5.4"), ("D", "D")),
+            "5.7": ("D", "B"),
+            "6.0": ("A", "B"),
+        },
+    ),
+    "rootless main file": (
+        {"etc/containers.rootless.conf": "A"},
+        {
+            **dict.fromkeys(("4.3", "4.9", "5.0", "5.4", "6.0"), ("D", "D")),
+            "5.7": ("D", "A"),
+        },
+    ),
+    "one user's, from the administrator": (
+        {
+            f"etc/containers.rootless.conf.d/{USER}/50.conf": "A",
+            f"etc/containers.rootless.conf.d/{USER + 1}/60.conf": "B",
+        },
+        {
+            **dict.fromkeys(("4.3", "4.9", "5.0", "5.4"), ("D", "D")),
+            **dict.fromkeys(("5.7", "6.0"), ("D", "A")),
+        },
+    ),
+    "the distribution's drop-ins": (
+        {"usr/containers.conf.d/50.conf": "A", "usr/containers.rootful.conf.d/60.conf": "B"},
+        {**dict.fromkeys(("4.3", "4.9", "5.0", "5.4", "5.7"), ("D", "D")), "6.0": ("B", "A")},
+    ),
+    "empty": (
+        {"etc/containers.conf.d/50.conf": "-"},
+        {"4.3": ("", ""), **dict.fromkeys(("4.9", "5.0", "5.4", "5.7", "6.0"), ("DE", ""))},
+    ),
+}
+# What the program of a release has in it.
+PROGRAMS = {
+    "4.3": NAMES[:1],
+    "4.9": NAMES[:2],
+    "5.0": NAMES[:3],
+    "5.4": NAMES[:3],
+    "5.7": NAMES[:4],
+    "6.0": [podman.RELEASES[-1].mark],
+}
+
+
+@needs_toml
+@pytest.mark.parametrize("version", PROGRAMS)
+@pytest.mark.parametrize("name", TREES)
+def test_where_each_release_looks_for_hooks(tmp_path: Path, name: str, version: str) -> None:
+    files, expected = TREES[name]
+    for path, letters in files.items():
+        conf = tmp_path / path
+        conf.parent.mkdir(parents=True, exist_ok=True)
+        directories = [f"/{letter}" for letter in letters if letter != "-"]
+        conf.write_text(f"[engine]\nhooks_dir = {json.dumps(directories)}\n" if letters else "[engine]\n")
+    (release,) = podman.installed([program(tmp_path, *PROGRAMS[version])]).releases
+
+    usr, etc, home = (str(tmp_path / top) for top in ("usr", "etc", "home"))
+    found = [
+        hooks_dirs.find_directories(
+            release,
+            configurations=podman.configurations(release, user=user, home=home, usr=usr, etc=etc),
+            default="/D",
+            override="/E",
+            rootless=user != 0,
+            parse=hooks_dirs.toml_parser(),
+        ).read
+        for user in (0, USER)
+    ]
+
+    assert tuple("".join(read).replace("/", "") for read in found) == expected[version]
 
 
 def test_what_is_true_for_some_releases_alone_says_for_which(site: Site) -> None:
@@ -782,7 +973,17 @@ def test_a_first_line_with_a_python_that_is_not_there(site: Site) -> None:
     site.program.write_text("#!/no/such/python3 -IBS\n")
     finding = only(site.about("python"))
     assert finding.status == "problem"
-    assert "/no/such/python3" in finding.found
+    assert "names /no/such/python3, which is not there: no engine can run it" in finding.found
+    assert finding.advice.endswith(f"make install PYTHON={sys.executable}")
+
+
+def test_a_first_line_with_a_python_that_everybody_may_change(site: Site) -> None:
+    python = site.directory / "python3"
+    python.write_text("")
+    python.chmod(0o757)
+    site.program.write_text(f"#!{python}\n")
+    finding = only(site.about("python"))
+    assert (finding.status, finding.path) == ("warning", str(python))
 
 
 def test_a_first_line_with_another_python(site: Site) -> None:
@@ -902,7 +1103,8 @@ def test_a_system_log_that_listens(site: Site, monkeypatch: pytest.MonkeyPatch, 
         if kind == socket.SOCK_STREAM:
             log.listen()
         there = replace(site.host, syslog="log")
-        assert host.judge_syslog(there, wanted=True).status == "ok"
+        heard = host.judge_syslog(there, wanted=True)
+        assert (heard.status, "journalctl -t archive_overlay" in heard.advice) == ("ok", True)
         log.setblocking(False)
         with pytest.raises(BlockingIOError):
             log.recv(1) if kind == socket.SOCK_DGRAM else log.accept()
@@ -923,6 +1125,7 @@ def test_a_system_log_that_nobody_reads(
 
 
 def test_logs_that_nobody_keeps(site: Site) -> None:
+    site.hook(args=["archive_overlay"])
     assert any("--log-level=debug" in finding.found for finding in site.about("log"))
     site.hook(args=["archive_overlay", "--syslog"])
     assert not any("--log-level=debug" in finding.found for finding in site.about("log"))
@@ -1016,6 +1219,7 @@ def test_the_policy_in_words(site: Site) -> None:
     assert carried.found == (
         "images may be loaded into the engine's store as localhost/a, and pushed to registry.example/b"
     )
+    assert carried.advice.endswith("the port is part of the host")
     assert allowed.found == "archives may be in /srv/a and /srv/b, and nowhere else"
     assert limits.found == (
         "at most 10 bytes and at most 5 entries an archive, set-user-ID bits and capabilities left out,"
@@ -1046,7 +1250,7 @@ def test_a_directory_that_everybody_can_write(site: Site, option: str, mode: int
 @pytest.mark.parametrize("option", ["--allow-archive-to", "--rescue-dir"])
 def test_a_file_in_place_of_a_directory(site: Site, option: str) -> None:
     finding = destination(site, option, site.program)
-    assert (finding.status, "is no directory" in finding.found) == ("problem", True)
+    assert (finding.status, "is not a directory" in finding.found) == ("problem", True)
 
 
 def test_archives_are_in_directories_that_are_there(site: Site) -> None:

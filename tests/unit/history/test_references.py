@@ -143,6 +143,56 @@ def test_latest_is_meant_beside_images_without_a_tag(tmp_path: Path) -> None:
     assert find(tmp_path / "layout").name == "latest"
 
 
+def test_what_other_programs_write_before_a_layout_is_not_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "layout", "main")
+    monkeypatch.chdir(tmp_path)
+
+    for text in (f"oci:{tmp_path}/layout:main", "oci:layout:main", f"oci:{tmp_path}/layout:main@1"):
+        assert find(text).descriptor == find("layout:main").descriptor
+    put(tmp_path / "oci", "layout:main")
+    assert find("oci:layout:main").path == "oci"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "docker://registry.example/data:main",
+            "in a registry, not in an image layout; .* archive_overlay fetch LAYOUT:TAG",
+        ),
+        (
+            "containers-storage:localhost/data",
+            "in an engine's store, not in an image layout; .* skopeo copy containers-",
+        ),
+        ("oci-archive:x.tar", "of another kind .*; .* skopeo copy oci-archive:x.tar oci:LAYOUT:TAG"),
+    ],
+)
+def test_an_image_that_is_in_no_layout_has_to_be_copied(text: str, said: str) -> None:
+    with pytest.raises(ArchiveError, match=said):
+        find(text)
+
+
+def test_what_is_named_in_place_of_a_layout_is_named_with_what_to_do(tmp_path: Path) -> None:
+    put(tmp_path / "many" / "one", "main")
+    put(tmp_path / "lost", "main")
+    (tmp_path / "lost" / "index.json").unlink()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "archive" / "made").mkdir(parents=True)
+    (tmp_path / "a.tar").write_text("x")
+    for name, said in {
+        "many": "not an image layout; there are layouts in it: .*/many/one$",
+        "lost": "lost is gone, and its blobs are still there; restore index.json",
+        "empty": "is an empty directory, not an image layout",
+        "archive": "not an image layout: .* method copy or move, archive_overlay diff ",
+        "a.tar": "is a file, not an image layout; .* method tar, archive_overlay diff ",
+    }.items():
+        for tag in ("", ":main"):
+            with pytest.raises(ArchiveError, match=said):
+                find(f"{tmp_path}/{name}{tag}")
+
+
 @pytest.mark.parametrize("text", ["nothing", "nothing:main", "nothing:", "layout:", "nothing:a/b:c"])
 def test_what_is_not_there_is_named(tmp_path: Path, text: str) -> None:
     put(tmp_path / "layout", "latest")
@@ -157,7 +207,7 @@ def test_a_directory_that_is_no_layout_is_named(tmp_path: Path) -> None:
     (tmp_path / "a:b").mkdir()
 
     for text in ("a:b", "a:b:main", "a:b:x/y:z"):
-        with pytest.raises(ArchiveError, match=f"cannot read {tmp_path}/a:b: .*oci-layout is missing"):
+        with pytest.raises(ArchiveError, match=f"{tmp_path}/a:b is an empty directory"):
             find(tmp_path / text)
 
 

@@ -194,6 +194,9 @@ def test_a_space_is_a_value(log: Log, key: str) -> None:
         ({"if_exists": "merge", "method": "tar.gz"}, "not possible with method tar.gz"),
         ({"archive_to": "srv/data"}, "relative path"),
         ({"success": "done"}, "relative path"),
+        ({"archive_to": "oci:/srv/data:main"}, "write '/srv/data:main', and method=oci"),
+        ({"archive_to": "docker://a.b/c:d"}, "in the annotation push-to"),
+        ({"archive_to": "containers-storage:data"}, "in the annotation load-as"),
         ({"archive_to": "/srv/\0"}, "cannot be a path"),
         ({"archive_to": "/srv/\ud800"}, "cannot be a path"),
         ({"archive_to": 7}, "archive-to must be a string"),
@@ -271,6 +274,19 @@ def test_placeholders_stand_for_the_stop_and_other_braces_for_themselves(log: Lo
     made = request(log, archive_to="/srv/{id}/{name}-{timestamp}/{x}{}{{id}}", success="/run/{timestamp}")
     assert made.archive_to == "/srv/c0ffee/data-20261121T205533.123456Z/{x}{}{c0ffee}"
     assert made.success == "/run/20261121T205533.123456Z"
+
+
+def test_what_looks_like_a_placeholder_and_is_none_stays_with_a_warning(log: Log, kept: Kept) -> None:
+    made = request(log, archive_to="/srv/{date}/{id}/{}{a b}", success="/srv/{date")
+
+    assert (made.archive_to, made.success) == ("/srv/{date}/c0ffee/{}{a b}", "/srv/{date")
+    assert kept.lines == [
+        (
+            "warning",
+            "archive data: archive-to has {date}, which stands for nothing and stays as it is; the placeholders are {id},"
+            " {name}, {timestamp}",
+        )
+    ]
 
 
 def test_the_time_has_microseconds_and_sorts_as_a_text() -> None:

@@ -26,6 +26,7 @@ from archive_overlay.system.flush import Never
 from archive_overlay.system.metadata import make_twin
 from archive_overlay.system.patience import Patience
 from tests.support.flushing import open_files
+from tests.support.hooks import split_off_container
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +56,7 @@ class Container:
         self.mounts: list[Any] = [{"destination": "/data", "type": "overlay", "options": options}]
 
     def write(self, level: str, message: str) -> None:
+        message = split_off_container(message)[1]
         self.said.append(f"{level}: {message}")
         self.listen(message)
 

@@ -16,6 +16,8 @@ from archive_overlay.keys import PREFIX
 from archive_overlay.log import Log
 from archive_overlay.methods import copy
 from archive_overlay.settings import Settings
+from tests.support.hooks import split_off_container
+from tests.support.image_stores import CONTAINER, ImageStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +31,7 @@ class Kept:
 
     def write(self, level: str, message: str) -> None:
         if level == "error":
-            self.errors.append(message)
+            self.errors.append(split_off_container(message)[1])
 
 
 def test_a_fault_of_a_rescue_costs_the_other_failures_nothing(
@@ -67,6 +69,56 @@ def test_a_fault_of_a_rescue_costs_the_other_failures_nothing(
     rescued = tmp_path / "rescue" / tmp_path.name / "second"
     assert second.endswith(f"its changes are kept in {rescued}")
     assert (rescued / "made").exists()
+
+
+def test_a_lack_of_memory_costs_its_archive_alone_and_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts, annotations = [], {}
+    for name in ("first", "second"):
+        upper = tmp_path / name / "upper"
+        (upper / "made").mkdir(parents=True)
+        mounts.append(
+            {"destination": f"/{name}", "type": "overlay", "options": [f"upperdir={upper}"]},
+        )
+        annotations[f"{PREFIX}{name}.mount-point"] = f"/{name}"
+        annotations[f"{PREFIX}{name}.archive-to"] = str(tmp_path / "archives" / name)
+    (tmp_path / "config.json").write_text(json.dumps({"mounts": mounts, "annotations": annotations}))
+    write, writes = copy.write, iter((MemoryError,))
+
+    def run_out_once(*arguments: Any) -> object:
+        for error in writes:
+            raise error
+        return write(*arguments)
+
+    monkeypatch.setattr(copy, "write", run_out_once)
+    kept = Kept()
+
+    assert hook.run(Settings(bundle=str(tmp_path), rescue_dir=f"{tmp_path}/rescue"), Log("info", [kept])) == 1
+
+    (error,) = kept.errors
+    assert error.startswith("archive first: out of memory; ")
+    assert "report" not in error
+    assert error.endswith(f"its changes are kept in {tmp_path}/rescue/{tmp_path.name}/first")
+    assert (tmp_path / "archives" / "second" / "made").is_dir()
+
+
+def test_log_lines_name_the_container_by_its_short_id_and_the_name_that_the_store_has(tmp_path: Path) -> None:
+    made = ImageStore(tmp_path / "storage")
+    made.containers[0]["names"] = ["box\n"]
+    made.write()
+    annotations = {f"{PREFIX}data.mount-point": "/data", f"{PREFIX}data.archive-to": "relative"}
+    (made.bundle / "config.json").write_text(json.dumps({"annotations": annotations}))
+    said: list[str] = []
+
+    class Sink:
+        def write(self, level: str, message: str) -> None:
+            said.append(message)
+
+    assert hook.run(Settings(bundle=str(made.bundle)), Log("error", [Sink()])) == 1
+
+    (message,) = said
+    assert message.startswith(f"{CONTAINER[:12]} (box\\n): archive data: ")
 
 
 def test_an_error_that_an_interruption_led_to_is_an_interruption(
@@ -163,7 +215,7 @@ class Lines(Kept):
 
     def write(self, level: str, message: str) -> None:
         if level in ("warning", "error"):
-            self.errors.append(f"{level}: {message}")
+            self.errors.append(f"{level}: {split_off_container(message)[1]}")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +251,7 @@ def test_what_fails_after_all_archives_are_safe_is_a_warning(
 
     assert tended == [(str(tmp_path / "first"), True), (str(tmp_path / "second"), True)]
     first, second = kept.errors
-    assert first.startswith(f"warning: archive first: it is safe at {tmp_path / 'first'}, ")
+    assert first.startswith(f"warning: archive first: the archive is safe at {tmp_path / 'first'}, ")
     assert said in first
     assert said in second
 
@@ -248,7 +300,7 @@ def test_what_was_asked_for_besides_an_archive_and_is_interrupted_is_an_error(
     with pytest.raises(Interrupted):
         hook.run(Settings(bundle=str(tmp_path), on_failure=str(program)), Log("info", [kept]))
 
-    reason = f"it is safe at {tmp_path}/data, but loading was interrupted by signal 15"
+    reason = f"the archive is safe at {tmp_path}/data, but loading was interrupted by signal 15"
     assert kept.errors == [f"archive data: {reason}"]
     told = json.loads((tmp_path / "told").read_text())
     assert (told["saved"], told["error"]) == (True, reason)

@@ -218,9 +218,27 @@ def test_a_directory_with_something_else_is_no_layout(stop: Stop) -> None:
     stop.layout.mkdir()
     (stop.layout / "something").touch()
     with pytest.raises(
-        ArchiveError, match="archive-to is a directory that is no image layout: it has no index"
+        ArchiveError,
+        match="archive-to is a directory with other contents, not an image layout: it has no index",
     ):
         stop.judge()
+
+
+def test_a_layout_without_its_index_is_no_new_one_and_loses_nothing(stop: Stop) -> None:
+    stop.add()
+    index = (stop.layout / "index.json").read_bytes()
+    (stop.layout / "index.json").unlink()
+    before = sorted(stop.layout.rglob("*"))
+
+    with pytest.raises(
+        ArchiveError,
+        match=r"index\.json of the image layout is gone, and its blobs are still there; .*backup",
+    ):
+        stop.judge()
+
+    assert sorted(stop.layout.rglob("*")) == before
+    (stop.layout / "index.json").write_bytes(index)
+    assert stop.add().startswith("revision 2 of ")
 
 
 def test_what_a_killed_run_left_is_nothing_else(stop: Stop) -> None:
@@ -448,6 +466,8 @@ def test_everything_is_flushed_before_what_refers_to_it(stop: Stop) -> None:
         "file layout/.archive_overlay-/DIGEST",
         "file layout/.archive_overlay-/DIGEST",
         "file layout/.archive_overlay-/oci-layout",
+        "file layout/.archive_overlay-/index.json",  # of no image
+        "file layout",
         "file layout/.archive_overlay-/index.json",
         "file layout/blobs/sha256",
         "file layout/blobs",

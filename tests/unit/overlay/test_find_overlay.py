@@ -175,6 +175,19 @@ def test_what_is_no_overlay_is_said_to_be_none(mounted: Mounted, mount: Mount, s
         find(mount)
 
 
+@pytest.mark.parametrize("mount_point", ["/data/file", "/data"])
+def test_nobody_is_told_to_mount_an_artifact_for_writing(mounted: Mounted, mount_point: str) -> None:
+    # As podman 5.4 and later write it for --mount type=artifact,destination=/data.
+    blob = "/var/lib/containers/storage/artifacts/blobs/sha256/" + "5" * 64
+    mount = Mount(destination="/data/file", type="bind", source=blob, options=("bind", "ro"))
+    mounted("/elsewhere", "upperdir=/u")
+
+    with pytest.raises(ArchiveError) as failure:
+        find(mount, at=mount_point)
+
+    assert "an artifact is always read-only; for an archive, mount an image" in str(failure.value)
+
+
 # Mount options
 
 

@@ -9,15 +9,18 @@ import random
 import select
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from archive_overlay.tar.compress import ZSTD_PROGRAM, FileSink, GzipWriter, ZstdProgram
-from tests.support import tools
+from tests.support import hooks, tools
 
 BLOCK = 128 * 1024
+# A user who has no other process.
+NOBODY_ELSE = 54321
 
 
 def compressed(path: Path, data: bytes, *, jobs: int = 1, level: int = 6, piece: int = 10_000) -> bytes:
@@ -125,3 +128,33 @@ def test_zstd_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     for fd in (told, tell, zstd):
         os.close(fd)
     assert ended
+
+
+_AS_A_USER_OF_THREE_PROCESSES = f"""
+import os, resource
+os.setgroups([])
+os.setresgid(*[{NOBODY_ELSE}] * 3)
+os.setresuid(*[{NOBODY_ELSE}] * 3)
+resource.setrlimit(resource.RLIMIT_NPROC, (3, 3))
+writer = compress.ZstdProgram(compress.FileSink(os.open("/dev/null", os.O_WRONLY)), level=3, jobs=2)
+try:
+    writer.write(os.urandom(1 << 20))
+    writer.finish()
+except OSError as error:
+    print(error)
+"""
+
+
+def test_zstd_that_cannot_start_its_threads_names_the_limits() -> None:
+    tools.need(ZSTD_PROGRAM)
+    tools.need_root()
+
+    said = subprocess.run(
+        [sys.executable, "-c", f"from archive_overlay.tar import compress{_AS_A_USER_OF_THREE_PROCESSES}"],
+        cwd=hooks.TOP,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+    assert "allow more processes (ulimit -u, TasksMax=" in said
