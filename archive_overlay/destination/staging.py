@@ -247,7 +247,7 @@ class Staging:
         return names.take_backup_name(self.name, self.parent, take)
 
     def pass_by_backup_name(self) -> str:
-        """Return the archive the next free backup name of the destination, for the old one to get it.
+        """Give the archive the next free backup name of the destination, for the old one to get it.
 
         Returns:
             The name. Call `passed` when the two have been exchanged, or else `recall`.

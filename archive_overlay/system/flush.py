@@ -1,4 +1,4 @@
-"""Waiting until what was written is on disk, or not."""
+"""Wait until written data are on disk, or do not."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
             """Flush one file or directory."""
 
 
-# What file systems and filters of system calls say where there is no such call: CIFS and others have EINVAL for
-# directories. What could not be written is another error.
+# Errors of file systems and seccomp filters without such a call: CIFS and others return EINVAL for directories. A
+# failure to write is another error.
 _NO_SUCH_CALL = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM)
 
 
 class ToDisk:
-    """Something counts as written when it is on disk. Each method raises OSError where that fails.
+    """Data count as written when they are on disk. Each method raises OSError if that fails.
 
     Args:
         warn: is told once if the kernel does not say whether something is on disk.
@@ -69,7 +69,7 @@ class ToDisk:
 
 
 class Never:
-    """Something counts as written when the kernel has it; a power failure may take it back."""
+    """Data count as written when the kernel has them; a power failure may undo that."""
 
     def file_system(self, fd: int) -> None:
         """Do nothing."""

@@ -1,4 +1,4 @@
-"""Pausing all processes of a control group, and letting them go on whatever happens to this one.
+"""Pause all processes of a control group, and resume them whatever happens to this one.
 
 Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "cgroup.freeze"; cgroup-v1/freezer-subsystem.rst; proc(5).
 """
@@ -37,12 +37,12 @@ class Group(Record):
 
     @property
     def switch(self) -> str:
-        """The file that pauses it, and lets it go on."""
+        """The file that pauses and resumes it."""
         return f"{self.directory}/{'cgroup.freeze' if self.unified else 'freezer.state'}"
 
     @property
     def words(self) -> tuple[bytes, bytes]:
-        """What is written there to let it go on, and to pause it."""
+        """What to write there to resume it, and to pause it."""
         return (b"0", b"1") if self.unified else (b"THAWED", b"FROZEN")
 
     def is_asked(self) -> bool:
@@ -65,7 +65,7 @@ class Group(Record):
 
 
 def group_of(name: str, proc: str = "/proc") -> Group | None:
-    """Find the control group that is called after a container, and has all of its processes.
+    """Find the control group that is named after a container and has all of its processes.
 
     Args:
         name: the container's id, which is a part of the group's name.
@@ -91,7 +91,7 @@ def group_of(name: str, proc: str = "/proc") -> Group | None:
         for unified, path in listed:
             top = _called_after(name, path) if name in path else ""
             if not top or any(_below(each, top) is not None for _, each in own):
-                continue  # who pauses himself does so for good
+                continue  # not this process's own group: it could not resume it
             for is_unified, mount in hierarchies:
                 inside = _below(top, mount.root)
                 if unified == is_unified and inside is not None:
@@ -114,7 +114,7 @@ def _groups(path: str) -> list[tuple[bool, str]]:
 
 
 def _called_after(name: str, path: str) -> str:
-    """Return the path of the topmost group that is called after a container; "" if it is another one's, or none is."""
+    """Return the path of the topmost group named after a container; "" if it is another one's, or there is none."""
     parts = path.split("/")
     for position, part in enumerate(parts):
         if name in part:
@@ -130,9 +130,9 @@ def _below(path: str, root: str) -> str | None:
 
 
 class Pause:
-    """Processes that are paused, until `end` is called or this process has ended, by whatever it may be.
+    """Paused processes, until `end` is called or this process has ended, for whatever reason.
 
-    Another process, which no signal but SIGKILL ends, waits for that. Use it as a context manager.
+    Another process, which only SIGKILL can end, waits for that. Use it as a context manager.
 
     Args:
         group: theirs. If somebody has paused it already, nothing is done, now and at the end.
@@ -162,7 +162,7 @@ class Pause:
                     raise TimeoutError(f"its processes were not paused in {_SECONDS:.0f} seconds")
                 time.sleep(_NAP)
                 if not group.unified:
-                    os.write(switch, freeze)  # it takes no new processes along by itself
+                    os.write(switch, freeze)  # a group of v1 does not pause new processes by itself
         except BaseException:
             self.end()
             raise
@@ -176,7 +176,7 @@ class Pause:
         self.end()
 
     def end(self) -> None:
-        """Let them go on."""
+        """Resume them."""
         resume, self._resume = self._resume, None
         if resume:
             resume()

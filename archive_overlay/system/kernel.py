@@ -1,6 +1,6 @@
-"""Renaming, flushing, forking and asking for mounts as the standard library cannot do it.
+"""Rename, flush, fork and ask for mounts in ways that the standard library lacks.
 
-ctypes costs 2 to 3 ms, so this module is imported only by those who need it.
+ctypes costs 2 to 3 ms, so modules import this one only where they need it.
 
 Source: renameat2(2), name_to_handle_at(2), syncfs(2), prctl(2), mount(2).
 """
@@ -28,9 +28,9 @@ _SET_PARENT_DEATH_SIGNAL, _GET_PARENT_DEATH_SIGNAL = 1, 2
 # EXDEV comes from an overlay that cannot exchange; where a name is given it is another file system's. EPERM comes from a
 # filter of system calls, or means what it says: then what is done instead fails in the same way.
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV)
-# What a file system without hard links says.
+# Errors of a file system without hard links.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
-# What one says that renames no directory to the name of an empty one.
+# Errors of a file system that cannot rename a directory onto an empty one.
 _NOT_ONTO_EMPTY = (errno.EEXIST, errno.ENOTEMPTY, errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP)
 
 # What a file system knows an inode by: the length of the data in bytes, their type, the data. It is an array, because a
@@ -42,11 +42,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class CannotExchangeError(OSError):
-    """The file system has no way to let two names take each other's place."""
+    """The file system cannot exchange two names."""
 
 
 def exchange(name: str, directory: int, other_name: str, other_directory: int) -> None:
-    """Let two entries take each other's place, in one step.
+    """Exchange two entries in one step.
 
     Raises:
         CannotExchangeError: the file system cannot do this.
@@ -65,9 +65,9 @@ def rename_new(
 ) -> None:
     """Rename an entry to a name that is not taken.
 
-    Where renameat2(2) does not do that, there is link(2) for files, and an empty directory that is made first for
-    directories. Where neither is possible (a mount of rclone), the name is looked at and then given: somebody who takes it
-    in between loses what is there.
+    Without renameat2(2), this uses link(2) for files, and makes an empty directory first for directories. If neither
+    works (a mount of rclone), it looks whether the name is free, then renames: if somebody takes the name in between,
+    their entry is lost.
 
     Args:
         name: the entry.
@@ -124,7 +124,7 @@ def file_handle(fd: int) -> tuple[int, bytes] | None:
 
 
 def sync_file_system(fd: int) -> None:
-    """Wait until all that was written to a file's file system is on disk.
+    """Wait until everything written to a file's file system is on disk.
 
     Raises:
         OSError: something could not be written.
@@ -152,12 +152,12 @@ def can_end_with_parent() -> bool:
 
 
 def may_mount_overlays() -> bool:
-    """Return whether the kernel listens when an overlay is asked for, whatever capabilities this process has.
+    """Return whether this process may ask the kernel for an overlay at all, besides having the capabilities.
 
-    A filter of system calls or a security module may be in the way, and a user namespace mounts nothing in a mount
-    namespace that is not its own, or no overlays (before Linux 5.11).
+    A seccomp filter or a security module may prevent it. A user namespace cannot mount in a mount namespace that is not
+    its own, nor overlays at all before Linux 5.11.
     """
-    nothing = b"/proc/self/status"  # no directory, so nothing comes of it
+    nothing = b"/proc/self/status"  # not a directory, so nothing is mounted
     options = b"lowerdir=%b,upperdir=%b,workdir=%b" % (nothing, nothing, nothing)
     if not _libc.mount(b"overlay", nothing, b"overlay", 0, options):
         return True
@@ -167,9 +167,9 @@ def may_mount_overlays() -> bool:
 def is_written_by_overlay(fd: int) -> bool:
     """Return whether an overlay is mounted, in whatever namespace, that has a directory as upperdir or workdir.
 
-    The kernel marks such directories, and refuses a second overlay on one if it is to have index=on. Only then does it
-    see that the overlay asked for here can never be, for its workdir would be its upperdir. So nothing is mounted or
-    written; the kernel's log gets a line.
+    The kernel marks such directories, and refuses a second overlay on one with index=on. Only after that check does it
+    refuse the overlay asked for here because its workdir is its upperdir. So nothing is mounted or written; the
+    kernel's log gets a line.
 
     Args:
         fd: file descriptor of the directory; O_PATH is enough.
@@ -206,7 +206,7 @@ def _rename_new_without_the_kernel(
         else:
             os.unlink(name, dir_fd=directory)
         return
-    # A directory takes the place of nothing but an empty directory. One made just for this is ours.
+    # A directory can only replace an empty directory, such as one made just for this.
     os.mkdir(new_name, stat.S_IRWXU, dir_fd=new_directory)
     try:
         os.rename(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory)

@@ -1,8 +1,8 @@
-"""Owner, attributes, mode and times: giving them to a file, in the one order that keeps them all.
+"""Set owner, attributes, mode and times of a file, in the one order that keeps them all.
 
 chown(2) drops set-user-ID bits and capabilities, so the owner comes first. A set-user-ID bit without
-its owner would make a container user's file a program that runs as root, so the mode comes last, and
-whatever cannot be given fails before it.
+its owner would make a container user's file a program that runs as root, so the mode comes last, after everything that
+can fail.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ if TYPE_CHECKING:
 
 # The host's label for a file, not the container's doing.
 SELINUX_LABEL = "security.selinux"
-# No directory that a container writes to has this time, unless the container gives it. (Whole seconds:
-# some file systems have nothing finer.)
+# No directory that a container writes to has this time, unless the container sets it. (Whole seconds: some file systems
+# store nothing finer.)
 _TWIN_TIME_NS = 10**9
 
 
 def give(file: int | str, entry: Entry, attributes: Attributes, *, made_as: tuple[int, int]) -> None:
-    """Give an open file or directory what an entry says of it.
+    """Set owner, attributes, mode and times of an open file or directory to those of an entry.
 
     Args:
         file: a file descriptor, or the name of one in /proc/self/fd.
         entry: whose owner, mode and times it gets.
         attributes: the extended attributes it gets.
-        made_as: user and group id that it has now. An owner who has no id in this user namespace is not
-            given, for chown(2) cannot, and not missed, for such an owner has made it.
+        made_as: user and group id that it has now. Unmapped owners are skipped: chown(2) cannot set them, and the file
+            already has that owner.
 
     Raises:
         ArchiveError: an attribute cannot be given.
@@ -73,7 +73,7 @@ def give(file: int | str, entry: Entry, attributes: Attributes, *, made_as: tupl
 
 
 def give_attributes(file: int | str, entry: Entry, attributes: Attributes) -> None:
-    """Give extended attributes to an open file or directory.
+    """Set extended attributes of an open file or directory.
 
     Args:
         file: see `give`.
@@ -150,7 +150,7 @@ def make_twin(name: str, directory: int, twin: str, twin_directory: int) -> None
 def is_twin(path: str) -> bool:
     """Return whether a directory was left by `make_twin` in the place of one that was renamed.
 
-    An engine that runs the hook twice would else have an empty change set archived over the true one.
+    Without this check, an engine that runs the hook twice would archive an empty change set over the true one.
 
     Args:
         path: absolute.

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# What is in these is the kernel's: files are questions and orders to it, and hold no data. Some links lead to what
+# The contents of these are the kernel's: their files query or control it, and hold no data. Some links lead to what
 # processes have open. Source: /proc/filesystems, "nodev", without those that hold data or lead to such (tmpfs, ramfs,
 # devtmpfs, hugetlbfs, overlay, autofs, network file systems, FUSE).
 _OF_THE_KERNEL = frozenset(
@@ -24,11 +24,11 @@ _OF_THE_KERNEL = frozenset(
 
 
 class Devices(Record):
-    """File systems about which the mount table has something to say, by their device numbers.
+    """Special file systems in the mount table, by their device numbers.
 
     Attributes:
         of_the_kernel: they hold no data.
-        of_others: a program of another user serves them, and says as it likes to whom files belong.
+        of_others: a program of another user serves them, and can claim any owner for their files.
     """
 
     of_the_kernel: frozenset[int]

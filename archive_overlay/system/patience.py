@@ -1,4 +1,4 @@
-"""Waiting for others, which is bounded for a whole run."""
+"""Wait for others, with a limit for the whole run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAPS_PER_SECOND = 20
 
 
 class Patience:
-    """How long one run of the program still waits for others, all its archives together.
+    """How long one run of the program may still wait for others, for all its archives together.
 
     Naps are counted, and no clock is read: what a run waited is what it slept.
 
@@ -25,11 +25,11 @@ class Patience:
 
     @property
     def left(self) -> int:
-        """Seconds that are left, whole ones."""
+        """Whole seconds that are left."""
         return self._naps // _NAPS_PER_SECOND
 
     def nap(self) -> bool:
-        """Wait for a moment; False, at once: there is no time left for that."""
+        """Wait for a moment; return False at once if no time is left."""
         if not self._naps:
             return False
         self._naps -= 1

@@ -1,4 +1,4 @@
-"""Programs that this one runs: found at fixed paths, with a deadline, and never left behind."""
+"""Run programs: at fixed paths, with a deadline, and with none left behind."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _converse(
                         rest = rest[os.write(key.fd, rest[:_PIECE]) :]
                     except BlockingIOError:
                         continue
-                    except OSError:  # it does not want to know any more
+                    except OSError:  # it has stopped reading
                         rest = rest[:0]
                     if not rest:
                         selector.unregister(process.stdin)
@@ -190,7 +190,7 @@ def _converse(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Make sure that nothing of a program is left."""
+    """Make sure that no process of a program is left."""
     if process.returncode is None:
         try:
             os.killpg(process.pid, signals.KILL)
@@ -221,14 +221,14 @@ class _Told:
         self._passed_on = 0
 
     def add(self, data: bytes) -> None:
-        """Take some bytes."""
+        """Add some bytes."""
         *lines, self._begun = (self._begun + data).split(b"\n")
         self._begun = self._begun[-_LONGEST_SAID:]
         for line in lines:
             self._line(line)
 
     def finish(self) -> None:
-        """Take the last line, which has no end."""
+        """Add the last line, which has no newline."""
         self._line(self._begun)
         self._begun = b""
 

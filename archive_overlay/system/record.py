@@ -1,7 +1,7 @@
-"""Records: named values that do not change.
+"""Records: immutable named values.
 
-`dataclasses` takes 7 ms to import and to make six classes, of every container stop. Type checkers treat these as
-dataclasses; at run time there is this one class.
+At every container stop, `dataclasses` would take 7 ms for its import and six classes. Type checkers treat records as
+dataclasses; at run time there is only this class.
 """
 
 from __future__ import annotations

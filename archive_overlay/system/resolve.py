@@ -1,11 +1,11 @@
 """Where a path leads, and which symbolic links on the way are followed.
 
-In a directory to which others than its owner may write, only entries of root, of this process's user and of that owner
-are believed: a link of anybody else is not followed, and no link at all below a directory of anybody else.
+In a directory that others than its owner may write to, only entries of root, of this process's user and of that owner
+are believed. A link of anybody else is not followed, and below a directory of anybody else, no link is followed.
 
-So the links in /home/alice are followed, for whoever made that directory trusts her with what is in it; those that she
-puts into /tmp are not, nor those in a directory that she makes there. The kernel's own rule may be switched off, knows
-nothing of directories, and does not hold for who exchanges a directory for a link afterwards.
+So links in /home/alice are followed, because root gave her that directory. Links that she puts into /tmp are not, nor
+links in a directory that she makes there. The kernel's own rule may be switched off, ignores directories, and does not
+help if somebody exchanges a directory for a link afterwards.
 
 Source: proc(5), /proc/sys/fs/protected_symlinks and protected_hardlinks; path_resolution(7).
 """
@@ -31,7 +31,7 @@ SHARED = stat.S_IWGRP | stat.S_IWOTH
 MOST_LINKS = 40  # as the kernel has it, path_resolution(7)
 # How often a log file may turn out to be something else than a moment ago.
 _ATTEMPTS = 100
-# Links to what this process has open already; whoever started it chose that.
+# Links to what this process already has open, chosen by whoever started it.
 _STANDARD = {
     f"{directory}/{name}": number
     for directory, names in (("/dev", ("stdout", "stderr")), ("/dev/fd", "12"), ("/proc/self/fd", "12"))
@@ -61,7 +61,7 @@ class Resolver:
         self._overflow = -1
 
     def resolve(self, path: str) -> Resolved:
-        """Find out where a path leads, each link with the directory that it was found in at hand.
+        """Find out where a path leads, and check each link together with its directory.
 
         Args:
             path: absolute; its end need not exist.
@@ -96,7 +96,7 @@ class Resolver:
             except FileNotFoundError:
                 missing = [name, *(each for each in pending[::-1] if each not in ("", "."))]
                 if ".." in missing:
-                    raise  # who leaves a directory by .. has to be in it
+                    raise  # to leave a directory by .., it must be entered
                 way.missing = missing
                 return None
             try:
@@ -126,7 +126,7 @@ class Resolver:
         try:
             return status.st_dev in self._mounted().of_the_kernel
         except OSError:
-            # /proc is not this process's. What has no room for data is no place for them either.
+            # /proc is not this process's. A file system that holds no data cannot take them.
             return os.fstatvfs(fd).f_blocks == 0
 
     def _is_believed(self, entry: os.stat_result, directory: os.stat_result) -> bool:
@@ -136,9 +136,9 @@ class Resolver:
         return owner >= 0 and owner in (0, os.geteuid(), self._owner(directory)) and _has_one_name(entry)
 
     def _owner(self, status: os.stat_result) -> int:
-        """Return an owner; -1: it is not known who that is, and may be anybody.
+        """Return an owner; -1: unknown, and may be anybody.
 
-        In a user namespace, all that have no id in it are shown as one. So may a mount that maps ids.
+        In a user namespace, all unmapped owners appear as one. A mount that maps ids may do the same.
         """
         if self._devices and status.st_dev in self._devices.of_others:
             return -1
@@ -187,7 +187,7 @@ class _Way:
         self.strange = strange
 
     def leave(self) -> None:
-        """Go up by `..`. What was strange stays so, for it may have led here."""
+        """Go up by `..`. What was strange stays strange, because it may have led here."""
         fd = os.open("..", STEP, dir_fd=self.fd)
         status = os.fstat(fd)
         if not os.path.samestat(status, self._above[-1] if self._above else self.status):
@@ -199,7 +199,7 @@ class _Way:
             self._names.pop()
 
     def restart(self) -> None:
-        """Go to the root directory: a link says so that is believed."""
+        """Go to the root directory, as a believed link says."""
         fd = os.open("/", STEP)
         self._stand_on(fd, os.fstat(fd))
         self._names.clear()
@@ -216,8 +216,8 @@ class _Way:
 def _look(name: str, directory: int) -> int:
     """Open an entry to look at it; a directory as one who goes on into it.
 
-    What is mounted only when somebody enters it (autofs, exports within an export of NFS) is not there for who only
-    looks: names in it would be missing. Source: open(2), O_PATH.
+    Some file systems are mounted only when a process enters them (autofs, exports within an export of NFS). Without
+    entering, names in them would be missing. Source: open(2), O_PATH.
     """
     try:
         return os.open(name, STEP, dir_fd=directory)

@@ -1,7 +1,7 @@
-"""The signals that ask the program to end, and holding them off for a moment.
+"""Handle the signals that ask the program to end, or hold them off for a moment.
 
-Start-up imports only `_signal`, the half of the module `signal` that is written in C: the full module takes 2 ms to turn
-its numbers into enumerations, and a built-in module takes none.
+Start-up imports only the built-in module `_signal`, which costs nothing. The full module `signal` takes 2 ms to turn
+its numbers into enumerations.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ENDING: tuple[int, ...] = (
 
 
 def on_end(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Have a function called when the program is asked to end.
+    """Call a function when the program is asked to end.
 
     Signals that the program's caller ignores stay ignored, as nohup(1) wants it.
     """
@@ -47,10 +47,10 @@ def on_end(handler: Callable[[int, FrameType | None], None]) -> None:
 
 
 def hear_of_children() -> None:
-    """Have the kernel say how a program that was started ended, even if whoever started this one did not want it.
+    """Have the kernel report how child processes end, even if this program's caller ignores SIGCHLD.
 
-    Otherwise one that failed looks as if it had not (signal(7), sigaction(2): SIGCHLD that is ignored stays so
-    in execve, and then there is nothing to wait for).
+    Otherwise a failed program looks successful (signal(7), sigaction(2): an ignored SIGCHLD stays ignored across
+    execve, and then there is nothing to wait for).
     """
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
 
@@ -72,5 +72,5 @@ class HeldOff:
         self.let_in()
 
     def let_in(self) -> None:
-        """Have the program asked to end from now on, and at once if it has been asked meanwhile."""
+        """Let signals end the program from now on, and at once if one has come meanwhile."""
         _signal.pthread_sigmask(_signal.SIG_SETMASK, self._before)

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def segments(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a file that are no holes, in their order.
+    """Yield the parts of a file that are not holes, in order.
 
     Args:
         fd: the file; its position is moved.
-        size: up to where; what a file has beyond it is not looked at.
+        size: where to stop; anything beyond it is ignored.
 
     Yields:
-        Offset and length in bytes. A file system that knows no holes gives one segment.
+        Offset and length in bytes. A file system without holes gives one segment.
 
     Raises:
         OSError: the file system cannot tell.

@@ -1,4 +1,4 @@
-"""Walking directory trees by file descriptor, however deep and however hostile.
+"""Walk directory trees by file descriptor, however deep and however hostile.
 
 No path is resolved from the root, and no more than two directories are open at a time.
 """
@@ -31,10 +31,10 @@ class Descent:
         self._above: list[tuple[int, int]] = []
 
     def enter(self, name: str) -> None:
-        """Go down into a directory; a symbolic link is none.
+        """Go down into a directory; a symbolic link does not count.
 
         Raises:
-            OSError: there is no such directory. The position is what it was.
+            OSError: there is no such directory. The position is unchanged.
         """
         here = os.fstat(self.fd)
         inner = open_unseen(name, READ_DIRECTORY, self.fd)
@@ -49,7 +49,7 @@ class Descent:
             The directory that was left, still open, for the caller to close.
 
         Raises:
-            OSError: it is no longer where it was. The position is what it was.
+            OSError: it is no longer where it was. The position is unchanged.
         """
         outer = open_unseen("..", READ_DIRECTORY, self.fd)
         found = os.fstat(outer)
@@ -79,7 +79,7 @@ def open_unseen(name: str, flags: int, directory: int | None = None) -> int:
     try:
         return os.open(name, flags | os.O_NOATIME, dir_fd=directory)
     except PermissionError:
-        # Only a file's owner may ask for it, and a user namespace may have files of nobody in it.
+        # Only a file's owner may use it, and in a user namespace files may have unmapped owners.
         return os.open(name, flags, dir_fd=directory)
 
 
@@ -125,7 +125,8 @@ def remove(name: str, directory: int) -> None:
             return
     except FileNotFoundError:
         return
-    # Without privileges, a directory that is not writable (as the root of an upperdir often is) keeps what is in it.
+    # Without privileges, entries of a directory that is not writable (as the root of an upperdir often is) cannot be
+    # removed.
     open_up(name, directory)
     fd = os.open(name, READ_DIRECTORY, dir_fd=directory)
     try:
@@ -164,9 +165,9 @@ def empty(directory: int) -> None:
 
 
 def open_up(name: str, directory: int) -> int | None:
-    """Let this user change what is in a directory, and its place: root may anyway.
+    """Let this user change a directory's contents and its place. Root may do so anyway.
 
-    Others may give its name to a symbolic link meanwhile, so it is changed by file descriptor.
+    Others may put a symbolic link in its place meanwhile, so its mode is changed by file descriptor.
 
     Args:
         name: an entry, which need not be a directory.

@@ -13,7 +13,7 @@ _NOBODY = 65534
 
 
 def has_all_users() -> bool:
-    """Return whether every user of the host has his own id here, as in the initial namespace.
+    """Return whether every user of the host has an id of their own here, as in the initial namespace.
 
     Raises:
         OSError: /proc is not mounted.
@@ -25,8 +25,8 @@ def has_all_users() -> bool:
 def sees_trusted_attributes() -> bool:
     """Return whether the kernel shows this process the extended attributes that begin with `trusted.`.
 
-    From whoever lacks CAP_SYS_ADMIN in the initial user namespace it hides them: it says that there are none. To remove
-    one is forbidden then, before the kernel looks whether there is one. A pipe never has any.
+    It hides them from a process that lacks CAP_SYS_ADMIN in the initial user namespace. Such a process may not remove
+    one either, and the kernel checks that before it looks whether there is one. A pipe never has any.
 
     Raises:
         OSError: there is no pipe to be had.
@@ -43,7 +43,7 @@ def sees_trusted_attributes() -> bool:
 
 
 def numbers() -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Return the users and the groups that there are here, as ranges: the first one, and how many.
+    """Return the users and groups that have an id here, as ranges: the first id, and how many.
 
     Raises:
         OSError: /proc is not mounted.

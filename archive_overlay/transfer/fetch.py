@@ -342,7 +342,7 @@ def _link_blobs(remote: Remote, place: Place, staging: Staging) -> set[str]:
 
 
 def _link(blob: str, layout: int, staging: int) -> bool:
-    """Return a blob a second name where skopeo looks for it, if it is a file of its own."""
+    """Give a blob a second name where skopeo looks for it, if it is a file of its own."""
     name = f"{_FETCHED}/{blob}"
     try:
         os.link(blob, name, src_dir_fd=layout, dst_dir_fd=staging, follow_symlinks=False)
