@@ -192,6 +192,11 @@ class _Since:
         if change.kind is DIRECTORY:
             if old is not None and old.kind is DIRECTORY:
                 return self._both_directories(change, old, level, number, depth)
+            if level is not None and (old is not None or level.hidden) and _only_leads(change, level):
+                # Nothing is there that what has been deleted in it could be in.
+                inside = _Level(number, merged=True, hidden=True, whole=False, selected=change.selected)
+                self._hold(change, inside, depth)
+                return None
             return self._new(change, number)
         if old is not None and old.kind is DIRECTORY:
             self._pass_over(depth)
@@ -299,7 +304,11 @@ class _Since:
             selected=level.selected.inside(gone.name),
         )
         gone.opaque = False
-        inside.held = _copy(gone)
+        self._hold(gone, inside, depth)
+
+    def _hold(self, directory: Change, inside: _Level, depth: int) -> None:
+        """Enter a directory that is only to be given if something in it is."""
+        inside.held = _copy(directory)
         self._holding += _size_of(inside.held)
         self._levels.append(inside)
         self._held.append(depth + 1)
@@ -413,6 +422,13 @@ def _attributes_of(change: Change) -> list[str]:
         for name in change.attributes
         if name != SELINUX_LABEL and (not name.startswith(_MARKS) or name.startswith(_ESCAPED_MARKS))
     ]
+
+
+def _only_leads(change: Change, level: _Level) -> bool:
+    """Say whether a directory is not archived itself, and only leads to what may be."""
+    if level.selected is None or isinstance(change.attributes, LargeAttributes):
+        return False
+    return not level.selected.has(change.name)
 
 
 def _number_of(level: _Level | None, name: str) -> int:
