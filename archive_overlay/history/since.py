@@ -195,8 +195,8 @@ class _Since:
             if level is not None and (old is not None or level.hidden) and _only_leads(change, level):
                 # Nothing is there that what has been deleted in it could be in.
                 inside = _Level(number, merged=True, hidden=True, whole=False, selected=change.selected)
-                self._hold(change, inside, depth)
-                return None
+                self._levels.append(inside)
+                return self._hold(change, inside, depth)
             return self._new(change, number)
         if old is not None and old.kind is DIRECTORY:
             self._pass_over(depth)
@@ -257,13 +257,7 @@ class _Since:
             return change
         if isinstance(change.attributes, LargeAttributes):
             return change  # they are gone when they are needed
-        size = _size_of(change)
-        if size and self._holding + size > _MOST_HELD:
-            return change
-        self._holding += size
-        self._held.append(depth + 1)
-        inside.held = _copy(change)
-        return None
+        return self._hold(change, inside, depth)
 
     def _gone(self, depth: int) -> Iterator[Change]:
         """Judge what was there before in a directory, and is not there now."""
@@ -281,7 +275,8 @@ class _Since:
         selected = level.selected
         if selected is not None and not selected.has(gone.name):
             if gone.kind is DIRECTORY and selected.leads(gone.name):
-                self._lead(gone, level, depth)
+                if (found := self._lead(gone, level, depth)) is not None:
+                    yield from self._with_directories(found)
             elif gone.kind is DIRECTORY:
                 self._pass_over(depth)
             return
@@ -293,8 +288,8 @@ class _Since:
         if level.whole or not self._lies_below or not self._lies_below(gone.directory, gone.name):
             yield from self._with_directories(_deletion(gone))
 
-    def _lead(self, gone: Change, level: _Level, depth: int) -> None:
-        """Enter a directory that is not archived now and was there before: what is archived of it is gone."""
+    def _lead(self, gone: Change, level: _Level, depth: int) -> Change | None:
+        """Enter a directory that is not archived now and was there before: what is archived of it is gone. See `_hold`."""
         assert level.selected is not None
         inside = _Level(
             _number_of(level, gone.name),
@@ -304,14 +299,18 @@ class _Since:
             selected=level.selected.inside(gone.name),
         )
         gone.opaque = False
-        self._hold(gone, inside, depth)
-
-    def _hold(self, directory: Change, inside: _Level, depth: int) -> None:
-        """Enter a directory that is only to be given if something in it is."""
-        inside.held = _copy(directory)
-        self._holding += _size_of(inside.held)
         self._levels.append(inside)
+        return self._hold(gone, inside, depth)
+
+    def _hold(self, directory: Change, inside: _Level, depth: int) -> Change | None:
+        """Hold a directory that is only to be given if something in it is; give it if it is too large for that."""
+        size = _size_of(directory)
+        if size and self._holding + size > _MOST_HELD:
+            return directory
+        self._holding += size
         self._held.append(depth + 1)
+        inside.held = _copy(directory)
+        return None
 
     def _pass_over(self, depth: int) -> None:
         """Pass over what was in a directory that has been taken, and is in one at a depth."""

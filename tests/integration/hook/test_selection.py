@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from archive_overlay.log import Log
+from archive_overlay.overlay.dialect import NATIVE_USERXATTR
+from archive_overlay.overlay.mount import OverlayMount
+from archive_overlay.overlay.patterns import Selection, parse_patterns
+from archive_overlay.overlay.upper import read_changes
 from tests.integration.conftest import Saver
 from tests.integration.methods.test_oci import stop
 from tests.support import history, hooks, image_layouts, overlays, trees
@@ -183,6 +188,38 @@ def test_limits_count_what_is_saved(changed: Saver) -> None:
     assert changed.run("--max-entries=8", exclude="cache/*").status == 0
     assert changed.run("--max-entries=8").status == 1
     assert changed.run("--max-bytes=1000", "--max-entries=8", exclude="cache,data").status == 0
+
+
+def test_where_the_lower_layers_are_unknown_a_replaced_directory_hides_all(scratch: Path) -> None:
+    upper = scratch / "upper"
+    (upper / "data").mkdir(parents=True)
+    (upper / "data/a.csv").touch()
+    os.setxattr(upper / "data", "user.overlay.opaque", b"y")
+    said = Kept()
+    overlay = OverlayMount(
+        upper=str(upper), lowers=(), dialect=NATIVE_USERXATTR, lowers_unknown="nobody knows them"
+    )
+    selection = Selection(exclude=parse_patterns("data,!**/*.csv", "exclude"))
+
+    found = [
+        (each.path, each.opaque)
+        for each in read_changes(overlay, Log("warning", [said]), selection=selection)
+    ]
+
+    assert found == [("", False), ("data", True), ("data/a.csv", False)]
+    assert said.lines == [
+        f"{upper}/data hides all that lay below, selected or not, as it was replaced or renamed: nobody knows them"
+    ]
+
+
+class Kept:
+    """A log sink that keeps messages."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def write(self, level: str, message: str) -> None:
+        self.lines.append(message)
 
 
 # Caches
