@@ -117,7 +117,8 @@ def _faults_of_two(stack: stacks.Stack, seed: str, rootless: bool, directory: Pa
     overlay.layer(partial(containers.run, operations=containers.furnished(chance)))
     include: list[str] = []
     exclude: list[str] = []
-    states, revisions, said = [], [0], []
+    states: list[trees.View] = []
+    revisions, said = [0], list[str]()
     for _ in range(2):
         for operations in stacks.sessions(containers.turns(chance)):
             overlay.change(partial(containers.run, operations=operations))
@@ -147,7 +148,7 @@ def _layers(directory: Path, stack: stacks.Stack) -> list[Path]:
     """Give the layers of a layout as directories, topmost first."""
     if not (directory / "layout/index.json").exists():
         return []
-    made = []
+    made: list[Path] = []
     for number, layer in enumerate(image_layouts.read(directory / "layout").layers):
         made.insert(0, directory / f"layer{number}")
         if not made[0].exists():
@@ -265,13 +266,15 @@ class _Reference:
         return (not self._include or _matches(self._include, path)) and not _matches(self._exclude, path)
 
 
+_MEANINGS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]", "[^": "[^/"}
+
+
 def _matches(patterns: list[str], path: str) -> bool:
     parents = [path[: match.start()] for match in re.finditer("/", path)]
     result = False
     for pattern in patterns:
         plain = os.path.normpath(pattern.lstrip("!").lstrip("/"))
-        parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]", "[^": "[^/"}
-        expression = re.sub(r"\*\*/|\*\*|\*|\?|\[\^", lambda found, parts=parts: parts[found[0]], plain)
+        expression = re.sub(r"\*\*/|\*\*|\*|\?|\[\^", lambda found: _MEANINGS[found[0]], plain)
         if any(re.fullmatch(expression, each, re.DOTALL) for each in (path, *parents)):
             result = not pattern.startswith("!")
     return result
