@@ -192,6 +192,11 @@ class _Since:
         if change.kind is DIRECTORY:
             if old is not None and old.kind is DIRECTORY:
                 return self._both_directories(change, old, level, number, depth)
+            if level is not None and (old is not None or level.hidden) and _only_leads(change, level):
+                # Nothing is there that what has been deleted in it could be in.
+                inside = _Level(number, merged=True, hidden=True, whole=False, selected=change.selected)
+                self._levels.append(inside)
+                return self._hold(change, inside, depth)
             return self._new(change, number)
         if old is not None and old.kind is DIRECTORY:
             self._pass_over(depth)
@@ -252,13 +257,7 @@ class _Since:
             return change
         if isinstance(change.attributes, LargeAttributes):
             return change  # they are gone when they are needed
-        size = _size_of(change)
-        if size and self._holding + size > _MOST_HELD:
-            return change
-        self._holding += size
-        self._held.append(depth + 1)
-        inside.held = _copy(change)
-        return None
+        return self._hold(change, inside, depth)
 
     def _gone(self, depth: int) -> Iterator[Change]:
         """Judge what was there before in a directory, and is not there now."""
@@ -276,7 +275,8 @@ class _Since:
         selected = level.selected
         if selected is not None and not selected.has(gone.name):
             if gone.kind is DIRECTORY and selected.leads(gone.name):
-                self._lead(gone, level, depth)
+                if (found := self._lead(gone, level, depth)) is not None:
+                    yield from self._with_directories(found)
             elif gone.kind is DIRECTORY:
                 self._pass_over(depth)
             return
@@ -288,8 +288,8 @@ class _Since:
         if level.whole or not self._lies_below or not self._lies_below(gone.directory, gone.name):
             yield from self._with_directories(_deletion(gone))
 
-    def _lead(self, gone: Change, level: _Level, depth: int) -> None:
-        """Enter a directory that is not archived now and was there before: what is archived of it is gone."""
+    def _lead(self, gone: Change, level: _Level, depth: int) -> Change | None:
+        """Enter a directory that is not archived now and was there before: what is archived of it is gone. See `_hold`."""
         assert level.selected is not None
         inside = _Level(
             _number_of(level, gone.name),
@@ -299,10 +299,18 @@ class _Since:
             selected=level.selected.inside(gone.name),
         )
         gone.opaque = False
-        inside.held = _copy(gone)
-        self._holding += _size_of(inside.held)
         self._levels.append(inside)
+        return self._hold(gone, inside, depth)
+
+    def _hold(self, directory: Change, inside: _Level, depth: int) -> Change | None:
+        """Hold a directory that is only to be given if something in it is; give it if it is too large for that."""
+        size = _size_of(directory)
+        if size and self._holding + size > _MOST_HELD:
+            return directory
+        self._holding += size
         self._held.append(depth + 1)
+        inside.held = _copy(directory)
+        return None
 
     def _pass_over(self, depth: int) -> None:
         """Pass over what was in a directory that has been taken, and is in one at a depth."""
@@ -413,6 +421,13 @@ def _attributes_of(change: Change) -> list[str]:
         for name in change.attributes
         if name != SELINUX_LABEL and (not name.startswith(_MARKS) or name.startswith(_ESCAPED_MARKS))
     ]
+
+
+def _only_leads(change: Change, level: _Level) -> bool:
+    """Say whether a directory is not archived itself, and only leads to what may be."""
+    if level.selected is None or isinstance(change.attributes, LargeAttributes):
+        return False
+    return not level.selected.has(change.name)
 
 
 def _number_of(level: _Level | None, name: str) -> int:

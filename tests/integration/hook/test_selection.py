@@ -6,16 +6,21 @@ import json
 import os
 import shutil
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from archive_overlay.log import Log
+from archive_overlay.overlay.dialect import NATIVE_USERXATTR
+from archive_overlay.overlay.mount import OverlayMount
+from archive_overlay.overlay.patterns import Selection, parse_patterns
+from archive_overlay.overlay.upper import read_changes
 from tests.integration.conftest import Saver
 from tests.integration.methods.test_oci import stop
 from tests.support import history, hooks, image_layouts, overlays, trees
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import Callable
 
 SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
@@ -36,6 +41,12 @@ def change(root: Path) -> None:
     (root / "log/below").unlink()
     for name in ("cache/new", "cache/a.csv", "log/new", "data/new", "data/a.csv", "new"):
         (root / name).write_text(name)
+
+
+def each(function: Callable[[Path], object], root: Path, *names: str) -> None:
+    """Call a function for each of some paths."""
+    for name in names:
+        function(root / name)
 
 
 @pytest.fixture
@@ -112,7 +123,7 @@ def test_a_replaced_directory_hides_only_what_is_selected(used: Saver) -> None:
 
 @copy_only
 def test_the_first_name_that_is_saved_has_the_data(used: Saver) -> None:
-    used.overlay.change(lambda root: [os.link(root / "data/new", root / name) for name in ("a", "b", "z")])
+    used.overlay.change(lambda root: each(partial(os.link, root / "data/new"), root, "a", "b", "z"))
 
     result = used.run(exclude="a,data")
 
@@ -156,7 +167,8 @@ def test_a_merge_leaves_alone_what_is_excluded(changed: Saver) -> None:
 @pytest.mark.parametrize("key", ["exclude", "include", "exclude_caches"])
 @copy_only
 def test_what_is_moved_is_whole(changed: Saver, key: str) -> None:
-    result = changed.run(method="move", **{key: "true"})
+    keys: dict[str, Any] = {key: "true"}
+    result = changed.run(method="move", **keys)
 
     assert result.status == 1
     assert f"{key.replace('_', '-')} is not possible with method move" in result.only_error()
@@ -183,6 +195,38 @@ def test_limits_count_what_is_saved(changed: Saver) -> None:
     assert changed.run("--max-entries=8", exclude="cache/*").status == 0
     assert changed.run("--max-entries=8").status == 1
     assert changed.run("--max-bytes=1000", "--max-entries=8", exclude="cache,data").status == 0
+
+
+def test_where_the_lower_layers_are_unknown_a_replaced_directory_hides_all(scratch: Path) -> None:
+    upper = scratch / "upper"
+    (upper / "data").mkdir(parents=True)
+    (upper / "data/a.csv").touch()
+    os.setxattr(upper / "data", "user.overlay.opaque", b"y")
+    said = Kept()
+    overlay = OverlayMount(
+        upper=str(upper), lowers=(), dialect=NATIVE_USERXATTR, lowers_unknown="nobody knows them"
+    )
+    selection = Selection(exclude=parse_patterns("data,!**/*.csv", "exclude"))
+
+    found = [
+        (each.path, each.opaque)
+        for each in read_changes(overlay, Log("warning", [said]), selection=selection)
+    ]
+
+    assert found == [("", False), ("data", True), ("data/a.csv", False)]
+    assert said.lines == [
+        f"{upper}/data hides all that lay below, selected or not, as it was replaced or renamed: nobody knows them"
+    ]
+
+
+class Kept:
+    """A log sink that keeps messages."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def write(self, level: str, message: str) -> None:
+        self.lines.append(message)
 
 
 # Caches
@@ -216,7 +260,7 @@ def test_of_a_cache_only_the_tag_is_saved(used: Saver) -> None:
 
 @copy_only
 def test_a_tag_counts_where_the_container_saw_it(used: Saver) -> None:
-    used.overlay.layer(lambda root: [tag(root / name) for name in ("cache", "data", "log")])
+    used.overlay.layer(lambda root: each(tag, root, "cache", "data", "log"))
 
     def hide_tags(root: Path) -> None:
         (root / "data/CACHEDIR.TAG").unlink()
@@ -263,9 +307,7 @@ def test_what_is_excluded_alone_is_no_change(changed: Saver) -> None:
 def test_other_patterns_at_the_next_archive_delete_nothing(changed: Saver) -> None:
     """What an earlier revision has of the same upperdir stays, if it is left out from now on."""
     again(changed)
-    changed.overlay.change(
-        lambda root: [(root / name).unlink() for name in ("cache/a.csv", "log/new", "new")]
-    )
+    changed.overlay.change(lambda root: each(Path.unlink, root, "cache/a.csv", "log/new", "new"))
 
     again(changed, exclude="cache,!cache/*.csv,log")
 
