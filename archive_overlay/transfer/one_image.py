@@ -110,7 +110,7 @@ class OneImage:
             while block := file.read(_BLOCK):
                 digest.update(block)
             if digest.hexdigest() != name:
-                raise damaged(f"{BLOBS}/{name} is not what its name says")
+                raise damaged(f"{BLOBS}/{name} does not match its digest")
             try:
                 # The very file that was read, by whatever name it was found.
                 os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=self._blobs)
