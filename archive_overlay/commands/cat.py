@@ -32,7 +32,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
     """
     text, path = split_off_path(options.what)
     if path is None:
-        raise ArchiveError(f"{options.what} names a revision, and no file in it", hint=f"write {text}:PATH")
+        raise ArchiveError(f"{options.what} names a revision, but no file in it", hint=f"write {text}:PATH")
     states = States()
     image, revision = open_revision(text)
     with image:

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
                 show(differences, options, known=True)
     warnings = Repeated(log)
     for number, fault in (wrong or {}).items():
-        warnings.warning("revisions with a wrong diff ID", f"revision {number} was taken: {fault}")
+        warnings.warning("revisions with a wrong diff ID", f"revision {number} was used anyway: {fault}")
     warnings.finish()
 
 

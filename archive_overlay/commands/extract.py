@@ -74,12 +74,12 @@ def run(options: argparse.Namespace, log: Log) -> None:
     warnings = Repeated(log)
     for number, fault in (wrong or {}).items():
         warnings.warning(
-            "revisions with a wrong diff ID", f"revision {number} of {image.name} was taken: {fault}"
+            "revisions with a wrong diff ID", f"revision {number} of {image.name} was used anyway: {fault}"
         )
     warnings.finish()
     if missing:
-        why = "; overlays act on some of that, so it is never given" if missing.marks else ""
-        log.warning(f"{directory} is not as the container left it. It lacks {missing}{why}")
+        why = "; overlays would act on some of it, so that is never restored" if missing.marks else ""
+        log.warning(f"{directory} differs from what the container left: it lacks {missing}{why}")
 
 
 def _judge(directory: str) -> None:
@@ -91,7 +91,7 @@ def _judge(directory: str) -> None:
     except OSError as error:
         fail(f"cannot look at {directory}", error)
     if not stat.S_ISDIR(status.st_mode):
-        raise ArchiveError(f"{directory} exists, and is no directory")
+        raise ArchiveError(f"{directory} exists and is not a directory")
     try:
         if os.listdir(directory):
             raise ArchiveError(f"{directory} is not empty", hint="name one that does not exist")

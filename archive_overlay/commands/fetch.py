@@ -51,7 +51,9 @@ def run(options: argparse.Namespace, log: Log) -> None:
     path, tag = split_reference(without_transport(options.layout))
     expect_no_revision(tag)
     if ":" in path:
-        raise ArchiveError(f"{shown(path)} has a colon in it, which no program takes in the path of a layout")
+        raise ArchiveError(
+            f"{shown(path)} contains a colon, which other programs do not accept in the path of a layout"
+        )
     name = parse_remote(options.remote)
     store_name = parse_store_name(options.load_as) if options.load_as else None
     skopeo = Skopeo(

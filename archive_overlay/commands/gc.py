@@ -10,6 +10,7 @@ from archive_overlay.commands.terminal import find_screen
 from archive_overlay.destination.paths import Paths
 from archive_overlay.destination.staging import Staging
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.history.references import expect_layout
 from archive_overlay.layout.collect import unneeded_blobs
 from archive_overlay.layout.edit import Edit, MovedError
 from archive_overlay.layout.lock import lock
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
         ArchiveError: there is no layout, or it cannot be told what is needed: nothing is removed then.
     """
     paths = Paths()
-    path = paths.resolve(os.path.abspath(options.layout), "the layout")
+    path = paths.resolve(os.path.abspath(expect_layout(options.layout)), "the layout")
     try:
         layout = paths.open(path)
         try:
@@ -80,7 +81,7 @@ def _collect(layout: int, path: str, edit: Edit, older: float) -> Unneeded:
             edit.begin()
             continue
         return found
-    raise ArchiveError(f"{path} is changed by other programs all the time")
+    raise ArchiveError(f"other programs keep changing {path}")
 
 
 def _write(path: str, found: Unneeded, output: Output, options: argparse.Namespace) -> None:

@@ -47,9 +47,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
         within=options.within,
     )
     if keep.everything:
-        raise ArchiveError(
-            "no rule says which revisions are to be kept", hint="give one, such as --keep-last 30"
-        )
+        raise ArchiveError("no rule says which revisions to keep", hint="give one, such as --keep-last 30")
     path, tag = find_layout_or_image(options.layout)
     output = Output()
     done: list[dict[str, Any]] = []

@@ -49,8 +49,8 @@ def run(options: argparse.Namespace, log: Log) -> None:
         done = layout.write(found.name, reverting.revert)
         if reverting.unknown:
             log.warning(
-                f"nobody knows what {found.name} began on: {reverting.unknown} entries such as {reverting.example} are deleted"
-                f" now, because revision {found.number} does not have them; what was there below them is hidden"
+                f"the base of {found.name} is unknown: {reverting.unknown} entries such as {reverting.example} are now deleted,"
+                f" because revision {found.number} does not have them; anything below them is hidden"
             )
     make_room_in(found.path, found.name, options.max_layers, fsync=options.fsync, log=log)
     output = Output()
@@ -124,8 +124,8 @@ class _Reverting:
                 return
             if lacks_base:
                 raise ArchiveError(
-                    f"{image.name} cannot be reverted to {revision.number}: {change.shown} was changed since, and what it was"
-                    " before is perhaps in the image that the history began on, which is not in the layout",
+                    f"{image.name} cannot be reverted to {revision.number}: {change.shown} has changed since, and what it"
+                    " was before may be in the image that the history began on, which is not in the layout",
                     hint=f"archive_overlay extract {image.name}@{revision.number} gives what the layout has of it",
                 )
             self.unknown += 1

@@ -9,6 +9,7 @@ from archive_overlay.commands import Output, shown, size_in_words
 from archive_overlay.commands.progress import Progress
 from archive_overlay.commands.terminal import GREEN, RED, coloured, find_screen
 from archive_overlay.errors import ArchiveError, fail
+from archive_overlay.history.references import expect_layout
 from archive_overlay.history.verifying import verify
 from archive_overlay.layout.packs import format_ranges
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace, log: Log) -> int:
     Raises:
         ArchiveError: there is no layout, or its index is damaged.
     """
-    path = options.layout
+    path = expect_layout(options.layout)
     try:
         layout = os.open(path, READ_TOP_DIRECTORY)
         try:
@@ -62,8 +63,10 @@ def _write(path: str, report: Report, output: Output, screen: Screen) -> None:
         output.line(coloured(f"damaged: {_line(finding)}", RED, screen))
     for image in report.images:
         if image.lost:
-            others = f"; {_revisions(image.usable)} can be had" if image.usable else ""
-            output.line(f"image {_name(image.tag)}: {_revisions(image.lost)} cannot be had whole{others}")
+            others = f"; {_revisions(image.usable)} can be restored" if image.usable else ""
+            output.line(
+                f"image {_name(image.tag)}: {_revisions(image.lost)} cannot be fully restored{others}"
+            )
     for note in report.notes:
         output.line(f"note: {shown(note)}")
     if report.unneeded and (report.unneeded.blobs or report.unneeded.histories):
@@ -82,9 +85,7 @@ def _summary(path: str, report: Report) -> str:
         return f"{shown(path)} is whole: {looked}"
     findings = "1 thing is" if len(report.findings) == 1 else f"{len(report.findings)} things are"
     lost = sum(each.lost_count for each in report.images)
-    return (
-        f"{shown(path)} is damaged: {findings} wrong; {looked} looked at, {lost} of them cannot be had whole"
-    )
+    return f"{shown(path)} is damaged: {findings} wrong; {looked} looked at, {lost} of them cannot be fully restored"
 
 
 def _line(finding: Finding) -> str:
@@ -100,7 +101,7 @@ def _line(finding: Finding) -> str:
     if finding.changes:
         line += f"{',' if finding.extract else ':'} what {_revisions(finding.changes)} changed is lost"
     elif not finding.extract and finding.is_spare:
-        line += ": all revisions can be had without it"
+        line += ": all revisions can be restored without it"
     return shown(line)
 
 

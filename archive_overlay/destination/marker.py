@@ -52,7 +52,7 @@ class Marker:
             fail(f"cannot look at success {path}", error)
         if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
             raise ArchiveError(
-                f"success {path} is there and is no file", hint="give the marker a path of its own"
+                f"success {path} exists and is not a regular file", hint="give the marker a path of its own"
             )
 
     def remove(self, flush: Flush) -> None:

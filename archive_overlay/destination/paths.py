@@ -91,8 +91,8 @@ class Paths:
     def _judged(self, path: str, resolved: str, label: str) -> str:
         if any(is_staging_name(name) for name in resolved.split("/")):
             raise ArchiveError(
-                f"{label} {path} has the name of a directory that this program works in",
-                hint="call it something else",
+                f"{label} {path} has a name that this program uses for its working directories",
+                hint="choose another name",
             )
         if self._named and not self._base(resolved):
             where = f"{path}, which is {resolved}," if resolved != path else path

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # image-layout.md of the OCI image specification: what each layout has.
 _LAYOUT_FILES = ("oci-layout", "index.json")
-_TAKEN_HINT = "if-exists says to fail then"
+_TAKEN_HINT = "if-exists=fail does not replace it"
 _GONE_FOR_A_MOMENT = "its file system cannot exchange two names, so for a moment nothing was there; the old archive had a backup name meanwhile"
 _CHANGED_BY_OTHERS = "another program has changed something in it meanwhile"
 # How often the destination may turn out to be something else than a moment ago.
@@ -120,9 +120,9 @@ def judge_destination(
     is_directory = stat.S_ISDIR(found.st_mode)
     empty = is_directory and not os.listdir(path)
     if makes == "directory" and not is_directory:
-        raise ArchiveError(f"archive-to {path} is no directory, but the archive is to be one")
+        raise ArchiveError(f"archive-to {path} is not a directory, but the archive will be one")
     if makes == "file" and not stat.S_ISREG(found.st_mode) and not empty:
-        raise ArchiveError(f"archive-to {path} is no regular file, but the archive is to be one")
+        raise ArchiveError(f"archive-to {path} is not a regular file, but the archive will be one")
     if if_exists == "fail" and not empty:
         raise ArchiveError(f"archive-to {path} exists", hint=_TAKEN_HINT)
     mount_point = is_directory and _is_mount_point(path, found)
@@ -173,7 +173,7 @@ def _place(staging: Staging, destination: Destination, opaque: str) -> None:
             return
         except (FileExistsError, FileNotFoundError):
             continue
-    raise ArchiveError(f"archive-to {destination.path} is being changed by others all the time")
+    raise ArchiveError(f"other programs keep changing archive-to {destination.path}")
 
 
 def _place_once(staging: Staging, destination: Destination, opaque: str) -> None:
@@ -183,9 +183,7 @@ def _place_once(staging: Staging, destination: Destination, opaque: str) -> None
     if found is None:
         kernel.rename_new(ARCHIVE, staging.directory, staging.name, staging.parent, staging.less_safe)
     elif stat.S_ISDIR(found.st_mode) != (destination.makes == "directory"):
-        raise ArchiveError(
-            f"archive-to {destination.path} has become something that is no {destination.makes}"
-        )
+        raise ArchiveError(f"archive-to {destination.path} is no longer a {destination.makes}")
     elif destination.if_exists == "fail":
         raise ArchiveError(f"archive-to {destination.path} exists", hint=_TAKEN_HINT)
     elif destination.if_exists == "merge":
@@ -241,7 +239,7 @@ def _wait_for_others(directory: int, destination: Destination, log: Log) -> None
                 waiting = True
             if destination.patience is None or not destination.patience.nap():
                 log.warning(
-                    f"archive-to {destination.path} is still locked by another program; merging into it all the same"
+                    f"archive-to {destination.path} is still locked by another program; merging into it anyway"
                 )
                 return
 

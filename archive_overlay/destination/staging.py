@@ -226,7 +226,7 @@ class Staging:
             # FUSE programs have errors of their own.
             if error.errno not in _NOT_THERE:
                 self.log.warning(
-                    f"{self.path} is for its owner alone: the default ACL of {self._parent_path} cannot be used:"
+                    f"{self.path} is accessible to its owner only: the default ACL of {self._parent_path} cannot be used:"
                     f" {error.strerror}"
                 )
             return False
@@ -366,8 +366,8 @@ class Staging:
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             self.log.warning(
-                f"{os.path.join(self._parent_path, min(left))}{more} may be what a killed run left, or somebody"
-                " else's: it has no mark of this program, so it stays; look into it, and remove it yourself"
+                f"{os.path.join(self._parent_path, min(left))}{more} may be left from a killed run, or belong to"
+                " somebody else: it has no mark of this program, so it stays; check it, and remove it yourself"
             )
 
     def _is_unlocked(self, name: str) -> bool:

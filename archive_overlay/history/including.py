@@ -89,7 +89,7 @@ def include_base(
         image = find()
         if len(image.layers) != now.first - 1:
             raise ArchiveError(
-                f"the container's image has {len(image.layers)} layers, and not {now.first - 1} as before"
+                f"the container's image has {len(image.layers)} layers, not {now.first - 1} as before"
             )
         layers = [
             _copy(layer, f"base-{number}", staging, form, log) for number, layer in enumerate(image.layers, 1)
@@ -105,7 +105,7 @@ def include_base(
                 edit.add_file(f"base-{number}", layer.digest)
             put_image(edit, tag, *with_base(now, layers, image.config, ids), instead_of=now)
             edit.publish()
-            return f"the container's image is in it: revisions 1 to {len(layers)}"
+            return f"the container's image was added as revisions 1 to {len(layers)}"
 
         return until_published(edit, path, put)
 

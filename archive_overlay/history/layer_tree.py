@@ -118,7 +118,7 @@ class LayerTree:
             parts = split_path(entry.name)
             if not parts:
                 if entry.type != headers.DIRECTORY:
-                    raise ArchiveError("the image's root is no directory")
+                    raise ArchiveError("the image's root is not a directory")
                 self._root.number = self._spool.add(entry, tar)
                 continue
             name = parts.pop()

@@ -97,18 +97,14 @@ def _of_directory(path: str) -> ArchiveError | None:
         )
     return ArchiveError(
         f"{path} is a directory, not an image layout: it has no {INDEX_FILE}",
-        hint=(
-            "if it is an archive of method copy or move, archive_overlay diff shows what it changes, and apply applies it"
-        ),
+        hint="for an archive of method copy or move, use archive_overlay diff or archive_overlay apply",
     )
 
 
 def _of_file(path: str) -> ArchiveError:
     return ArchiveError(
         f"{path} is a file, not an image layout",
-        hint=(
-            "if it is an archive of method tar, archive_overlay diff shows what it changes, and apply applies it"
-        ),
+        hint="for an archive of method tar, use archive_overlay diff or archive_overlay apply",
     )
 
 

@@ -158,6 +158,20 @@ def find_images(text: str) -> tuple[list[Found], bool]:
     return sorted(images, key=lambda image: image.name), True
 
 
+def expect_layout(text: str) -> str:
+    """Give the path of the layout that a text names, by itself and without an image.
+
+    Raises:
+        ArchiveError: it names something else; what is wrong in a layout is not looked for.
+    """
+    path = without_transport(text)
+    if not os.path.lexists(path) and (layout := layout_within(path)):
+        raise ArchiveError(f"{text} names an image, and this is about whole layouts", hint=f"write {layout}")
+    if error := why_no_layout(path):
+        raise error
+    return path
+
+
 def layout_within(text: str) -> str:
     """Give the path of a layout of which a text may name an image, other than the text itself; "" if there is none."""
     paths = (reading.path for reading in _readings(text, numbered=True) if reading.path != text)

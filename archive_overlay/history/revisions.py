@@ -373,7 +373,7 @@ def _verify(reader: Reader, piece: Piece, wrong_diff_ids: dict[int, str] | None)
         if wrong_diff_ids is None:
             raise ArchiveError(
                 f"it is damaged, or compressed for zstd:chunked: {fault}",
-                hint="its digest is right, so extract --force takes it as it is",
+                hint="its digest is right, so extract --force uses it as it is",
             )
         wrong_diff_ids[piece.last] = fault
 

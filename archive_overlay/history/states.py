@@ -93,7 +93,7 @@ def spool_directory() -> Generator[int, None, None]:
     try:
         fd = os.open(path, READ_TOP_DIRECTORY)
     except OSError as error:
-        fail(f"cannot open {path}, where files without a name are made", error)
+        fail(f"cannot open {path} for temporary files", error)
     try:
         yield fd
     finally:

@@ -116,7 +116,7 @@ class Unpacker:
                 if self._go_below(parts) and name.startswith(WHITEOUT_PREFIX):
                     self._delete(name, entry)
             except OSError as error:
-                fail(f"cannot do what {brief(entry.name)} says", error)
+                fail(f"cannot apply {brief(entry.name)}", error)
         self._go_to([])
 
     def apply(self, tar: Entries) -> None:
@@ -143,7 +143,7 @@ class Unpacker:
         try:
             self._complete(self._top, self._frames[0])
         except OSError as error:
-            fail("cannot give the image's root directory what it has", error)
+            fail("cannot set the metadata of the image's root directory", error)
 
     def close(self) -> None:
         """Let go of the directory."""
@@ -153,7 +153,7 @@ class Unpacker:
     def _apply(self, entry: Entry, parts: list[str], tar: Entries) -> None:
         if not parts:
             if entry.type != headers.DIRECTORY:
-                raise ArchiveError("the image's root is no directory")
+                raise ArchiveError("the image's root is not a directory")
             self._go_to([])
             self._describe(entry)
             return

@@ -369,7 +369,7 @@ def _without_saved_meanwhile(
     with Heartbeat(log), doing("waiting for another run that saves what this container asks for"):
         waited = saved.wait(patience)
     if not waited:
-        log.warning(f"another run has not ended in {patience.seconds} s: going on beside it")
+        log.warning(f"another run has not finished in {patience.seconds} s: continuing anyway")
     found = saved.names
     for name in asked:
         if name in found:
@@ -564,7 +564,7 @@ def _load_reports(settings: Settings, log: Log) -> Callable[..., None] | None:
     try:
         from archive_overlay.hook.reports import send_reports
     except ImportError as error:  # another version has taken the place of this file
-        log.warning(f"no program will be told of archives: {error}")
+        log.warning(f"no program will be run for --on-success or --on-failure: {error}")
         return None
 
     return send_reports

@@ -109,7 +109,7 @@ def _reason(annotation: str, image: str) -> str:
         ArchiveError(
             f"annotation {annotation} comes from the image {image}, whose manifest has it with the same value",
             hint=(
-                "give it yourself, with another value, or with an empty one to leave it out; if images may ask for"
+                "set it yourself to another value, or to an empty one to leave it out; if images may ask for"
                 f" archives, add {_OPTION} to the hook's arguments"
             ),
         )

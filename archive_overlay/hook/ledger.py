@@ -91,7 +91,7 @@ class Ledger:
         """
         if path in self._published and request.if_exists == "replace":
             raise ArchiveError(
-                f"archive-to {path} has archive {self._published[path]} of this very stop, which would be replaced",
+                f"archive-to {path} has archive {self._published[path]} of the same stop, which would be replaced",
                 hint="give each archive a path of its own",
             )
 

@@ -86,7 +86,7 @@ def send_reports(
             log.warning(f"archive {name}: {option} {program}: {error}")
     if untold:
         log.warning(
-            f"no program was told of {untold} more archives: there was no time, or there were too many"
+            f"no program was run for {untold} more archives: there was no time, or there were too many"
         )
     if end:
         raise end

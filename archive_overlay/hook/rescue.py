@@ -98,7 +98,7 @@ def _settle(
         overlay = find(mount_point)
     except ArchiveError as error:
         unsaid = str(error) != failure.reason
-        return Whereabouts(said=f"; its changes are not to be found: {error}" if unsaid else "")
+        return Whereabouts(said=f"; its changes cannot be found: {error}" if unsaid else "")
     if overlay.upper in moved:
         there = moved[overlay.upper]
         return Whereabouts(said=f"; its changes are in {there}", path=there, kept=True)

@@ -125,7 +125,7 @@ class RescueDirectory:
                 self._flush.file(parent)
             except (OSError, RecursionError) as error:
                 why = error.strerror if isinstance(error, OSError) else "an annotation is nested too deeply"
-                self._log.warning(f"cannot write {kept}.json, which is to say why there is {kept}: {why}")
+                self._log.warning(f"cannot write {kept}.json, the notes on {kept}: {why}")
         except OSError as error:
             fail(f"cannot keep {overlay.upper} in {directory}", error)
         finally:
@@ -267,7 +267,7 @@ def _own_directory(name: str, directory: int) -> tuple[str, int]:
         os.close(fd)
         if made:
             remove_empty(numbered, directory)
-    raise FileExistsError(errno.EEXIST, "all names that it could have are taken by others")
+    raise FileExistsError(errno.EEXIST, "all possible names are taken by others")
 
 
 def _is_own(directory: int) -> bool:

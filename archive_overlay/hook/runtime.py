@@ -109,7 +109,7 @@ def read_state(fd: int) -> State:
     bundle = state.get("bundle")
     if not _is_path(bundle) or not bundle.startswith("/"):
         raise HookError(
-            "the container state names no bundle",
+            "the container state does not name a bundle",
             hint='it must have "bundle", the absolute path of the directory of config.json',
         )
     identifier = state.get("id")
@@ -153,7 +153,7 @@ def read_spec(bundle: str) -> Spec:
     annotations = _object(_or(spec.get("annotations"), {}), f"annotations in {path}")
     listed = _or(spec.get("mounts"), [])
     if not isinstance(listed, list):
-        raise HookError(f"mounts in {path} must be a list, but is {_kind(listed)}")
+        raise HookError(f"mounts in {path} must be a list, not {_kind(listed)}")
     mounts = []
     faults = []
     for number, entry in enumerate(listed):
@@ -269,7 +269,7 @@ def _parse(text: bytes, origin: str) -> object:
 
 def _object(value: object, origin: str) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise HookError(f"{origin} must be a JSON object, but is {_kind(value)}")
+        raise HookError(f"{origin} must be a JSON object, not {_kind(value)}")
     return value
 
 

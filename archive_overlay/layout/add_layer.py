@@ -318,7 +318,7 @@ def judge_destination(
     if ":" in path:
         raise ArchiveError(
             f"archive-to {archive_to} has a colon before its last slash",
-            hint="in a tag no slash is possible, and in the path of a layout no program takes a colon",
+            hint="a tag cannot contain a slash, and other programs do not accept a colon in the path of a layout",
         )
     if parent:
         check_name(parent)

@@ -83,7 +83,7 @@ class Blobs:
             raise damaged(f"{name} is not a regular file")
         if not is_size(descriptor.get("size"), status.st_size):
             os.close(fd)
-            raise damaged(f"{name} is not as large as the image says")
+            raise damaged(f"{name} does not have the size that the image says")
         return fd
 
     def expect(self, descriptor: Mapping[str, Any]) -> None:
@@ -103,7 +103,7 @@ class Blobs:
         except OSError as error:
             raise OSError(error.errno, f"{name}: {error.strerror}") from error
         if not stat.S_ISREG(status.st_mode) or not is_size(descriptor.get("size"), status.st_size):
-            raise damaged(f"{name} is not what the manifest says")
+            raise damaged(f"{name} does not match the manifest")
 
     def has(self, descriptor: Mapping[str, Any]) -> bool:
         """Return whether a blob exists as a regular file of the right size."""

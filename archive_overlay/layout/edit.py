@@ -350,7 +350,7 @@ def until_published(edit: Edit, path: str, work: Callable[[], Done]) -> Done:
         except MovedError:
             edit.begin()
     raise ArchiveError(
-        f"the image layout {path} was changed by another program {_MOST_ATTEMPTS} times while it was to be written to",
+        f"the image layout {path} was changed by another program {_MOST_ATTEMPTS} times while this one tried to write to it",
         hint=f"let it take the lock: flock {quoted(path)} PROGRAM ...",
     )
 

@@ -144,7 +144,7 @@ def find_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
     image, number, name = true
     if new and not wish.parent:
         return Place(tag=wish.tag, image=image, number=number, parent=name)
-    what = f"the container had {name}, and not {_named(wish, usual)}"
+    what = f"the container had {name}, not {_named(wish, usual)}"
     if wish.if_moved == FAIL:
         raise ArchiveError(
             f"{what}, and if-moved=fail refuses that",
@@ -220,7 +220,7 @@ def _on_earlier(layout: int, index: Mapping[str, Any], wish: Wish, usual: Place,
     true = _search(layout, index, wish.replace(had=earlier.chains), usual.image)
     if true is None:
         raise StaleError(
-            f"{earlier.name}, which has what this container had changed before, is not there any more"
+            f"{earlier.name}, which has what this container had changed before, no longer exists"
         )
     image, number, name = true
     if wish.if_moved == APPEND and usual.image:
@@ -231,7 +231,7 @@ def _on_earlier(layout: int, index: Mapping[str, Any], wish: Wish, usual: Place,
     tag = tag_of(image.descriptor)
     if tag.startswith(_branch_name(wish.tag, wish.container)) and number == image.last:
         return place.replace(tag=tag, parent="")
-    what = f"{name} has what this container had changed before, but {wish.tag} has gone on without it"
+    what = f"{name} has what this container had changed before, but {wish.tag} has moved on without it"
     if wish.if_moved == FAIL:
         raise ArchiveError(
             f"{what}, and if-moved=fail refuses that",
@@ -274,9 +274,7 @@ def _on_unknown(usual: Place, wish: Wish) -> Place:
     """Return the place if it is unknown what the container had."""
     warning = ""
     if wish.count_base and not usual.image:
-        warning = (
-            f"{wish.tag} begins without the image that the container had mounted: nobody knows which that is"
-        )
+        warning = f"{wish.tag} begins without the image that the container had mounted: it is unknown which one that is"
     return usual.replace(base=UNKNOWN, warning=warning)
 
 
@@ -294,10 +292,10 @@ def _without_parent(index: Mapping[str, Any], wish: Wish, usual: Place, *, new: 
             image=None,
             number=0,
             base=base,
-            warning=f"{wish.tag} begins without the image that the container had mounted: that is not in the layout"
-            f" {wish.path}, so only what was changed is. base=include copies it there",
+            warning=f"{wish.tag} begins without the image that the container had mounted: it is not in the layout"
+            f" {wish.path}, which gets the changes alone. base=include copies it there",
         )
-    what = f"the container had an image mounted that is not in the layout, and not {_named(wish, usual)}"
+    what = f"the container had an image mounted that is not in the layout, not {_named(wish, usual)}"
     other = usual.parent.rpartition("@")[0] if new and usual.parent else wish.tag
     if wish.if_moved == FAIL:
         raise ArchiveError(

@@ -50,8 +50,8 @@ def lock(layout: int, path: str, patience: Patience, log: Log) -> None:
                 )
             if not patience.nap():
                 raise ArchiveError(
-                    f"the image layout {path} is locked by {_holder(layout)}, and this run has waited for locks for"
-                    f" {patience.seconds} s, which is all that it may"
+                    f"the image layout {path} is locked by {_holder(layout)}, and this run has already waited for locks for"
+                    f" {patience.seconds} s, the most that it may"
                 )
 
 

@@ -157,7 +157,7 @@ def read_pack(blobs: Blobs, entry: PackEntry) -> Pack:
         ]
         pieces = [_piece(each, shared, by_digest) for each in listed["pieces"]]
     except (KeyError, TypeError, ValueError):
-        raise damaged("a list of revisions is not as it should be") from None
+        raise damaged("a list of revisions is not valid") from None
     return Pack(
         revisions=[each for each in revisions if entry.has(each.number)],
         pieces=[each for each in pieces if each.last <= entry.up_to],
@@ -338,7 +338,7 @@ def _entry(descriptor: object) -> PackEntry:
         if len(pruned) > _MOST_PRUNED or last - first > _WIDEST:
             raise ValueError
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
-        raise damaged("a history index is not as it should be") from None
+        raise damaged("a history index is not valid") from None
     return PackEntry(
         descriptor={
             "mediaType": MANIFEST_TYPE,

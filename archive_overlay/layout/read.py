@@ -98,7 +98,9 @@ def tagged(index: Mapping[str, Any], tag: str) -> dict[str, Any] | None:
     """
     found: list[dict[str, Any]] = [each for each in index["manifests"] if is_tagged(each, tag)]
     if any(each.get("digest") != found[0].get("digest") for each in found):
-        raise ArchiveError(f"the image layout has {len(found)} images with the tag {tag}", hint="leave one")
+        raise ArchiveError(
+            f"the image layout has {len(found)} images with the tag {tag}", hint="remove all but one"
+        )
     return found[0] if found else None
 
 
@@ -217,7 +219,7 @@ def parse_image(manifest: Mapping[str, Any], config: bytes) -> tuple[dict[str, A
     descriptor = manifest.get("config")
     said = descriptor.get("digest") if isinstance(descriptor, dict) else None
     if said != f"sha256:{hashlib.sha256(config).hexdigest()}":
-        raise damaged("the config is not what the manifest says")
+        raise damaged("the config does not match the manifest")
     return _checked(manifest, parse_blob(config, "the config"))
 
 
@@ -268,7 +270,7 @@ def read_json_blob(blobs: Blobs, descriptor: Mapping[str, Any]) -> dict[str, Any
     data = _read(blobs.open(descriptor), name)
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     if not is_size(descriptor.get("size"), len(data)) or digest != descriptor.get("digest"):
-        raise damaged(f"{name} is not what its name says")
+        raise damaged(f"{name} does not match its digest")
     return _parse(data, name)
 
 
@@ -288,7 +290,7 @@ def check_json(data: bytes, name: str) -> None:
     if len(data) > most or values > _MOST_VALUES:
         raise ArchiveError(
             f"{name} of the image layout has more than {most} bytes or {_MOST_VALUES} values",
-            hint="begin another layout",
+            hint="start a new layout",
         )
 
 
@@ -329,7 +331,7 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
 
 def _integer(text: str) -> int:
     if len(text) > _MOST_DIGITS:
-        raise ValueError(f"{text[:_MOST_DIGITS]}... is not a number that an image has")
+        raise ValueError(f"{text[:_MOST_DIGITS]}... is not a valid number")
     return int(text)
 
 

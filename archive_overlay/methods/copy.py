@@ -225,7 +225,7 @@ class _Writer:
                 f"cannot write the deletion of {change.shown} into {self._target.staging.path}",
                 error,
                 hint="the file system of archive-to must be able to hold 0:0 devices (an overlay cannot);"
-                " method tar.gz goes anywhere",
+                " method tar.gz works on any file system",
             )
 
 

@@ -65,7 +65,7 @@ def compared(
         except (ArchiveError, OSError) as error:
             assert layout.earlier
             log.warning(
-                f"the revision has all that the container changed, and not only what it changed since {layout.earlier.name}:"
+                f"the revision has everything that the container changed, not only what it changed since {layout.earlier.name}:"
                 f" {error}"
             )
             layout.forget_earlier()

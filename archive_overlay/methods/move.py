@@ -98,7 +98,7 @@ def _obstacle(overlay: OverlayMount, *, keep_in_place: str) -> str:
     if overlay.container_owners:
         return "its files get the owners that they have in the container"
     if not can_ask():
-        return "to find out whether it is still mounted takes CAP_SYS_ADMIN, and leave to mount overlays"
+        return "finding out whether it is still mounted takes CAP_SYS_ADMIN and permission to mount overlays"
     return keep_in_place
 
 

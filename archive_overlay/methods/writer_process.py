@@ -333,7 +333,10 @@ class _Writer:
         size = int.from_bytes(_receive(self._socket, _LENGTH), "little")
         message = _receive(self._socket, size)
         if len(message) < size or not answer:
-            raise ArchiveError("the process that writes the archive was killed")
+            raise ArchiveError(
+                "the process that writes the archive was killed",
+                hint="if the kernel's log says out of memory, raise the memory limit",
+            )
         said = marshal.loads(message)
         if answer == _FAILED:
             raise ArchiveError(said[0], hint=said[1])

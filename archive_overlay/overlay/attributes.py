@@ -89,7 +89,7 @@ def read_attributes(
         if name in (TRUSTED_STAGING, USER_STAGING):
             warnings.warning(
                 "attributes left out",
-                f": the attribute {name} is left out, because it would mean something to this program",
+                f": the attribute {name} is left out, because this program would act on it",
                 path=shown,
             )
             continue
@@ -116,7 +116,7 @@ def read_attributes(
         elif key in ("metacopy", "redirect") and dialect.redirects is not IGNORED:
             if dialect.redirects is REFUSED:
                 raise ArchiveError(
-                    f"{shown()} has {name}, but {dialect.name} follows none: its contents are lost"
+                    f"{shown()} has {name}, but {dialect.name} does not follow redirects: its contents are lost"
                 )
             if key == "redirect" and not value:
                 raise ArchiveError(f"the redirect '' of {shown()} is not one that the kernel follows")
@@ -131,7 +131,7 @@ def read_attributes(
         elif key == "protattr":
             warnings.warning(
                 "flags of chattr left out",
-                f": it was made {_flags(value)} (chattr), which is left out: no archive holds that",
+                f": it was made {_flags(value)} (chattr), which is left out: no archive can hold it",
                 path=shown,
             )
         elif name in dialect.refused:
@@ -141,7 +141,7 @@ def read_attributes(
         elif key not in BOOKKEEPING:
             warnings.warning(
                 "attributes left out",
-                f": the attribute {name} is left out, because it would mean something to an overlay",
+                f": the attribute {name} is left out, because an overlay would act on it",
                 path=shown,
             )
     if held > _HELD_TOGETHER:

@@ -76,7 +76,7 @@ def find_overlay(
         raise ArchiveError(f"the container has no mount at {mount_point}", hint=hint)
     if _is_of_a_process(overlay.upper):
         raise ArchiveError(
-            f"the upperdir of {mount_point} is {overlay.upper}, and means another directory in each process"
+            f"the upperdir of {mount_point} is {overlay.upper}, which is a different directory in each process"
         )
     if not overlay.upper.startswith("/"):
         raise ArchiveError(
@@ -84,7 +84,7 @@ def find_overlay(
         )
     for lower in (*overlay.lowers, *overlay.data_lowers):
         if _is_of_a_process(lower):
-            reason = f"{lower} means another directory in each process"
+            reason = f"{lower} is a different directory in each process"
             overlay = overlay.replace(lowers=(), data_lowers=(), lowers_unknown=reason)
             break
     try:
@@ -94,7 +94,7 @@ def find_overlay(
     except OSError as error:
         fail(f"cannot read the upperdir {overlay.upper} of {mount_point}", error)
     if not is_directory:
-        raise ArchiveError(f"the upperdir {overlay.upper} of {mount_point} is no directory")
+        raise ArchiveError(f"the upperdir {overlay.upper} of {mount_point} is not a directory")
     return overlay
 
 
@@ -287,7 +287,7 @@ def _of_root(root: str, *, environment_file: str, believed: _Believed) -> Overla
             layer = store.layer_of_container(believed.bundle, environment_file)
             place = f"{layer}/merged" if layer else root
         except store.UnknownError as error:
-            unknown = f", and its layer is not to be found: {error}"
+            unknown = f", and its layer cannot be found: {error}"
     mounted = _mounts().at(place)
     overlay = _behind(mounted, believed) if mounted else None
     layer = store.layer_at(place)
@@ -297,7 +297,7 @@ def _of_root(root: str, *, environment_file: str, believed: _Believed) -> Overla
         overlay = _left_in(layer, root, ended=believed.ended)
     if overlay is None:
         raise _not_an_overlay(
-            f"the container's root file system {root} is no overlay{unknown}",
+            f"the container's root file system {root} is not an overlay{unknown}",
             mounted,
             believed,
             hint="only what is mounted through overlayfs can be archived",
@@ -371,7 +371,7 @@ def _left_in(layer: str, root: str, *, ended: bool) -> OverlayMount | None:
         if store.has_mount_program(layer):
             if not ended:
                 raise store.UnknownError(
-                    "it was served by a mount program, whose options nobody knows any more"
+                    "it was served by a mount program, whose options are no longer known"
                 )
             from archive_overlay.overlay import ended_servers
 
@@ -383,8 +383,8 @@ def _left_in(layer: str, root: str, *, ended: bool) -> OverlayMount | None:
     except (OSError, store.UnknownError) as error:
         reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
         raise ArchiveError(
-            f"the container's root file system {root} is not mounted any more, and what it was made of is"
-            f" not to be found: {reason}"
+            f"the container's root file system {root} is not mounted any more, and what it was made of"
+            f" cannot be found: {reason}"
         ) from error
     # A rootless driver mounts with userxattr. Nothing else works in a user namespace: trusted attributes can be neither
     # set nor read there.
@@ -425,7 +425,7 @@ def _with_absolute_paths(overlay: OverlayMount, mount_point: str, believed: _Bel
     if overlay.upper.startswith("/"):
         if not relative:
             return overlay
-        return overlay.with_lowers((), unknown=f"the mount table has {relative[0]}, and not where that is")
+        return overlay.with_lowers((), unknown=f"the mount table has {relative[0]}, but not where that is")
     base = store.directory_of_relative(overlay.upper, mount_point, believed.stores)
     if not base:
         return overlay

@@ -196,7 +196,7 @@ class Lowers:
         """
         if self._unknown:
             raise ArchiveError(
-                f"the upperdir refers to what is in the lower layers, which are not to be found: {self._unknown}"
+                f"the upperdir refers to what is in the lower layers, which cannot be found: {self._unknown}"
             )
         if self._roots is None:
             self._roots = []

@@ -125,7 +125,7 @@ def layer_of_container(bundle: str, environment_file: str) -> str:
             layer = record.get("layer")
             if record.get("id") == container and isinstance(layer, str) and is_identifier(layer):
                 return f"{os.path.dirname(containers)}/overlay/{layer}"
-    raise UnknownError(f"{' and '.join(places)} list no container {container} with a layer")
+    raise UnknownError(f"{' and '.join(places)} do not list a container {container} with a layer")
 
 
 def is_of_store(bundle: str, root: str) -> bool:
@@ -351,7 +351,7 @@ def elements(path: str, *, owners: Collection[int] = ()) -> Iterator[dict[str, o
             return
     except Exception:  # SystemError among them: without `json` the scanner has no words for what is wrong
         pass
-    raise UnknownError(f"{path} is not valid JSON, or no list")
+    raise UnknownError(f"{path} is not valid JSON, or not a list")
 
 
 class AsLoads:
@@ -396,7 +396,7 @@ def _lower_layer(store: str, entry: str) -> list[str]:
     """Return the directories of an entry l/SHORT in a list of lower layers, topmost first."""
     directory, _, name = entry.partition("/")
     if directory != "l" or not is_identifier(name):
-        raise UnknownError(f"{entry[:80]!r} names no lower layer")
+        raise UnknownError(f"{entry[:80]!r} does not name a lower layer")
     try:
         link = os.readlink(f"{store}/{entry}")
     except OSError as error:
@@ -492,7 +492,7 @@ def _directory(path: str) -> str:
     except OSError as error:
         raise UnknownError(f"{path}: {error.strerror}") from error
     if not is_directory:
-        raise UnknownError(f"{path} is no directory")
+        raise UnknownError(f"{path} is not a directory")
     return path
 
 

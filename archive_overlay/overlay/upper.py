@@ -610,7 +610,7 @@ class UpperReader:
         if self._dialect.owner_attribute:
             if marks.owner is None:
                 shown = os.path.join(self._upper, change.shown) if change.name else self._upper
-                raise ArchiveError(f"{shown} has no {self._dialect.owner_attribute} that says whose it is")
+                raise ArchiveError(f"{shown} has no {self._dialect.owner_attribute} that names its owner")
             change.uid, change.gid, change.mode = marks.owner
         return change
 

@@ -202,7 +202,7 @@ def _watched(switch: int, thaw: bytes) -> Callable[[], None]:
     if not watches:
         os.close(writer)
         os.waitpid(child, 0)
-        raise OSError(errno.ECHILD, "the process that lets them go on again has not come up")
+        raise OSError(errno.ECHILD, "the process that resumes them has not started")
     switch = os.dup(switch)
 
     def resume() -> None:

@@ -90,7 +90,7 @@ def give_attributes(file: int | str, entry: Entry, attributes: Attributes) -> No
             fail(
                 f"cannot give {entry.shown} the extended attribute {name}",
                 error,
-                hint="the file system of archive-to must be able to hold it; method tar.gz goes anywhere",
+                hint="the file system of archive-to must be able to hold it; method tar.gz works on any file system",
             )
 
 

@@ -277,7 +277,7 @@ def open_log_file(path: str) -> int:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if (fd := _open_as_found(found)) is not None:
             return fd
-    raise OSError(errno.EAGAIN, "it is being replaced all the time")
+    raise OSError(errno.EAGAIN, "other programs keep replacing it")
 
 
 def _open_as_found(found: Resolved) -> int | None:

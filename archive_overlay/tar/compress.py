@@ -77,7 +77,7 @@ def require(compression: str) -> None:
 
     if not os.access(ZSTD_PROGRAM, os.X_OK):
         raise ArchiveError(
-            f"cannot compress with zstd: there is no {ZSTD_PROGRAM}, and this Python has none of its own",
+            f"cannot compress with zstd: there is no {ZSTD_PROGRAM}, and this Python does not include zstd",
             hint="install zstd, or choose tar.gz",
         )
 

@@ -151,7 +151,7 @@ class Reader:
             return _unzstd(module, first, pieces)
         if not os.access(compress.ZSTD_PROGRAM, os.X_OK):
             raise ArchiveError(
-                f"it is zstd, and there is no {compress.ZSTD_PROGRAM} to read it, nor has this Python its own",
+                f"it is zstd, but there is no {compress.ZSTD_PROGRAM} to read it, and this Python does not include zstd",
                 hint="install zstd",
             )
         self._zstd = _ZstdProgram(_chain(first, pieces))

@@ -33,7 +33,7 @@ def natural(field: bytes) -> int:
     """Return a number of a header that must not be negative."""
     found = number(field)
     if found < 0:
-        raise ValueError("a negative number where there is none")
+        raise ValueError("a negative number where none is allowed")
     return found
 
 
@@ -44,7 +44,7 @@ def owner(found: int) -> int:
     """
     found += _ALL_OWNERS if -_ALL_OWNERS // 2 <= found < 0 else 0
     if not 0 <= found <= _LARGEST_OWNER:
-        raise ValueError(f"an owner who cannot be, {found}")
+        raise ValueError(f"an impossible owner, {found}")
     return found
 
 

@@ -413,7 +413,7 @@ class TarWriter:
                     )
                 if b"=" in key:
                     raise ArchiveError(
-                        f"the attribute {name} of {change.shown} cannot be stored: OCI layers have no form for ="
+                        f"the attribute {name} of {change.shown} cannot be stored: in OCI layers, names of attributes cannot contain ="
                     )
             elif b"=" in key:
                 self._warnings.warning(

@@ -242,13 +242,13 @@ def download(
             skopeo.copy(remote.reference, f"oci:{directory}/{_FETCHED}:{_TAG}", *same, largest_file=limit)
     except TransferError as error:
         if _TOO_LARGE in str(error):
-            raise ArchiveError(f"{remote.name.reference} sends more than it says") from error
+            raise ArchiveError(f"{remote.name.reference} sent more data than its manifest says") from error
         raise
     fetched = os.open(_FETCHED, READ_DIRECTORY, dir_fd=staging.directory)
     try:
         descriptor = tagged(read_index(fetched), _TAG) or {}
         if remote.is_plain and descriptor.get("digest") != remote.digest:
-            raise damaged(f"{remote.reference} has come as something else")
+            raise damaged(f"{remote.reference} does not match its digest")
         manifest, config = read_image(fetched, descriptor)
         new = {blob_path(each) for each in manifest["layers"]} - here
         with receiving(size, None):
@@ -388,4 +388,4 @@ def _expect_sound(blob: str, layout: int) -> None:
             digest.update(data)
             NOW.read += len(data)
     if digest.hexdigest() != os.path.basename(blob):
-        raise damaged(f"{blob} is not what its name says")
+        raise damaged(f"{blob} does not match its digest")

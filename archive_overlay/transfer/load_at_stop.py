@@ -124,7 +124,7 @@ class LoadAtStop:
             finally:
                 os.close(fd)
         except store.UnknownError as error:
-            raise ArchiveError(f"the engine's store is not as it should be: {error}") from error
+            raise ArchiveError(f"cannot use the engine's store: {error}") from error
         except OSError as error:
             fail(f"cannot read the image layout {layout.path}", error)
 
@@ -148,14 +148,14 @@ class LoadAtStop:
                 if waits:
                     self._note(fd, layout, "")  # no later stop can do it without a person
                 raise ArchiveError(
-                    f"{name} is another image in the engine's store, and revision {image.last} of {self._tag} does not lie"
-                    " on it: so it stays",
+                    f"{name} is another image in the engine's store, and revision {image.last} of {self._tag} is not based"
+                    " on it, so the name stays",
                     hint=f"to have the revision in its place: podman untag {name}, and then {self._by_hand(layout.path)}",
                 )
             if _lacks_base(image):
                 raise ArchiveError(
-                    f"{layout.path}:{self._tag} lacks what the container had below its changes, so the next one would not"
-                    " find that",
+                    f"{layout.path}:{self._tag} lacks the image that the container had mounted, so the next container could"
+                    " not use it",
                     hint="mount an image of the engine's store: only that can be copied",
                 )
             self._copy(fd, layout, name, noted=waits)

@@ -47,7 +47,7 @@ def store_of_user(podman: str, log: Log) -> EngineStore:
     found = found if isinstance(found, dict) else {}
     graph_root, run_root, driver = (found.get(key) for key in ("graphRoot", "runRoot", "graphDriverName"))
     if driver != "overlay" or not isinstance(graph_root, str) or not isinstance(run_root, str):
-        raise ArchiveError("podman's store is not one of overlays")
+        raise ArchiveError("podman's store does not use the driver overlay")
     options = found.get("graphOptions")
     program = options.get(_MOUNT_PROGRAM) if isinstance(options, dict) else None
     path = program.get("Executable") if isinstance(program, dict) else program
@@ -83,7 +83,7 @@ def load(
         there = find_named(place, name)
         ids = ids_of(place, there) if there else ()
     except store.UnknownError as error:
-        raise ArchiveError(f"the engine's store is not as it should be: {error}") from error
+        raise ArchiveError(f"cannot use the engine's store: {error}") from error
     if there and image.chain() in ids:
         return False
     if (
@@ -92,7 +92,7 @@ def load(
         and not (find_revision(image, ids) or any(find_revision(each, ids) for each in others))
     ):
         raise ArchiveError(
-            f"{name} is another image in the engine's store, which is not in the layout: so it stays",
+            f"{name} is another image in the engine's store, which is not in the layout, so the name stays",
             hint=f"podman untag {name} takes the name from it",
         )
     skopeo.copy(source, place.transport(name))

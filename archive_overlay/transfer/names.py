@@ -59,7 +59,7 @@ class Name(Record):
             ArchiveError: registries do not take it.
         """
         if not re.fullmatch(_TAG, tag):
-            raise ArchiveError(f"registries do not take the tag {brief(tag)!r}")
+            raise ArchiveError(f"registries do not accept the tag {brief(tag)!r}")
         return self.replace(tag=tag)
 
     def with_suffix(self, suffix: str) -> Name:

@@ -112,7 +112,7 @@ class OneImage:
                 digest.update(block)
                 NOW.read += len(block)
             if digest.hexdigest() != name:
-                raise damaged(f"{BLOBS}/{name} is not what its name says")
+                raise damaged(f"{BLOBS}/{name} does not match its digest")
             try:
                 # The very file that was read, by whatever name it was found.
                 os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=self._blobs)

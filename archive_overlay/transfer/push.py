@@ -203,7 +203,7 @@ class _Pusher:
         if not to and not noted_name:
             raise ArchiveError(
                 f"{self._source.path}:{tag} has no place in a registry yet",
-                hint="archive_overlay push --to docker://HOST/NAME:TAG says it",
+                hint="name one: archive_overlay push --to docker://HOST/NAME:TAG",
             )
         name = to or parse_remote(noted_name)
         _expect_allowed(self._source, name)
@@ -264,7 +264,7 @@ class _Pusher:
         self._there.update(each["digest"] for each in new)
         there = look_at(self._skopeo, name)
         if there is None:
-            raise ArchiveError(f"{name.reference} was pushed, and is not there")
+            raise ArchiveError(f"{name.reference} was pushed, but is not there")
         if there.digest != image.descriptor["digest"] and not self._is_part_of(image, there):
             raise _RefusedError(f"another host pushed to {name.reference} at the same moment")
         return True

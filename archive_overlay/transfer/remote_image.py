@@ -141,11 +141,11 @@ def _parse(data: bytes, name: Name) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ArchiveError(f"{name.reference} is not an image: {brief(str(error))}") from error
     if not isinstance(value, dict):
-        raise ArchiveError(f"{name.reference} is not an image: what it says of itself is not an object")
+        raise ArchiveError(f"{name.reference} is not an image: its manifest or config is not a JSON object")
     return value
 
 
 def _integer(text: str) -> int:
     if len(text) > _MOST_DIGITS:
-        raise ValueError(f"{text[:_MOST_DIGITS]}... is not a number that an image has")
+        raise ValueError(f"{text[:_MOST_DIGITS]}... is not a valid number")
     return int(text)

@@ -35,9 +35,9 @@ _UNREACHABLE = (
 _FATAL = re.compile(r'level=fatal msg="((?:[^"\\\n]|\\.)*)"')
 _NAMED = re.compile(r'^Error parsing image name "[^"]*": ')
 _HINTS = (
-    ("authentication required", "skopeo login HOST, or --authfile, gives it a password"),
-    ("unauthorized", "skopeo login HOST, or --authfile, gives it a password"),
-    ("denied", "the registry may want another password: skopeo login HOST, or --authfile, gives it one"),
+    ("authentication required", "log in with skopeo login HOST, or give --authfile"),
+    ("unauthorized", "log in with skopeo login HOST, or give --authfile"),
+    ("denied", "the registry may want another password: log in with skopeo login HOST, or give --authfile"),
     ("x509:", "its certificate belongs in /etc/containers/certs.d/HOST/ca.crt"),
     (
         "http response to https client",

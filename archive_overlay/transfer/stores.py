@@ -95,7 +95,7 @@ def store_of(container: Place, mount_program: str) -> EngineStore:
     for path in (graph_root, run_root, found.mount_program):
         if any(each in path for each in _SPECIAL):
             raise ArchiveError(
-                f"the engine's store at {path} has a character in its path that skopeo does not take"
+                f"the engine's store at {path} has a character in its path that skopeo does not accept"
             )
     return found
 
@@ -108,7 +108,7 @@ def _roots(container: Place) -> tuple[str, str]:
     graphs += [os.path.dirname(each) for each in (of_bundle,) if each]
     graph_root = next((each for each in graphs if os.path.isdir(f"{each}/{_DRIVER}-images")), "")
     if not graph_root:
-        raise store.UnknownError("the container is in no store of podman or CRI-O")
+        raise store.UnknownError("the container is not in a store of podman or CRI-O")
     # An engine whose list of containers is not to outlive a reboot keeps the bundle in the other directory as well.
     runs: Sequence[str] = [
         os.path.dirname(each)

@@ -300,7 +300,7 @@ def test_what_is_nested_too_deeply_to_be_described_is_kept_all_the_same(
 
     assert kept == str(rescued.kept)
     assert rescued.whole() == [rescued.kept]
-    assert "data.json, which is to say why" in capfd.readouterr().err
+    assert "data.json, the notes on" in capfd.readouterr().err
 
 
 def test_whatever_call_fails_the_log_says_where_the_changes_are(places: Places) -> None:

@@ -75,7 +75,7 @@ def _faults(mount: str, seed: str, rootless: bool, directory: Path) -> Iterator[
     for tag, states in history.items():
         layers = len(image_layouts.read(layout, tag).layers)
         if layers > max(2, most):
-            yield f"{tag} has {layers} layers, and not {most} at most"
+            yield f"{tag} has {layers} layers, not {most} at most"
         for number, stack in enumerate(states, 1):
             expected = _speakable(views.of([*map(str, stack)], flavour))
             found = _speakable(_extracted(f"{layout}:{tag}@{number}", directory))

@@ -346,8 +346,8 @@ def _tell(staged: Staged, target: _Directory, log: Log) -> None:
     entries = "1 entry" if counts.entries == 1 else f"{counts.entries} entries"
     deletions = "1 deletion" if counts.deletions == 1 else f"{counts.deletions} deletions"
     if staged.missing:
-        why = "; overlays act on some of that, so it is never given" if staged.missing.marks else ""
-        log.warning(f"{target.path} is not as the change set has it. It lacks {staged.missing}{why}")
+        why = "; overlays would act on some of it, so that is never restored" if staged.missing.marks else ""
+        log.warning(f"{target.path} differs from the change set: it lacks {staged.missing}{why}")
     output = Output()
     output.line(f"applied to {target.path}: {entries}, {deletions}")
     output.flush()

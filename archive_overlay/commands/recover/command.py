@@ -68,7 +68,7 @@ def recover(store: Store, configurations: Sequence[Configuration], log: Log, *, 
         for bundle in store.bundles():
             this.look_at(bundle)
     except UnknownError as error:
-        raise ArchiveError(f"nobody can say which containers are in {store.root}: {error}") from error
+        raise ArchiveError(f"cannot find out which containers are in {store.root}: {error}") from error
     this.finish()
     return 1 if this.failed else 0
 
@@ -117,7 +117,7 @@ class _Recovery:
                 finally:
                     container.close()
         except recovery.DamagedError as error:
-            self._complain(f"nobody can say what the container of {bundle} asks for: {error}")
+            self._complain(f"cannot find out what the container of {bundle} asks for: {error}")
         except Exception as error:
             if isinstance(error, BrokenPipeError) or interruption(error):
                 raise
@@ -139,7 +139,7 @@ class _Recovery:
             if each.in_use:
                 self._complain(
                     f"archive {each.name} of container {container.id[:_SHORT_ID]}: the upperdir of {each.mount_point} is"
-                    " still written to, by a process of the container or by another container"
+                    " still in use by a process of the container or by another container"
                 )
         left = [each for each in left if not each.in_use]
         if not left:
@@ -162,8 +162,8 @@ class _Recovery:
             self.failed = True  # the hook has said why
         elif not names <= noted:
             self._log.warning(
-                f"container {container.id[:_SHORT_ID]}: its file system takes no note of what is saved, so the next run saves"
-                " it again"
+                f"container {container.id[:_SHORT_ID]}: its file system cannot record what is saved, so the next run saves it"
+                " again"
             )
 
     def _is_at_work(self, container: Container) -> bool:

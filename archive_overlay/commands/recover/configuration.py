@@ -84,8 +84,8 @@ def settings_for(
     others = [each for each in found if each.settings != found[0].settings]
     if others:
         raise ArchiveError(
-            f"{found[0].path} and {others[0].path} are both for it, and say different things",
-            hint="name the directory that counts by --hooks-dir",
+            f"{found[0].path} and {others[0].path} both apply to it and differ",
+            hint="choose one directory with --hooks-dir",
         )
     return found[0].settings if found else None
 
@@ -129,13 +129,13 @@ def installed(hooks_dirs: Sequence[str], parse: Parser, log: Log) -> list[Config
             try:
                 settings = report.understood(hook.arguments, parse)
             except ValueError as error:
-                raise ArchiveError(f"{hook.path} has args with which the hook fails: {error}") from error
+                raise ArchiveError(f"the hook cannot run with the args in {hook.path}: {error}") from error
             found[hook.path] = Configuration(path=hook.path, settings=settings, hook=hook)
     if not found:
         where = " and ".join(dict.fromkeys(path for place in places for path in place))
         raise ArchiveError(
-            f"no hook configuration in {where or 'any directory'} runs this program, so nobody says how archives are made",
-            hint="name the directory that has it by --hooks-dir",
+            f"no hook configuration in {where or 'any directory'} runs this program, so the hook's options are unknown",
+            hint="name its directory with --hooks-dir",
         )
     return list(found.values())
 

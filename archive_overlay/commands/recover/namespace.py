@@ -31,8 +31,8 @@ def enter() -> None:
     user, group = os.geteuid(), os.getegid()
     if _has_namespace(user):
         raise ArchiveError(
-            "podman runs for this user, and has mounted its containers where only its own processes see them",
-            hint="run this in there: podman unshare archive_overlay recover",
+            "podman is running for this user, and has mounted its containers in a mount namespace of its own",
+            hint="run this there: podman unshare archive_overlay recover",
         )
     names = {str(user), _name(user)}
     maps = [
@@ -53,7 +53,7 @@ def enter() -> None:
     os.close(writer)
     _, status = os.waitpid(child, 0)
     if refused:
-        fail("this user may make no user namespace", OSError(number, os.strerror(number)))
+        fail("this user is not allowed to create user namespaces", OSError(number, os.strerror(number)))
     if status:
         raise ArchiveError("newuidmap or newgidmap has given this user no subordinate ids; see /etc/subuid")
 
@@ -75,7 +75,9 @@ def _map(reader: int, writer: int, commands: list[list[str]]) -> NoReturn:
 def _command(name: str, own: int, ranges: list[tuple[int, int]]) -> list[str]:
     program = next((path for each in _PROGRAMS if os.access(path := f"{each}/{name}", os.X_OK)), "")
     if not program:
-        raise ArchiveError(f"there is no {name}, which rootless containers need", hint="install it (uidmap)")
+        raise ArchiveError(
+            f"there is no {name}, which rootless containers need", hint="install it (package uidmap)"
+        )
     numbers, inside = [0, own, 1], 1
     for first, count in ranges:
         numbers += inside, first, count

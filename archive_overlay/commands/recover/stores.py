@@ -163,7 +163,7 @@ def _read(path: str) -> dict[str, str]:
             lines = file.read(_LONGEST).splitlines()
     except OSError as error:
         raise ArchiveError(
-            f"cannot read {path}: {error.strerror}", hint="name the store by --root"
+            f"cannot read {path}: {error.strerror}", hint="name the store with --root"
         ) from error
     table, found = "", {}
     for line in lines:

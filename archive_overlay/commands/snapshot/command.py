@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
 
 _SHORT_ID = 12
-_NO_PAUSE = (
-    "--no-pause saves it as it is while it runs, so that what it writes meanwhile may be saved in part"
-)
+_NO_PAUSE = "--no-pause saves it while it runs; what it writes meanwhile may be saved in part"
 
 
 def run(options: argparse.Namespace, log: Log) -> int:
@@ -47,8 +45,8 @@ def run(options: argparse.Namespace, log: Log) -> int:
     """
     if os.geteuid() != 0:
         raise ArchiveError(
-            "what containers of this user have mounted is seen by the processes of their engine only",
-            hint=f"run this in there: podman unshare archive_overlay snapshot {options.container}",
+            "only the engine's own processes see what this user's containers have mounted",
+            hint=f"run this there: podman unshare archive_overlay snapshot {options.container}",
         )
     store = stores.find_store(options.root, options.runroot)
     listed = find_container(store, options.container)
@@ -57,7 +55,7 @@ def run(options: argparse.Namespace, log: Log) -> int:
     configurations = configuration.installed(options.hooks_dir, options.parse, log)
     settings = configuration.settings_for(configurations, container.annotations)
     if settings is None:
-        raise ArchiveError(f"no hook configuration is for {who}, so nobody says how its archives are made")
+        raise ArchiveError(f"no hook configuration applies to {who}, so the hook's options are unknown")
     names, refused = _chosen(container, options.archives, who)
     for message in refused:
         log.error(message)
@@ -65,11 +63,11 @@ def run(options: argparse.Namespace, log: Log) -> int:
         return 1
     if not Running().has(container.id, container.layer):
         raise ArchiveError(
-            f"{who} does not run: what it changed was saved when it stopped, or recover saves it"
+            f"{who} is not running: its changes were saved when it stopped, or archive_overlay recover saves them"
         )
     try:
         if not container.claim(Patience()):
-            raise ArchiveError(f"{who}: another run is at work for it, and does not end")
+            raise ArchiveError(f"{who}: another run of the hook is still working on it")
         with ExitStack() as stack:
             resume = _paused(container, who, stack) if options.pause else _nothing
             hook_log = open_log(settings.log_level, path=settings.log_file, syslog=settings.syslog)
@@ -105,7 +103,7 @@ def find_container(store: Store, text: str) -> Listed:
             if text and each.id.startswith(text):
                 found.append(each)
     except UnknownError as error:
-        raise ArchiveError(f"nobody can say which containers are in {store.root}: {error}") from error
+        raise ArchiveError(f"cannot find out which containers are in {store.root}: {error}") from error
     if len(found) > 1:
         ids = ", ".join(each.id[:_SHORT_ID] for each in found[:3])
         raise ArchiveError(f"{len(found)} containers have an id that begins with {text}: {ids}")
@@ -121,7 +119,7 @@ def _opened(listed: Listed, who: str) -> Container:
     try:
         container = recovery.open_container(listed.bundle)
     except recovery.DamagedError as error:
-        raise ArchiveError(f"nobody can say what {who} asks for: {error}") from error
+        raise ArchiveError(f"cannot find out what {who} asks for: {error}") from error
     if container is None:
         raise ArchiveError(f"{who} asks for no archive, or was never started")
     return container
@@ -150,7 +148,7 @@ def _paused(container: Container, who: str, stack: ExitStack) -> Callable[[], No
     try:
         group = freezer.group_of(container.id)
         if group is None:
-            raise ArchiveError(f"{who} has no control group of its own to be paused by", hint=_NO_PAUSE)
+            raise ArchiveError(f"{who} cannot be paused: it has no control group of its own", hint=_NO_PAUSE)
         return stack.enter_context(freezer.Pause(group)).end
     except OSError as error:
         fail(f"cannot pause {who} ({_NO_PAUSE})", error)

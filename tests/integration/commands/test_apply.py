@@ -608,8 +608,8 @@ def test_what_overlays_act_on_is_never_given(data: Path, scratch: Path) -> None:
 
     assert result.status == 0
     assert result.stderr == (
-        f"archive_overlay: warning: {data} is not as the change set has it. It lacks the attribute user.overlay.opaque of"
-        " file, the device 0:0 of gone; overlays act on some of that, so it is never given\n"
+        f"archive_overlay: warning: {data} differs from the change set: it lacks the attribute user.overlay.opaque of"
+        " file, the device 0:0 of gone; overlays would act on some of it, so that is never restored\n"
     )
     assert os.listxattr(data / "file") == []
     assert not (data / "gone").exists()
@@ -661,7 +661,7 @@ def test_an_ordinary_user_is_told_what_could_not_be_given(for_everybody: Path) -
 
     assert result.status == 0, result.stderr
     assert result.stderr == (
-        f"archive_overlay: warning: {data} is not as the change set has it. It lacks the owner of of somebody else, the"
+        f"archive_overlay: warning: {data} differs from the change set: it lacks the owner of of somebody else, the"
         " device of device\n"
     )
     assert sorted(os.listdir(data)) == ["also closed", "closed", "of somebody else"]

@@ -254,7 +254,7 @@ def test_what_a_layer_cannot_mean_is_shown_all_the_same(scratch: Path) -> None:
     result = history.run("diff", f"{scratch}/layout:main")
 
     assert result.stdout.splitlines() == ["A            - d/", "A            0 ."]
-    assert "root is no directory" in result.stderr
+    assert "root is not a directory" in result.stderr
 
 
 @pytest.mark.parametrize("method", ["tar", "tar.gz", "tar.zst"])

@@ -219,7 +219,7 @@ HUGE: dict[str, tuple[Callable[[], dict[str, str]], str]] = {
     "an index that is nested": (lambda: {"index": f'"a": {"[" * 100_000}{"]" * 100_000}'}, "not valid JSON"),
     "an index with a long number": (
         lambda: {"index": f'"a": {"9" * MIB}'},
-        "is not a number that an image has",
+        "is not a valid number",
     ),
 }
 

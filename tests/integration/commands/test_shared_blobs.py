@@ -160,7 +160,7 @@ def test_what_a_link_leads_to_is_what_its_digest_says(layout: Path, scratch: Pat
 
     for complaint in complaints(layout, scratch / "out"):
         assert complaint.endswith(
-            f"the image layout is damaged: blobs/sha256/{manifest.name} is not what its name says\n"
+            f"the image layout is damaged: blobs/sha256/{manifest.name} does not match its digest\n"
         )
 
 

@@ -71,7 +71,7 @@ def test_what_has_no_contents(layout: Path) -> None:
     assert "is a directory" in history.complaint_of("cat", f"{layout}:main:etc")
     assert "has no etc/old" in history.complaint_of("cat", f"{layout}:main:etc/old")
     assert "not a directory" in history.complaint_of("cat", f"{layout}:main:a:b/c")
-    assert "names a revision, and no file in it" in history.complaint_of("cat", f"{layout}:main")
+    assert "names a revision, but no file in it" in history.complaint_of("cat", f"{layout}:main")
     assert "no tag x" in history.complaint_of("cat", f"{layout}:x:etc/new")
     assert "has no revision 3" in history.complaint_of("cat", f"{layout}:main@3:etc/new")
 

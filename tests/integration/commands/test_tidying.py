@@ -198,7 +198,7 @@ def test_what_may_be_of_a_base_that_is_not_there_is_not_reverted(tmp_path: Path)
     histories.append(layout, "main", change(history.file("./own", b"2")))
     histories.append(layout, "main", change(history.file("./of the base")))
 
-    assert "of the base was changed since" in complaint_of("revert", f"{layout}:main@2")
+    assert "of the base has changed since" in complaint_of("revert", f"{layout}:main@2")
     assert histories.numbers(layout) == [1, 2, 3]
 
 
@@ -225,7 +225,7 @@ def test_it_is_said_when_nobody_knows_what_lies_below(tmp_path: Path) -> None:
     result = history.run("revert", f"{layout}:main@1")
 
     assert result.status == 0
-    assert "nobody knows what main began on" in result.stderr
+    assert "the base of main is unknown" in result.stderr
 
 
 # squash

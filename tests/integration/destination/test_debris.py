@@ -227,7 +227,7 @@ def test_no_annotation_names_staging(small: Saver, method: str, path: str, key: 
     assert result.status == 1
     label = key.replace("_", "-")
     assert (
-        f"{label} {small.out / path} has the name of a directory that this program works in"
+        f"{label} {small.out / path} has a name that this program uses for its working directories"
         in result.only_error()
     )
     assert set(os.listdir(small.out)) <= {"link"}

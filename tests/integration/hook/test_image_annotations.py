@@ -67,7 +67,7 @@ def test_an_archive_that_the_image_asks_for_is_not_made(container: Container) ->
     assert result.status == 1
     assert result.only_error() == (
         f"archive evil: annotation {hooks.PREFIX}.evil.mount-point comes from the image localhost/evil:1, whose"
-        " manifest has it with the same value; give it yourself, with another value, or with an empty one to leave it"
+        " manifest has it with the same value; set it yourself to another value, or to an empty one to leave it"
         f" out; if images may ask for archives, add {OPTION} to the hook's arguments"
     )
     assert not container.out.exists()

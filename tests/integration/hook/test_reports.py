@@ -174,7 +174,7 @@ def test_no_number_of_annotations_keeps_the_hook_busy(small: Saver, programs: Pr
     assert result.status == 1
     assert len(programs.failure.told) == 99
     assert len(programs.success.told) == 1
-    assert [each for each in result.messages("warning") if "no program was told of 51 more" in each]
+    assert [each for each in result.messages("warning") if "no program was run for 51 more" in each]
 
 
 @pytest.mark.parametrize("method", ["oci"])

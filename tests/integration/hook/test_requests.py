@@ -65,7 +65,7 @@ def test_an_archive_is_not_replaced_by_another_one_of_the_same_stop(saver: Saver
     result = saver.run(method="tar", also=also(saver, "second", method="tar.gz", archive_to=saver.archive))
 
     assert result.status == 1
-    assert "of this very stop" in result.only_error()
+    assert "of the same stop" in result.only_error()
     assert saver.archive.read_bytes()[257:262] == b"ustar"
 
 

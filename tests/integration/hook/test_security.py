@@ -617,7 +617,8 @@ def test_whoever_locks_a_layout_makes_the_hook_wait_five_minutes_and_no_more(
     errors = result.messages("error")
     assert [error.partition(":")[0] for error in errors] == ["archive data", "archive more"]
     assert all(
-        f"is locked by {who}, and this run has waited for locks for 300 s" in error for error in errors
+        f"is locked by {who}, and this run has already waited for locks for 300 s" in error
+        for error in errors
     )
     assert calls.read_text().count("(INJECTED)") == 300 * 20, "both together"
     expect_equal(before, contents(saver.archive))

@@ -136,7 +136,7 @@ def test_if_the_earlier_revision_is_damaged_all_is_saved(small: Saver) -> None:
 
     said = again(small)
 
-    assert "and not only what it changed since latest@1" in said.messages("warning")[0]
+    assert "not only what it changed since latest@1" in said.messages("warning")[0]
     assert "made" in names(small)[0]
 
 

@@ -519,7 +519,7 @@ def test_it_is_copied_by_whom_the_kernel_lets_mount_nothing(saver: Saver) -> Non
     result = saver.run(before=overlays.leave_users)
 
     (said,) = [message for message in result.messages("info") if COPIED in message]
-    assert "leave to mount overlays" in said
+    assert "permission to mount overlays" in said
     assert result.status == 0, result.stderr
     expect_equal(left, saver.overlay.restacked(saver.archive))
 

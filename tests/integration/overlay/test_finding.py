@@ -435,7 +435,7 @@ def test_a_program_in_a_container_does_not_serve_a_root_file_system(
 
     result = saver.run("--mount-program", program, mounts=[], root=saver.overlay.merged, mount_point="/")
 
-    assert f"root file system {saver.overlay.merged} is no overlay" in result.only_error()
+    assert f"root file system {saver.overlay.merged} is not an overlay" in result.only_error()
     assert os.listdir(saver.out) == []
 
 

@@ -48,7 +48,7 @@ def test_that_an_entry_was_immutable_is_said(saver: Saver) -> None:
     assert result.status == 0, result.stderr
     upper = saver.overlay.upper
     assert sorted(result.messages("warning")) == sorted(
-        f"{path}: it was made {what} (chattr), which is left out: no archive holds that"
+        f"{path}: it was made {what} (chattr), which is left out: no archive can hold it"
         for path, what in (
             (upper, "immutable"),
             (upper / "immutable", "immutable"),

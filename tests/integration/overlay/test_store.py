@@ -60,7 +60,7 @@ class Container(Layer):
         """Run the hook, which is to archive nothing and say why."""
         result = self.run()
         assert result.status == 1
-        for reason in (f"root file system {self.root} is no overlay", *reasons):
+        for reason in (f"root file system {self.root} is not an overlay", *reasons):
             assert reason in result.only_error()
         assert os.listdir(self.out) == []
 
@@ -116,7 +116,7 @@ def test_a_list_that_a_mount_of_the_container_names_is_not_believed(
 
     result = container.run(mounts=[mount])
 
-    assert f"{container.containers} list no container {CONTAINER} with a layer" in result.only_error()
+    assert f"{container.containers} do not list a container {CONTAINER} with a layer" in result.only_error()
     assert os.listdir(container.out) == []
 
 
@@ -133,7 +133,7 @@ def test_a_list_of_containers_whose_names_somebody_chose_is_not_believed(contain
     result = container.overlay.inside(lambda: hooks.run_hook(bundle))
 
     assert result.only_error().startswith(
-        f"archive data: the container's root file system {container.root} is no overlay; "
+        f"archive data: the container's root file system {container.root} is not an overlay; "
     )
     assert os.listdir(container.out) == []
 
@@ -197,7 +197,7 @@ def test_what_is_mounted_counts_where_the_store_has_no_layer_for_the_container(c
 def test_a_record_that_names_no_layer_is_refused(container: Container, listed: object) -> None:
     container.write("containers.json", listed)
 
-    container.expect_refusal(f"{container.containers} list no container {CONTAINER} with a layer")
+    container.expect_refusal(f"{container.containers} do not list a container {CONTAINER} with a layer")
 
 
 @pytest.mark.parametrize("text", ["", "[", "[" * 100_000, '[{"id": "\xff'])
@@ -321,7 +321,7 @@ def test_nothing_is_archived_that_refers_to_layers_that_are_not_found(referring:
     )
 
     assert result.status == 1
-    assert "lower layers, which are not to be found" in result.only_error()
+    assert "lower layers, which cannot be found" in result.only_error()
     assert os.listdir(referring.out) == []
 
 
@@ -381,7 +381,7 @@ def test_a_relative_lower_layer_is_not_looked_for_beside_the_mount_point(referri
     result = run_mounted(referring, lambda root: (root / "chmodded").chmod(0o600), lowerdirs=named)
 
     assert result.status == 1
-    assert "the mount table has 0, and not where that is" in result.only_error()
+    assert "the mount table has 0, but not where that is" in result.only_error()
 
 
 # Lower layers with other owners

@@ -160,7 +160,7 @@ def test_an_upperdir_that_is_a_link_is_refused(layer: Layer) -> None:
     layer.overlay.upper.rename(layer.layer / "elsewhere")
     layer.overlay.upper.symlink_to("elsewhere")
 
-    layer.expect_refusal("not mounted any more", f"{layer.overlay.upper} is no directory")
+    layer.expect_refusal("not mounted any more", f"{layer.overlay.upper} is not a directory")
 
     layer.overlay.upper.unlink()
     layer.overlay.upper.mkdir()
@@ -216,7 +216,7 @@ def test_without_a_list_of_lower_layers_nothing_is_guessed(
 def test_garbage_in_the_list_of_lower_layers_is_refused(layer: Layer, entry: str) -> None:
     (layer.layer / "lower").write_text(f"l/{IDS[0]}:{entry}")
 
-    layer.expect_refusal("not mounted any more", "names no lower layer")
+    layer.expect_refusal("not mounted any more", "does not name a lower layer")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_lower_layer_that_is_a_link_is_refused(layer: Layer, name: str) -> Non
         path.rename(layer.store / "image1" / "elsewhere")
     path.symlink_to("elsewhere")
 
-    layer.expect_refusal(f"{path} is no directory")
+    layer.expect_refusal(f"{path} is not a directory")
 
 
 def test_a_lower_layer_that_was_mounted_as_an_image_of_composefs_is_refused(layer: Layer) -> None:
@@ -284,7 +284,7 @@ def test_a_store_that_others_may_write_to_is_no_engine_s(layer: Layer, mode: int
 def test_a_directory_with_something_in_it_is_a_root_file_system_and_no_mount_point(layer: Layer) -> None:
     (layer.overlay.merged / "bin").mkdir()
 
-    layer.expect_refusal("is no overlay")
+    layer.expect_refusal("is not an overlay")
 
     (layer.overlay.merged / "bin").rmdir()
 
@@ -293,7 +293,7 @@ def test_a_link_is_no_mount_point(layer: Layer) -> None:
     layer.overlay.merged.rmdir()
     layer.overlay.merged.symlink_to("work")
     try:
-        layer.expect_refusal("is no overlay")
+        layer.expect_refusal("is not an overlay")
     finally:
         layer.overlay.merged.unlink()
         layer.overlay.merged.mkdir()
@@ -306,13 +306,13 @@ def test_another_name_says_nothing(layer: Layer) -> None:
     result = layer.run(root=other)
 
     assert result.status == 1
-    assert f"the container's root file system {other} is no overlay" in result.only_error()
+    assert f"the container's root file system {other} is not an overlay" in result.only_error()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of another kind")
 def test_what_something_else_is_mounted_on_is_no_overlay(layer: Layer) -> None:
     layer.overlay.inside(lambda: overlays.mount_tmpfs(layer.overlay.merged, "size=1m"))
     try:
-        layer.expect_refusal("is no overlay")
+        layer.expect_refusal("is not an overlay")
     finally:
         layer.overlay.inside(lambda: overlays.unmount(layer.overlay.merged))

@@ -381,14 +381,14 @@ INPUTS = {
     # To chown(2) it means nobody in particular, so whose the file becomes depends on who extracts it.
     "the user -1": Input(
         with_number(N, 108, 8, -1) + END,
-        refused="n has an owner who cannot be",
+        refused="n has an impossible owner",
         gnu=REFUSES,
         umoci=NOT_ASKED,
         podman=NOT_ASKED,
     ),
     "a user beyond 32 bits": Input(
         records(b"x", ("uid", str(2**32 + 5))) + N + END,
-        refused="n has an owner who cannot be",
+        refused="n has an impossible owner",
         gnu=REFUSES,
         umoci=NOT_ASKED,
         podman=NOT_ASKED,

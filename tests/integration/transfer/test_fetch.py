@@ -501,7 +501,7 @@ def test_a_blob_without_an_end_does_not_fill_the_disk(two: tuple[Host, Host], sh
 
     os.truncate(blob, size)
     assert (result.status, os.listdir(other.layout)) == (1, [])
-    assert "sends more than it says" in result.stderr
+    assert "sent more data than its manifest says" in result.stderr
 
 
 def test_an_image_of_another_form_can_be_what_a_history_begins_with(

@@ -363,5 +363,5 @@ def test_no_file_of_the_host_is_sent_for_a_blob(
         result = host.push()
 
     assert result.status == 1
-    assert "is not what its name says" in result.stderr
+    assert "does not match its digest" in result.stderr
     assert b"secret of somebody" not in b"".join(sent)

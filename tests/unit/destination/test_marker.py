@@ -99,7 +99,9 @@ def test_a_marker_is_not_in_the_upperdir(place: Place) -> None:
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["directory", "fifo"])
 def test_a_marker_takes_the_place_of_a_file_only(place: Place, make: Callable[[Path], object]) -> None:
     make(place.out / "done")
-    with pytest.raises(ArchiveError, match=f"success {place.out / 'done'} is there and is no file; give the"):
+    with pytest.raises(
+        ArchiveError, match=f"success {place.out / 'done'} exists and is not a regular file; give the"
+    ):
         place.marker("done")
 
 

@@ -130,7 +130,7 @@ def test_no_archive_goes_into_the_upperdir(stop: Stop, makes: str) -> None:
 @pytest.mark.parametrize("if_exists", ["merge", "replace", "backup"])
 def test_a_directory_takes_no_file_s_place(stop: Stop, if_exists: str) -> None:
     stop.archive.touch()
-    with pytest.raises(ArchiveError, match="is no directory, but the archive is to be one"):
+    with pytest.raises(ArchiveError, match="is not a directory, but the archive will be one"):
         stop.judge("directory", if_exists)
 
 
@@ -142,14 +142,14 @@ def test_a_file_takes_the_place_of_nothing_but_a_file(
     stop: Stop, if_exists: str, there: Callable[[Path], object]
 ) -> None:
     there(stop.archive)
-    with pytest.raises(ArchiveError, match="is no regular file, but the archive is to be one"):
+    with pytest.raises(ArchiveError, match="is not a regular file, but the archive will be one"):
         stop.judge("file", if_exists)
 
 
 @each_kind
 def test_what_is_there_is_taken_only_if_that_was_asked_for(stop: Stop, makes: str) -> None:
     put(stop.archive, makes, "old")
-    with pytest.raises(ArchiveError, match="archive exists; if-exists says to fail then"):
+    with pytest.raises(ArchiveError, match="archive exists; if-exists=fail does not replace it"):
         stop.judge(makes, "fail")
 
 
@@ -291,7 +291,7 @@ def test_what_was_put_there_at_the_last_moment_is_not_lost(
 ) -> None:
     first(monkeypatch, kernel, "rename_new", lambda: put(stop.archive, makes, "other"))
 
-    with pytest.raises(ArchiveError, match="archive exists; if-exists says to fail then"):
+    with pytest.raises(ArchiveError, match="archive exists; if-exists=fail does not replace it"):
         stop.publish(makes, "fail")
 
     assert stop.found() == {"archive": "other"}
@@ -336,7 +336,7 @@ def test_who_changes_the_destination_all_the_time_does_not_keep_the_hook(
 ) -> None:
     monkeypatch.setattr(kernel, "rename_new", failing(errno.EEXIST))
 
-    with pytest.raises(ArchiveError, match=f"archive-to {stop.archive} is being changed by others all the"):
+    with pytest.raises(ArchiveError, match=f"other programs keep changing archive-to {stop.archive}"):
         stop.publish(makes, "replace")
 
     assert stop.found() == {}
@@ -366,7 +366,7 @@ def test_an_empty_directory_that_cannot_be_removed_is_said_to_be_so(
 @pytest.mark.parametrize("if_exists", ["merge", "replace", "backup"])
 @pytest.mark.parametrize(("makes", "other"), [("directory", "file"), ("file", "directory")])
 def test_what_has_become_something_else_stays(stop: Stop, makes: str, other: str, if_exists: str) -> None:
-    with pytest.raises(ArchiveError, match=f"{stop.archive} has become something that is no {makes}"):
+    with pytest.raises(ArchiveError, match=f"{stop.archive} is no longer a {makes}"):
         stop.publish(makes, if_exists, meanwhile=lambda: put(stop.archive, other, "other"))
 
     assert stop.found() == {"archive": "other"}
@@ -476,7 +476,7 @@ class Kept:
 
 @pytest.mark.parametrize(
     ("naps", "left_over", "said"),
-    [(9, 6, ["waiting for it"]), (2, -1, ["waiting for it", "merging into it all the same"])],
+    [(9, 6, ["waiting for it"]), (2, -1, ["waiting for it", "merging into it anyway"])],
     ids=["it-goes", "it-stays"],
 )
 def test_a_merge_waits_for_another_one_but_not_for_ever(

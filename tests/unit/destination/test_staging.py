@@ -227,8 +227,8 @@ def test_a_directory_of_somebody_else_that_looks_like_debris_stays_as_it_is(
     assert os.listdir(tmp_path) == [path.name]
     assert (trees.view(path), trees.traces(path)) == before
     assert said == [
-        f"warning: {path} may be what a killed run left, or somebody else's: it has no mark of this program, so it"
-        " stays; look into it, and remove it yourself"
+        f"warning: {path} may be left from a killed run, or belong to somebody else: it has no mark of this program, so it"
+        " stays; check it, and remove it yourself"
     ]
     assert open_files(tmp_path) == []
 
@@ -792,5 +792,5 @@ def test_an_acl_that_cannot_be_read_or_given_leaves_a_file_to_its_owner(
 
     assert mode == 0o600
     assert said == [
-        f"warning: {tmp_path}/a is for its owner alone: the default ACL of {tmp_path} cannot be used: Invalid argument"
+        f"warning: {tmp_path}/a is accessible to its owner only: the default ACL of {tmp_path} cannot be used: Invalid argument"
     ]

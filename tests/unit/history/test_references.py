@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from archive_overlay.errors import ArchiveError
-from archive_overlay.history.references import Found, find_image, layout_within
+from archive_overlay.history.references import Found, expect_layout, find_image, layout_within
 from tests.support import image_layouts
 
 
@@ -185,8 +185,8 @@ def test_what_is_named_in_place_of_a_layout_is_named_with_what_to_do(tmp_path: P
         "many": "not an image layout; there are layouts in it: .*/many/one$",
         "lost": "lost is gone, and its blobs are still there; restore index.json",
         "empty": "is an empty directory, not an image layout",
-        "archive": "not an image layout: .* method copy or move, archive_overlay diff ",
-        "a.tar": "is a file, not an image layout; .* method tar, archive_overlay diff ",
+        "archive": "not an image layout: .* method copy or move, use archive_overlay diff ",
+        "a.tar": "is a file, not an image layout; .* method tar, use archive_overlay diff ",
     }.items():
         for tag in ("", ":main"):
             with pytest.raises(ArchiveError, match=said):
@@ -217,6 +217,17 @@ def test_two_images_with_one_tag_are_two(tmp_path: Path) -> None:
 
     with pytest.raises(ArchiveError, match=f"cannot read {tmp_path}/layout: .* 2 images with the tag main"):
         find(f"{tmp_path}/layout:main@1")
+
+
+def test_a_whole_layout_is_named_without_an_image(tmp_path: Path) -> None:
+    put(tmp_path / "layout", "main")
+    (tmp_path / "empty").mkdir()
+
+    assert expect_layout(f"oci:{tmp_path}/layout") == f"{tmp_path}/layout"
+    with pytest.raises(ArchiveError, match=f"names an image, .*; write {tmp_path}/layout$"):
+        expect_layout(f"{tmp_path}/layout:main")
+    with pytest.raises(ArchiveError, match="is an empty directory"):
+        expect_layout(f"{tmp_path}/empty")
 
 
 def test_another_layout_within_a_text(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_an_archive_of_this_very_stop_is_not_replaced(container: Container) -> N
 
     assert container.run(bundle=container.bundle("first", "second", **keys)) == 1
 
-    assert "has archive first of this very stop" in container.errors()[0]
+    assert "has archive first of the same stop" in container.errors()[0]
 
 
 @pytest.mark.parametrize(

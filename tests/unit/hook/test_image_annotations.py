@@ -456,7 +456,7 @@ def test_a_list_that_is_damaged(made: ImageStore, kind: str, text: str) -> None:
     made.write = lambda: None  # type: ignore[method-assign]
     (made.path(kind) / f"{kind}.json").write_text(text)
 
-    expect_unknown(judge(made), f"{kind}.json is not valid JSON, or no list", keep=True)
+    expect_unknown(judge(made), f"{kind}.json is not valid JSON, or not a list", keep=True)
 
 
 # Lists of the store

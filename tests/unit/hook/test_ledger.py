@@ -115,7 +115,7 @@ def test_only_a_replacement_would_lose_an_archive_of_the_same_run(ledger: Ledger
         return
     with pytest.raises(
         ArchiveError,
-        match="archive-to /srv/archive has archive first of this very stop, which would be replaced; give each",
+        match="archive-to /srv/archive has archive first of the same stop, which would be replaced; give each",
     ):
         ledger.expect_free(request, "/srv/archive")
 

@@ -166,7 +166,7 @@ def test_what_is_not_to_be_found_is_said_once(settled: Settled) -> None:
     settled.settle(rescue=True)
 
     assert settled.errors == [
-        "archive first: no space; its changes are not to be found: the container has no mount at /nowhere",
+        "archive first: no space; its changes cannot be found: the container has no mount at /nowhere",
         "archive second: the container has no mount at /nowhere",
     ]
 
@@ -265,4 +265,4 @@ def test_a_signal_makes_the_rest_hurry_and_is_passed_on_at_the_end(settled: Sett
 
     assert settled.kept == [("first", False), ("first", True)]
     assert settled.errors[0] == "archive first: no space; its changes are kept in /rescue/c1/2"
-    assert settled.errors[1].startswith("archive second: no space; its changes are not to be found")
+    assert settled.errors[1].startswith("archive second: no space; its changes cannot be found")

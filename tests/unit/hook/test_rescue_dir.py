@@ -370,7 +370,7 @@ def test_an_upperdir_is_kept_though_its_note_cannot_be_written(
 
     rescued.expect_kept(kept)
     assert rescued.said == [
-        f"warning: cannot write {kept}.json, which is to say why there is {kept}: No space left on device"
+        f"warning: cannot write {kept}.json, the notes on {kept}: No space left on device"
     ]
     assert open_files(rescued.directory) == []
 
@@ -383,7 +383,7 @@ def test_an_upperdir_is_kept_though_an_annotation_is_nested_too_deeply(rescued: 
     kept = rescued.keep(method=nested)
 
     rescued.expect_kept(kept)
-    assert rescued.said[0].endswith(f"why there is {kept}: an annotation is nested too deeply")
+    assert rescued.said[0].endswith(f"the notes on {kept}: an annotation is nested too deeply")
 
 
 @pytest.mark.parametrize("copy", [False, True], ids=["renamed", "copied"])

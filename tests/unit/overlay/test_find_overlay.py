@@ -96,7 +96,7 @@ def test_the_root_directory_may_be_a_mount_like_others(upper: Path, tmp_path: Pa
     [
         ("relative", "the upperdir relative of /data is a relative path, and its start is unknown"),
         ("/nowhere/upper", "the upperdir /nowhere/upper of /data does not exist"),
-        ("/dev/null", "the upperdir /dev/null of /data is no directory"),
+        ("/dev/null", "the upperdir /dev/null of /data is not a directory"),
         ("/dev/null/x", "cannot read the upperdir /dev/null/x of /data: Not a directory"),
     ],
 )
@@ -118,9 +118,9 @@ def test_a_path_to_what_a_process_has_open_is_not_that_of_this_process(
         found = find(bind_mount("/m"))
         assert (found.lowers, found.lowers_unknown) == (
             (),
-            f"{place} means another directory in each process",
+            f"{place} is a different directory in each process",
         )
-        with pytest.raises(ArchiveError, match=f"is {place}, and means another directory in each process"):
+        with pytest.raises(ArchiveError, match=f"is {place}, which is a different directory in each process"):
             find(bind_mount("/n"))
     finally:
         os.close(fd)
@@ -311,7 +311,7 @@ def test_the_root_file_system_is_an_overlay_that_is_mounted(
 def test_a_root_file_system_that_is_no_overlay_is_said_to_be_none(tmp_path: Path, mounted: Mounted) -> None:
     mounted("/elsewhere", "upperdir=/u")
     with pytest.raises(
-        ArchiveError, match=f"root file system {tmp_path}/rootfs is no overlay; only what is mounted"
+        ArchiveError, match=f"root file system {tmp_path}/rootfs is not an overlay; only what is mounted"
     ):
         find(root=tmp_path / "rootfs", at="/")
 
@@ -688,13 +688,13 @@ def test_what_no_engine_left_is_no_overlay(store: Store, used: str) -> None:
         (store.top / "own/diff").rmdir()
     else:
         store.root = store.root.rename(store.top / "own" / "rootfs")
-    with pytest.raises(ArchiveError, match="is no overlay"):
+    with pytest.raises(ArchiveError, match="is not an overlay"):
         store.find()
 
 
 def test_where_something_else_is_mounted_that_is_what_counts(store: Store, mounted: Mounted) -> None:
     mounted(store.root, kind="tmpfs")
-    with pytest.raises(ArchiveError, match="is no overlay"):
+    with pytest.raises(ArchiveError, match="is not an overlay"):
         store.find()
 
 
@@ -746,10 +746,10 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
         "own/lower is longer than any list that an engine writes",
         listing("l/BASE:" * 10_000),
     ),
-    "a path": ("'../top/diff' names no lower layer", listing("../top/diff")),
-    "an odd name": ("'l/A-B' names no lower layer", listing("l/A-B")),
-    "no name": ("'l/' names no lower layer", listing("l/")),
-    "a name that is cut": (f"'l/{'-' * 78}' names no lower layer", listing("l/" + "-" * 100)),
+    "a path": ("'../top/diff' does not name a lower layer", listing("../top/diff")),
+    "an odd name": ("'l/A-B' does not name a lower layer", listing("l/A-B")),
+    "no name": ("'l/' does not name a lower layer", listing("l/")),
+    "a name that is cut": (f"'l/{'-' * 78}' does not name a lower layer", listing("l/" + "-" * 100)),
     "a layer that is gone": ("l/GONE: No such file or directory", listing("l/TOP:l/GONE")),
     "a layer elsewhere": ("l/BASE leads to /etc, which is not a layer", linked_to("/etc")),
     "a layer further up": ("leads to ../../diff, which is not a layer", linked_to("../../diff")),
@@ -761,16 +761,16 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
         "others can write to {}/l, so it is not an engine's store",
         lambda top: (top / "l").chmod(0o777),
     ),
-    "a layer that is a link": ("base is no directory", linked_away("base")),
+    "a layer that is a link": ("base is not a directory", linked_away("base")),
     "a layer beside": ("leads to ./base/diff, which is not a layer", linked_to("./base/diff")),
     "another directory": ("leads to ../base/work, which is not a layer", linked_to("../base/work")),
     "an image": (
         "base is an image of composefs, which is not mounted any more",
         lambda top: (top / "base/composefs-data").mkdir(),
     ),
-    "a file for a layer": ("base/diff is no directory", instead("base/diff", Path.touch)),
+    "a file for a layer": ("base/diff is not a directory", instead("base/diff", Path.touch)),
     "a link for an upperdir": (
-        "own/diff is no directory",
+        "own/diff is not a directory",
         instead("own/diff", lambda path: path.symlink_to("../top/diff")),
     ),
 }
@@ -783,5 +783,5 @@ def test_what_an_engine_left_has_to_be_whole(store: Store, damage: str) -> None:
     with pytest.raises(ArchiveError) as raised:
         store.find()
     assert f"the container's root file system {store.root} is not mounted any more" in str(raised.value)
-    assert "what it was made of is not to be found: " in str(raised.value)
+    assert "what it was made of cannot be found: " in str(raised.value)
     assert str(raised.value).endswith(said.format(store.top))

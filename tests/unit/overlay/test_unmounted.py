@@ -133,7 +133,7 @@ def test_the_root_file_system_that_fuse_overlayfs_served_has_the_owners_of_its_c
     assert list(overlay.lowers) == unmounted.image
     assert overlay.program_owners == OwnerMap(users=[(0, 1000, 10)], groups=[(0, 1000, 10)])
     assert overlay.dialect == dialect.FUSE_OVERLAYFS_WITHOUT_OWNERS
-    with pytest.raises(ArchiveError, match="whose options nobody knows"):
+    with pytest.raises(ArchiveError, match="whose options are no longer known"):
         unmounted.find(at="/", ended=False)
 
 

@@ -225,7 +225,7 @@ def test_an_owner_who_is_negative_counts_from_the_end(offset: int) -> None:
 @pytest.mark.parametrize("owner", [-1, 2**32 - 1, 2**32, -(2**31) - 1])
 def test_an_owner_who_cannot_be_is_refused_with_the_entry(owner: int) -> None:
     for key in (b"uid", b"gid"):
-        with pytest.raises(ArchiveError, match=r"damaged: file has an owner who cannot be"):
+        with pytest.raises(ArchiveError, match=r"damaged: file has an impossible owner"):
             read(extended(b"x", records(b"%b=%d" % (key, owner))) + FILE + END)
 
 
@@ -313,7 +313,10 @@ SAYS = {
     "something long": (of_this_program(b"u" * 100), ""),
     "on the second entry": (FILE + of_this_program(b"user"), ""),
     "on a file": (of_this_program(b"user")[:1024] + FILE, ""),
-    "on a root that is no directory": (of_this_program(b"user")[:1024] + named(b"./", headers.SYMLINK), ""),
+    "on a root that is not a directory": (
+        of_this_program(b"user")[:1024] + named(b"./", headers.SYMLINK),
+        "",
+    ),
     "of all entries": (
         extended(b"g", records(b"comment=archive_overlay marks=user")) + named(b"./", headers.DIRECTORY),
         "",

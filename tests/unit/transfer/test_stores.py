@@ -83,7 +83,7 @@ def test_a_store_to_which_others_may_write_is_not_believed(host: Host, which: st
 
 
 def test_a_bundle_that_is_in_no_store_has_none(host: Host, tmp_path: Path) -> None:
-    with pytest.raises(ArchiveError, match="in no store"):
+    with pytest.raises(ArchiveError, match="not in a store"):
         store_of(host.place(bundle=str(tmp_path)), FUSE)
 
 
