@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import nullcontext
 
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.log import Log, escape
@@ -15,7 +16,8 @@ from archive_overlay.tar.compress import write_all
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import Protocol
+    from contextlib import AbstractContextManager
+    from typing import Callable, Protocol
 
     from archive_overlay.log import Sink
 
@@ -47,6 +49,8 @@ _ROOMS = {
 }
 _STDOUT = 1
 _STDERR = 2
+# Makes room for what is written to the terminal, where something else may be shown: a context. See `progress`.
+making_room: Callable[[], AbstractContextManager[object]] = nullcontext
 # Lines are gathered up to this size before they go on.
 _GATHERED = 64 * 1024
 # Smaller sizes have no unit.
@@ -115,7 +119,8 @@ def write_bytes(data: bytes) -> None:
         ArchiveError: it cannot be written.
     """
     try:
-        write_all(_STDOUT, data)
+        with making_room():
+            write_all(_STDOUT, data)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -152,7 +157,8 @@ class _Messages:
     def write(self, level: str, message: str) -> None:
         prefix = "" if level == "error" else f"{level}: "
         try:
-            os.write(_STDERR, f"archive_overlay: {prefix}{message}\n".encode())
+            with making_room():
+                os.write(_STDERR, f"archive_overlay: {prefix}{message}\n".encode())
         except OSError:
             pass
 

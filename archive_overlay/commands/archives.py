@@ -27,6 +27,7 @@ from archive_overlay.overlay import dialect, upper
 from archive_overlay.overlay.change import DIRECTORY as DIRECTORY_ENTRY
 from archive_overlay.overlay.change import TOP, TreePath
 from archive_overlay.overlay.mount import OverlayMount
+from archive_overlay.system.activity import NOW
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 from archive_overlay.system.tree import Descent
 from archive_overlay.system.user_namespace import has_all_users, sees_trusted_attributes
@@ -77,14 +78,20 @@ class Tar:
         open: gives a context manager, and that a `TarReader` at the start of the tar. What fails in it is an
             `ArchiveError` that names the archive. At the end of it the rest is read and verified, so nothing may be
             believed of what was read before that.
+        size: bytes that are read each time.
     """
 
     def __init__(
-        self, kind: str, form: changes.Form, opener: Callable[[], AbstractContextManager[TarReader]]
+        self,
+        kind: str,
+        form: changes.Form,
+        opener: Callable[[], AbstractContextManager[TarReader]],
+        size: int,
     ) -> None:
         self.kind = kind
         self.form = form
         self.open = opener
+        self.size = size
 
     def changes(self) -> Iterator[Change]:
         """Give what it holds, without data and attributes (see `changes.read_changes`).
@@ -95,6 +102,7 @@ class Tar:
         Raises:
             ArchiveError: it is damaged, or cannot be read.
         """
+        NOW.expected += 2 * self.size
         with self.open() as tar:
             marks = changes.read_marks(tar, self.form)
         with self.open() as tar:
@@ -110,6 +118,8 @@ class Tar:
         Raises:
             ArchiveError: it is damaged, cannot be read, or says something more than once in ways that contradict.
         """
+
+        NOW.expected += self.size
 
         @contextmanager
         def translated() -> Generator[Any, None, None]:
@@ -204,11 +214,11 @@ def open_archive(
         with image:
             pieces = image.change_set(revision)
             if len(pieces) == 1:
-                yield Tar(kind, _form(marks or "oci"), lambda: image.read(pieces[0]))
+                yield Tar(kind, _form(marks or "oci"), lambda: image.read(pieces[0]), pieces[0].size)
                 return
             shown = f"revision {revision.number} of {image.name}"
             with _composed(image, pieces, shown, log) as fd:
-                yield Tar(kind, _form(marks or "oci"), lambda: _opened_tar(shown, fd))
+                yield Tar(kind, _form(marks or "oci"), lambda: _opened_tar(shown, fd), os.fstat(fd).st_size)
     elif kind == DIRECTORY:
         path = os.path.abspath(what)
         yield Directory(
@@ -217,7 +227,8 @@ def open_archive(
     else:
         shown = "standard input" if what == STDIN else what
         with _standard_input() if what == STDIN else _opened_file(what) as fd:
-            yield Tar(kind, _form(marks or _said_marks(shown, fd)), lambda: _opened_tar(shown, fd))
+            form = _form(marks or _said_marks(shown, fd))
+            yield Tar(kind, form, lambda: _opened_tar(shown, fd), os.fstat(fd).st_size)
 
 
 def plain_tree(path: str) -> Directory:
@@ -298,7 +309,9 @@ def _keep_standard_input() -> int:
             fd = unnamed_file(spool)
             try:
                 while data := os.read(_STDIN, _PIECE):
+                    NOW.read += len(data)
                     write_all(fd, data)
+                NOW.expected += os.fstat(fd).st_size
                 if not os.fstat(fd).st_size:
                     raise ArchiveError("standard input is empty, so it is not a tar")
             except BaseException:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from archive_overlay.commands import archives
 from archive_overlay.commands.archives import Directory, Tar, open_archive, plain_tree
 from archive_overlay.commands.differences import show
+from archive_overlay.commands.progress import progress_beside_output
 from archive_overlay.errors import ArchiveError
 from archive_overlay.history.comparison import (
     ADDED,
@@ -64,12 +65,13 @@ def run(options: argparse.Namespace, log: Log) -> None:
     wrong: dict[int, str] | None = {} if getattr(options, "force", False) else None
     states = States(wrong)
     everything = getattr(options, "all", False)
-    if getattr(options, "other", None) is None:
-        with _one(options, states, log, everything=everything) as (differences, known):
-            show(differences, options, known=known)
-    else:
-        with _two(options, states, log, everything=everything) as differences:
-            show(differences, options, known=True)
+    with progress_beside_output():
+        if getattr(options, "other", None) is None:
+            with _one(options, states, log, everything=everything) as (differences, known):
+                show(differences, options, known=known)
+        else:
+            with _two(options, states, log, everything=everything) as differences:
+                show(differences, options, known=True)
     warnings = Repeated(log)
     for number, fault in (wrong or {}).items():
         warnings.warning("revisions with a wrong diff ID", f"revision {number} was taken: {fault}")
@@ -121,7 +123,7 @@ def revision_differences(
         ArchiveError: the revision's own change set is missing or damaged.
     """
     newer = image.change_set(revision)
-    layer = Tar(archives.LAYOUT, LAYER, states.opener(image, newer[0]))
+    layer = Tar(archives.LAYOUT, LAYER, states.opener(image, newer[0]), newer[0].size)
     if not revision.previous and len(newer) == 1:
         # There is nothing to compare it with, so it need not be sorted.
         known = begins_with_its_base(image)

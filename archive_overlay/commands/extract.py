@@ -110,12 +110,12 @@ def _unpack(image: Image, pieces: list[Piece], top: int, wrong: dict[int, str] |
         wrong.clear()
     # All but the lowest are read twice.
     total = 2 * sum(piece.size for piece in pieces) - pieces[0].size
-    with Progress(total) as progress, closing(Unpacker(top)) as unpacker:
+    with Progress(total), closing(Unpacker(top)) as unpacker:
         for piece in pieces:
             if piece is not pieces[0]:
-                with image.read(piece, progress=progress.add, wrong_diff_ids=wrong) as tar:
+                with image.read(piece, wrong_diff_ids=wrong) as tar:
                     unpacker.hide(tar)
-            with image.read(piece, progress=progress.add, wrong_diff_ids=wrong) as tar:
+            with image.read(piece, wrong_diff_ids=wrong) as tar:
                 unpacker.apply(tar)
         unpacker.finish()
         return unpacker.missing
@@ -129,7 +129,7 @@ def _unpack_parts(
     selection = PathSet()
     for path in paths:
         selection.add(path, tree=True)
-    with States(wrong).opened(image, image.state(revision), paths=selection) as state:
+    with Progress(), States(wrong).opened(image, image.state(revision), paths=selection) as state:
         assert state is not None  # a revision has a piece
         entries = StateEntries(state, paths)
         with closing(Unpacker(top)) as unpacker:

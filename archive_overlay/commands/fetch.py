@@ -6,6 +6,7 @@ import os
 
 from archive_overlay.commands import Output, shown
 from archive_overlay.commands.load import load_tag
+from archive_overlay.commands.progress import Progress
 from archive_overlay.commands.writing import open_layout
 from archive_overlay.errors import ArchiveError
 from archive_overlay.layout.add_layer import expect_no_revision
@@ -81,7 +82,9 @@ def _fetch(skopeo: Skopeo, remote: Remote, layout: Layout, tag: str) -> str:
         if descriptor and not is_noted(descriptor, remote):
             layout.write_at_once(lambda edit: put_note(place, edit.index, remote, edit))
         return _said(step, remote)
-    downloaded = download(skopeo, remote, place, layout.staging)
+    downloaded = download(
+        skopeo, remote, place, layout.staging, receiving=lambda size, done: Progress(size, done=done)
+    )
     return _said(layout.write_at_once(lambda edit: put(place, edit.index, remote, downloaded, edit)), remote)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from archive_overlay.commands import Output, shown
+from archive_overlay.commands.progress import Progress
 from archive_overlay.commands.terminal import GREEN, RED, coloured, find_screen
 from archive_overlay.commands.writing import find_layout_or_image, make_room_in, open_layout
 from archive_overlay.errors import ArchiveError
@@ -57,9 +58,10 @@ def run(options: argparse.Namespace, log: Log) -> None:
     if not tags:
         raise ArchiveError(f"the image layout {path} has no tag")
     for name in tags:
-        choice = _pruned(path, name, keep, options, log)
-        if choice.dropped and not options.dry_run:
-            make_room_in(path, name, options.max_layers, fsync=options.fsync, log=log)
+        with Progress():
+            choice = _pruned(path, name, keep, options, log)
+            if choice.dropped and not options.dry_run:
+                make_room_in(path, name, options.max_layers, fsync=options.fsync, log=log)
         if options.json:
             done.append(_object(name, choice, dry=options.dry_run))
         else:

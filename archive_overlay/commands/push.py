@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 from archive_overlay.commands import Output, shown
 from archive_overlay.commands.progress import Progress
@@ -18,12 +17,13 @@ from archive_overlay.layout.remotes import waits
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 from archive_overlay.transfer.names import parse_remote
 from archive_overlay.transfer.push import Source, push, push_waiting
+from archive_overlay.transfer.sending import sent_from
 from archive_overlay.transfer.skopeo import Skopeo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Generator, Iterator
+    from collections.abc import Iterator
     from typing import Union
 
     from archive_overlay.commands.writing import Layout
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 _LOOK = 1.0
 _FIRST_PAUSE = 10.0
 _LONGEST_PAUSE = 300.0
-_SHOW = 0.1
 
 
 def run(options: argparse.Namespace, log: Log) -> int:
@@ -147,7 +146,8 @@ def _source(layout: Layout, options: argparse.Namespace) -> Source:
         patience=layout.patience,
         turn=options.timeout,
         log=layout.log,
-        sending=_shown_on_terminal,
+        sending=lambda directory, size: Progress(size, done=sent_from(directory)),
+        checking=lambda size: Progress(size),
     )
 
 
@@ -160,53 +160,3 @@ def _skopeo(options: argparse.Namespace, log: Log) -> Skopeo:
         authfile=os.path.abspath(options.authfile) if options.authfile else None,
         tls_verify=options.tls_verify == "true",
     )
-
-
-@contextmanager
-def _shown_on_terminal(directory: str, size: int) -> Generator[None, None, None]:
-    """Show how much has been sent: how far a program that this one has started has read each file of a directory."""
-    if not os.isatty(2) or not size:
-        yield
-        return
-    ended = threading.Event()
-
-    def show() -> None:
-        done: dict[str, int] = {}
-        with Progress(size) as progress:
-            shown_so_far = 0
-            while not ended.wait(_SHOW):
-                done.update(_positions(directory))
-                progress.add(sum(done.values()) - shown_so_far)
-                shown_so_far = sum(done.values())
-
-    thread = threading.Thread(target=show)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _positions(directory: str) -> dict[str, int]:
-    """Give how far the files of a directory have been read, by their paths."""
-    found: dict[str, int] = {}
-    try:
-        for task in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{task}/children", encoding="ascii") as children:
-                for child in children.read().split():
-                    found.update(_positions_of(f"/proc/{child}", directory))
-    except OSError:
-        pass  # the kernel does not say, or the program has ended
-    return found
-
-
-def _positions_of(process: str, directory: str) -> Iterator[tuple[str, int]]:
-    for fd in os.listdir(f"{process}/fd"):
-        try:
-            path = os.readlink(f"{process}/fd/{fd}")
-            if path.startswith(f"{directory}/"):
-                with open(f"{process}/fdinfo/{fd}", encoding="ascii") as info:
-                    yield path, int(info.readline().partition(":")[2])
-        except (OSError, ValueError):
-            pass  # it is closed by now

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from archive_overlay.commands import Output, shown
+from archive_overlay.commands.progress import Progress
 from archive_overlay.commands.writing import find_tagged, make_room_in, open_layout
 from archive_overlay.errors import ArchiveError
 from archive_overlay.history.pruning import wanted_without
@@ -43,11 +44,12 @@ def run(options: argparse.Namespace, log: Log) -> None:
         raise ArchiveError(
             f"{asked[0]}..{asked[1]} are not several revisions", hint="write the lower number first"
         )
-    with open_layout(found.path, fsync=options.fsync, log=log) as layout:
-        done = layout.write(
-            found.name, lambda edit: _squash(layout, found.name, asked, options.message, edit)
-        )
-    make_room_in(found.path, found.name, options.max_layers, fsync=options.fsync, log=log)
+    with Progress():
+        with open_layout(found.path, fsync=options.fsync, log=log) as layout:
+            done = layout.write(
+                found.name, lambda edit: _squash(layout, found.name, asked, options.message, edit)
+            )
+        make_room_in(found.path, found.name, options.max_layers, fsync=options.fsync, log=log)
     output = Output()
     output.line(f"{shown(found.name)}: {done}")
     output.flush()

@@ -40,10 +40,8 @@ def run(options: argparse.Namespace, log: Log) -> int:
     try:
         layout = os.open(path, READ_TOP_DIRECTORY)
         try:
-            with Progress(0) as progress:
-                report = verify(
-                    path, layout, read_data=options.read_data, total=progress.expect, progress=progress.add
-                )
+            with Progress():
+                report = verify(path, layout, read_data=options.read_data)
         finally:
             os.close(layout)
     except OSError as error:

@@ -12,6 +12,7 @@ from archive_overlay.destination.apart import keep_apart
 from archive_overlay.destination.staging import ARCHIVE, Staging
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.system import kernel, mountinfo
+from archive_overlay.system.activity import doing
 from archive_overlay.system.open_flags import READ, READ_DIRECTORY
 from archive_overlay.system.record import Record
 
@@ -207,23 +208,24 @@ def _wait_for_others(directory: int, destination: Destination, log: Log) -> None
 
     Anybody who may read the directory can lock it. So this run goes on when it has waited long enough.
     """
-    waiting = False
-    while True:
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            pass
-        except OSError:
-            return  # this file system has no locks, or none for directories
-        if not waiting:
-            log.info(f"archive-to {destination.path} is locked by another program: waiting for it")
-            waiting = True
-        if destination.patience is None or not destination.patience.nap():
-            log.warning(
-                f"archive-to {destination.path} is still locked by another program; merging into it all the same"
-            )
-            return
+    with doing(f"waiting for the lock of {destination.path}", slow=False):
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # this file system has no locks, or none for directories
+            if not waiting:
+                log.info(f"archive-to {destination.path} is locked by another program: waiting for it")
+                waiting = True
+            if destination.patience is None or not destination.patience.nap():
+                log.warning(
+                    f"archive-to {destination.path} is still locked by another program; merging into it all the same"
+                )
+                return
 
 
 def _back_up_and_place(staging: Staging, old: os.stat_result) -> None:

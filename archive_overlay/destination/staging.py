@@ -30,6 +30,7 @@ import stat
 from archive_overlay.destination import names
 from archive_overlay.errors import fail
 from archive_overlay.system import kernel, signals, tree
+from archive_overlay.system.activity import doing
 from archive_overlay.system.open_flags import CREATE, READ, READ_DIRECTORY
 
 TYPE_CHECKING = False
@@ -127,7 +128,7 @@ class Staging:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with signals.HeldOff():
+        with signals.HeldOff(), doing("tidying up", slow=False):
             self._leave()
 
     def less_safe(self, why: str) -> None:

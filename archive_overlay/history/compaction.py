@@ -21,6 +21,7 @@ from archive_overlay.layout.packs import LARGEST_SHARED, MOST_REVISIONS, add_his
 from archive_overlay.layout.pieces import Piece
 from archive_overlay.layout.read import HISTORY
 from archive_overlay.layout.stored import WEIGHT
+from archive_overlay.system.activity import NOW
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -105,6 +106,12 @@ class Composer:
         self._log = log
         self._made: dict[tuple[int, tuple[str, ...]], Fresh] = {}
 
+    def expect(self, runs: Iterable[Sequence[Piece]]) -> None:
+        """Count what is going to be read to compose some runs."""
+        for pieces in runs:
+            if len(pieces) > 1 and self._key(pieces) not in self._made:
+                NOW.expected += sum(piece.size for piece in pieces)
+
     def compose(self, pieces: Sequence[Piece]) -> Fresh:
         """Compose pieces that follow one another.
 
@@ -112,8 +119,7 @@ class Composer:
             ArchiveError: one of them is damaged, or the result cannot be written.
             OSError: there is no writing in staging.
         """
-        # Other revisions may have changed the same.
-        key = pieces[0].first, tuple(piece.digest for piece in pieces)
+        key = self._key(pieces)
         if key in self._made:
             return self._made[key]
         name = f"composed-{len(self._made)}"
@@ -133,6 +139,10 @@ class Composer:
             os.close(fd)
         self._made[key] = Fresh(first=pieces[0].first, last=pieces[-1].last, layer=layer, name=name)
         return self._made[key]
+
+    def _key(self, pieces: Sequence[Piece]) -> tuple[int, tuple[str, ...]]:
+        # Other revisions may have changed the same.
+        return pieces[0].first, tuple(piece.digest for piece in pieces)
 
     def made(self, first: int, last: int) -> Layer | None:
         """Give what was composed of a run of revisions; None: nothing was."""

@@ -16,6 +16,7 @@ from archive_overlay.history.layer_order import NotInOrderError
 from archive_overlay.history.layer_source import LayerSource
 from archive_overlay.layout.layer import write_layer
 from archive_overlay.overlay.compose import changes_of, compose
+from archive_overlay.system.activity import NOW
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,9 +111,11 @@ def write_composed(
                 log=log,
             )
 
+    before = NOW.read
     try:
         return write(look_first=False)
     except NotInOrderError:
+        NOW.expected += NOW.read - before
         os.ftruncate(fd, 0)
         os.lseek(fd, 0, os.SEEK_SET)
         return write(look_first=True)

@@ -249,7 +249,6 @@ class Image:
         self,
         piece: Piece,
         *,
-        progress: Callable[[int], None] | None = None,
         wrong_diff_ids: dict[int, str] | None = None,
     ) -> Generator[TarReader, None, None]:
         """Read a piece, and in the end verify that it is what the image says.
@@ -258,7 +257,6 @@ class Image:
 
         Args:
             piece: which one.
-            progress: called with the number of bytes that were read from it, again and again.
             wrong_diff_ids: gets what is wrong with the diff ID, by the piece's last revision; None: that is an error.
         """
         try:
@@ -270,7 +268,7 @@ class Image:
                     fd = os.memfd_create("change set")
                     os.write(fd, data)
                     os.lseek(fd, 0, os.SEEK_SET)
-            reader = Reader(fd, digests=True, progress=progress)
+            reader = Reader(fd, digests=True)
             try:
                 yield TarReader(reader)
                 reader.finish()

@@ -110,6 +110,7 @@ def plan_rewriting(image: Image, wanted: Wanted, composer: Composer) -> Plan:
     kept = dict(wanted.kept)
     layers: list[Piece] = []
     fresh: list[Fresh] = []
+    composer.expect(wanted.runs)
     for run in wanted.runs:
         if len(run) == 1:
             layers.append(run[0])

@@ -13,6 +13,7 @@ from archive_overlay.errors import fail
 from archive_overlay.history.layer_source import LayerSource
 from archive_overlay.history.selection import selected
 from archive_overlay.overlay.compose import compose
+from archive_overlay.system.activity import NOW
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 
 TYPE_CHECKING = False
@@ -61,6 +62,7 @@ class States:
         Raises:
             ArchiveError: one of them is damaged, or cannot be composed.
         """
+        NOW.expected += sum(piece.size for piece in pieces)
         with ExitStack() as stack:
             spool = stack.enter_context(spool_directory()) if pieces else -1
             sources: list[Source] = []

@@ -19,12 +19,13 @@ from archive_overlay.layout.collect import unneeded_blobs
 from archive_overlay.layout.packs import history_of
 from archive_overlay.layout.reachable import INDEXES, MANIFESTS, UnknownError
 from archive_overlay.layout.stored import REVISION, open_stored
+from archive_overlay.system.activity import NOW
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
-    from typing import Any, Callable
+    from typing import Any
 
     from archive_overlay.layout.collect import Unneeded
     from archive_overlay.layout.packs import PackEntry
@@ -98,8 +99,6 @@ def verify(
     layout: int,
     *,
     read_data: bool,
-    total: Callable[[int], None] = lambda size: None,
-    progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Look at all that is in a layout.
 
@@ -107,8 +106,6 @@ def verify(
         path: of the layout, for messages.
         layout: file descriptor of its directory.
         read_data: whether digests and diff IDs of all data are compared, too.
-        total: called with the number of bytes of what is going to be read besides, for each image.
-        progress: called with the number of bytes that were read.
 
     Raises:
         ArchiveError: its index is damaged.
@@ -117,7 +114,7 @@ def verify(
     good: set[object] = set()
     for _ in range(_MOST_ATTEMPTS):
         before = read.read_index_file(layout)
-        run = _Run(path, layout, good, read_data=read_data, total=total, progress=progress)
+        run = _Run(path, layout, good, read_data=read_data)
         report = run.report(read.read_index(layout))
         if not report.findings or read.read_index_file(layout) == before:
             break
@@ -138,15 +135,11 @@ class _Run:
         good: set[object],
         *,
         read_data: bool,
-        total: Callable[[int], None],
-        progress: Callable[[int], None] | None,
     ) -> None:
         self._path = path
         self._layout = layout
         self._good = good
         self._read_data = read_data
-        self._total = total
-        self._progress = progress
         self._findings: list[Finding] = []
         self._images: list[Verified] = []
         self._notes: list[str] = []
@@ -229,7 +222,7 @@ class _Run:
                     )
             pieces = stored.pieces(stored.first, stored.last)
             if self._read_data:
-                self._total(sum(each.size for each in pieces if each.place not in self._good))
+                NOW.expected += sum(each.size for each in pieces if each.place not in self._good)
             bad = {}
             for piece in pieces:
                 if fault := self._fault_of_piece(image, piece):
@@ -319,7 +312,7 @@ class _Run:
         fault = image.fault(piece)
         if not fault and self._read_data and piece.place not in self._good:
             try:
-                with image.read(piece, progress=self._progress) as tar:
+                with image.read(piece) as tar:
                     for _ in tar.entries():
                         pass
                 self._good.add(piece.place)
@@ -346,9 +339,11 @@ class _Run:
         try:
             with Blobs(self._layout) as blobs:
                 fd = blobs.open(descriptor)
+            NOW.expected += os.fstat(fd).st_size
             with open(fd, "rb") as file:
                 while data := file.read(_BLOCK):
                     digest.update(data)
+                    NOW.read += len(data)
         except (ArchiveError, OSError) as error:
             return str(error)
         if f"sha256:{digest.hexdigest()}" != said:

@@ -18,6 +18,7 @@ from archive_overlay.errors import (
 )
 from archive_overlay.hook import rescue, runtime
 from archive_overlay.hook.annotations import Context, group_by_name, parse_request, timestamp
+from archive_overlay.hook.heartbeat import Heartbeat
 from archive_overlay.hook.ledger import Ledger
 from archive_overlay.hook.run import Run
 from archive_overlay.hook.saved import Saved
@@ -25,7 +26,8 @@ from archive_overlay.overlay import store
 from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
 from archive_overlay.overlay.locate import environment_file, mount_at
 from archive_overlay.overlay.upper import read_changes
-from archive_overlay.system import signals
+from archive_overlay.system import activity, signals
+from archive_overlay.system.activity import doing
 from archive_overlay.system.flush import Never, ToDisk
 from archive_overlay.system.metadata import is_twin
 from archive_overlay.system.patience import Patience
@@ -93,7 +95,7 @@ def run(
     if saved and not recovering:
         asked = _without_saved_meanwhile(asked, saved, patience, log)
     # From now on there is something to lose: a signal comes when it is known how that is rescued.
-    with signals.HeldOff() as held_off:
+    with Heartbeat(log), signals.HeldOff() as held_off:
         ledger = Ledger(asked, log)
         this = Run(
             settings=settings,
@@ -213,7 +215,8 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
     keep_in_place = run.why_kept_in_place(overlay, request.mount_point) if request.method.renames else ""
     writer.judge(overlay, keep_in_place=keep_in_place)
     tally = _Tally(log)
-    with destination.stage(flush, log, run.settings.file_mode) as staging:
+    writing = doing("writing", so_far=tally.so_far, slow=False)
+    with writing, destination.stage(flush, log, run.settings.file_mode) as staging:
         if marker:
             marker.remove(flush)
         target = methods.Target(
@@ -230,6 +233,7 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         )
         compare = getattr(destination, "compare", None)
         if compare:
+            activity.NOW.takes_long()  # nothing may have to be written in the end
             with compare(lambda log: _InOrder(overlay, request, run, log), staging, log) as changes:
                 result = writer.write(tally.counted(changes), target, log)
         else:
@@ -312,7 +316,9 @@ def _without_saved_meanwhile(
     if saved.lock():
         return asked  # whatever is noted: who runs the hook again wants it again
     log.info(f"another run is saving what this container asks for: waiting for at most {patience.left} s")
-    if not saved.wait(patience):
+    with Heartbeat(log), doing("waiting for another run that saves what this container asks for"):
+        waited = saved.wait(patience)
+    if not waited:
         log.warning(f"another run has not ended in {patience.seconds} s: going on beside it")
     found = saved.names
     for name in asked:
@@ -390,7 +396,8 @@ def _archive_all(
     ready.sort(key=lambda each: each[0].method.renames)
     saved: dict[str, methods.Destination] = {}
     for request, writer in ready:
-        with run.ledger.failing_alone(request.name):
+        begun = doing("at work", subject=f"archive {request.name}", slow=False)
+        with run.ledger.failing_alone(request.name), begun:
             try:
                 saved[request.name] = archive_one(request, writer, run)
             except StaleError:
@@ -421,7 +428,9 @@ def _tend(name: str, destination: methods.Destination, run: Run) -> None:
     if not tend:
         return
     try:
-        for complaint in tend():
+        with doing("at work", subject=f"archive {name}", slow=False):
+            complaints = tend()
+        for complaint in complaints:
             run.ledger.complain_of(name, complaint)
     except Exception as error:
         if end := interruption(error):
@@ -514,6 +523,7 @@ class _Tally:
         self._log = log
         self.entries = self.deletions = self.bytes = 0
         self._counted = False
+        self._current: Change | None = None
 
     def counted(self, stream: Iterator[Change]) -> Iterator[Change]:
         self._counted = True
@@ -522,6 +532,7 @@ class _Tally:
             if trace:
                 self._log.trace(f"{change.shown}: {change.kind}")
             if change.fd >= 0:  # nearly all
+                self._current = change
                 self.entries += 1
                 self.bytes += change.size
             elif change.kind is WHITEOUT:
@@ -537,9 +548,28 @@ class _Tally:
             return {}
         return {"entries": self.entries, "deletions": self.deletions, "bytes": self.bytes}
 
+    def so_far(self) -> activity.SoFar:
+        """Say how much has been written, as far as that is known."""
+        current, behind = self._current, activity.NOW.behind
+        if behind:
+            left = behind()
+        elif current and current.fd >= 0 and current.data is None:
+            left = max(current.size - _position(current.fd), 0)
+        else:
+            left = 0
+        return activity.SoFar(max(self.bytes - left, 0), entries=self.entries + self.deletions)
+
     def __str__(self) -> str:
         if not self._counted:
             return "the upperdir"
         entries = "1 entry" if self.entries == 1 else f"{self.entries} entries"
         deletions = "1 deletion" if self.deletions == 1 else f"{self.deletions} deletions"
         return f"{entries}, {deletions} and {self.bytes} bytes"
+
+
+def _position(fd: int) -> int:
+    """Give how far a file has been read."""
+    try:
+        return os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError:
+        return 0  # it has been closed meanwhile

@@ -11,6 +11,7 @@ import time
 
 from archive_overlay.errors import ArchiveError, Interrupted, brief, internal_error, interruption
 from archive_overlay.overlay.labels import container_labels
+from archive_overlay.system.activity import doing
 from archive_overlay.system.programs import run_program
 
 TYPE_CHECKING = False
@@ -99,13 +100,14 @@ def _run(program: str, report: Mapping[str, object], timeout: float, log: Log) -
         Interrupted: a signal came meanwhile; the program was killed.
     """
     try:
-        run_program(
-            [program],
-            environment={},
-            timeout=timeout,
-            say=lambda line: log.info(f"{program}: {line}"),
-            data=f"{json.dumps(report)}\n".encode(),
-        )
+        with doing(f"waiting for {program}"):
+            run_program(
+                [program],
+                environment={},
+                timeout=timeout,
+                say=lambda line: log.info(f"{program}: {line}"),
+                data=f"{json.dumps(report)}\n".encode(),
+            )
     except ArchiveError:
         raise
     except Exception as error:  # a fault of this program must not cost other archives their report

@@ -5,6 +5,7 @@ from __future__ import annotations
 from archive_overlay.errors import ArchiveError, Interrupted, brief, internal_error
 from archive_overlay.hook.runtime import normal_destination
 from archive_overlay.overlay.mount import DELETED, KEPT
+from archive_overlay.system.activity import doing
 from archive_overlay.system.metadata import is_twin
 from archive_overlay.system.record import Record
 
@@ -56,7 +57,8 @@ def settle(
     while failures:
         failure = failures[0]
         try:
-            where = _settle(failure, ledger.moved, find, lifetime_of, rescue, hurry=hurry)
+            with doing("keeping its changes", subject=f"archive {failure.name}", slow=False):
+                where = _settle(failure, ledger.moved, find, lifetime_of, rescue, hurry=hurry)
             ledger.note(
                 failure.name,
                 {

@@ -30,6 +30,7 @@ from archive_overlay.layout.read import (
     tag_of,
     tagged,
 )
+from archive_overlay.system.activity import doing
 from archive_overlay.system.record import Record
 
 TYPE_CHECKING = False
@@ -162,7 +163,8 @@ class LayoutDestination:
         while self.steps and self.published:
             step = self.steps[0]
             try:
-                step.work(self)
+                with doing(step.what, slow=step.asked):
+                    step.work(self)
             except (ArchiveError, OSError, ImportError) as error:
                 failed = (
                     f"its revision is safe in {self.path}:{self.published}, but {step.what} failed: {error}"

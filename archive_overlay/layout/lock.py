@@ -10,6 +10,7 @@ import os
 
 from archive_overlay.errors import ArchiveError
 from archive_overlay.system import mountinfo
+from archive_overlay.system.activity import doing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,24 +34,25 @@ def lock(layout: int, path: str, patience: Patience, log: Log) -> None:
         ArchiveError: somebody else has it for too long.
         OSError: the file system has no locks.
     """
-    waiting = False
-    while True:
-        try:
-            fcntl.flock(layout, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            pass
-        if not waiting and patience.left:
-            waiting = True
-            log.info(
-                f"waiting for {_holder(layout)}, which holds the lock of the image layout {path}, for at most"
-                f" {patience.left} s"
-            )
-        if not patience.nap():
-            raise ArchiveError(
-                f"the image layout {path} is locked by {_holder(layout)}, and this run has waited for locks for"
-                f" {patience.seconds} s, which is all that it may"
-            )
+    with doing(f"waiting for the lock of the image layout {path}", slow=False):
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(layout, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                pass
+            if not waiting and patience.left:
+                waiting = True
+                log.info(
+                    f"waiting for {_holder(layout)}, which holds the lock of the image layout {path}, for at most"
+                    f" {patience.left} s"
+                )
+            if not patience.nap():
+                raise ArchiveError(
+                    f"the image layout {path} is locked by {_holder(layout)}, and this run has waited for locks for"
+                    f" {patience.seconds} s, which is all that it may"
+                )
 
 
 def _holder(layout: int) -> str:

@@ -15,11 +15,14 @@ import errno
 import marshal
 import os
 import sys
+from time import monotonic
 
 from archive_overlay.errors import ArchiveError, fail, internal_error
 from archive_overlay.overlay.attributes import NO_ATTRIBUTES
 from archive_overlay.overlay.change import DIRECTORY, FILE, KINDS, TOP, Change, LargeAttributes, TreePath
 from archive_overlay.system import kernel, signals
+from archive_overlay.system.activity import NOW
+from archive_overlay.system.positions import positions
 from archive_overlay.system.processors import processors
 
 TYPE_CHECKING = False
@@ -36,6 +39,9 @@ _MOST_BYTES = 32 * 1024
 _SMALL = 32 * 1024
 # How many messages may be under way: this bounds the memory that they take.
 _MOST_UNDER_WAY = 4
+# The file, and the time in seconds, that show that it takes long. A second thread makes each system call a little slower.
+_LARGE = 64 * 1024 * 1024
+_LONG = 5.0
 _LENGTH = 8  # bytes of a message's length, which comes before it
 _END = bytes(_LENGTH)
 _INT = 4
@@ -64,17 +70,23 @@ def write_beside(changes: Iterator[Change], write: Write, *, jobs: int) -> Any:
         batch.add(change)
         if batch.full:
             break
-    if not batch.full or (jobs or processors()) == 1:
+    if batch.full and (jobs or processors()) == 1:
+        return write(_watched(_all(batch, changes)))
+    if not batch.full:
         return write(_all(batch, changes))
     writer = _Writer()
     try:
         if not writer.start(write):
-            return write(_all(batch, changes))
+            return write(_watched(_all(batch, changes)))
+        begun = monotonic()
         writer.send(batch)
         for change in changes:
             batch.add(change)
             if batch.full:
+                if batch.size >= _LARGE or monotonic() - begun > _LONG:
+                    NOW.takes_long()
                 writer.send(batch)
+        NOW.takes_long()
         writer.send(batch)
         return writer.result()
     finally:
@@ -86,12 +98,22 @@ def _all(batch: _Batch, changes: Iterator[Change]) -> Iterator[Change]:
     yield from changes
 
 
+def _watched(changes: Iterator[Change]) -> Iterator[Change]:
+    """Give changes, and say when it takes long to write them."""
+    begun = monotonic()
+    for number, change in enumerate(changes):
+        if change.size >= _LARGE or (number % _MOST_CHANGES == 0 and monotonic() - begun > _LONG):
+            NOW.takes_long()
+        yield change
+
+
 class _Batch:
     """Changes that are sent together.
 
     Attributes:
         changes: small files have their contents with them.
         full: whether it is to be sent before anything else is read.
+        size: bytes of the files.
     """
 
     def __init__(self) -> None:
@@ -101,11 +123,13 @@ class _Batch:
     def clear(self) -> None:
         self.changes.clear()
         self.full = False
+        self.size = 0
         self._bytes = 0
 
     def add(self, change: Change) -> None:
         self.changes.append(change)
         if change.fd >= 0:
+            self.size += change.size
             if change.sparse or change.size > _SMALL:
                 self.full = True  # its file is open until the next change is taken
             else:
@@ -222,7 +246,7 @@ class _Writer:
 
     def __init__(self) -> None:
         self._pid = 0
-        self._under_way = 0
+        self._under_way: list[int] = []  # bytes of files in each message
 
     def start(self, write: Write) -> bool:
         """Start it, and say whether that could be done.
@@ -236,6 +260,7 @@ class _Writer:
                 if not (kernel.can_end_with_parent() and _can_talk(self._socket, other)):
                     return False
                 reader = os.getpid()
+                NOW.fork_follows()
                 self._pid = os.fork()
                 if not self._pid:
                     self._socket.close()
@@ -243,6 +268,7 @@ class _Writer:
                 other.close()
         except OSError:
             return False
+        NOW.behind = self._behind
         return True
 
     def send(self, batch: _Batch) -> None:
@@ -251,7 +277,7 @@ class _Writer:
         Raises:
             ArchiveError: something failed there.
         """
-        while self._under_way >= _MOST_UNDER_WAY:
+        while len(self._under_way) >= _MOST_UNDER_WAY:
             self._answer()
         message = marshal.dumps([_packed(change) for change in batch.changes], _MARSHAL)
         fds = _open_files(batch.changes[-1]) if batch.changes else ()
@@ -266,7 +292,7 @@ class _Writer:
             self.result()  # it says why there is none
         except OSError as error:
             fail("cannot send changes to the process that writes the archive", error)
-        self._under_way += 1
+        self._under_way.append(batch.size)
         batch.clear()
 
     def result(self) -> Any:
@@ -285,6 +311,7 @@ class _Writer:
 
     def end(self) -> None:
         """End it, whatever it does."""
+        NOW.behind = None
         with signals.HeldOff():
             if self._pid:
                 os.kill(self._pid, signals.KILL)
@@ -292,11 +319,16 @@ class _Writer:
                 self._pid = 0
                 self._socket.close()
 
+    def _behind(self) -> int:
+        """Give how many bytes of files are under way. Another thread asks."""
+        done = sum(position for _, position in positions(self._pid)) if self._pid else 0
+        return max(sum(tuple(self._under_way)) - done, 0)
+
     def _answer(self) -> tuple[Any] | None:
         """Wait for one answer, and give the result if it is that."""
         answer = _receive(self._socket, 1)
         if answer == _WRITTEN:
-            self._under_way -= 1
+            del self._under_way[0]
             return None
         size = int.from_bytes(_receive(self._socket, _LENGTH), "little")
         message = _receive(self._socket, size)
@@ -322,6 +354,7 @@ def _can_talk(reader: _socket.socket, writer: _socket.socket) -> bool:
 
 def _be_the_writer(reader: _socket.socket, write: Write, reader_pid: int) -> NoReturn:
     """Write what comes, answer, and end this process."""
+    NOW.watch = None
     try:
         kernel.end_with_parent()
         if os.getppid() != reader_pid:

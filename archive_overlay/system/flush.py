@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
+from archive_overlay.system.activity import doing
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Protocol
@@ -41,11 +43,13 @@ class ToDisk:
     def file_system(self, fd: int) -> None:
         """Flush all that was written to a file's file system: once for a tree, not for each file."""
         try:
-            self._sync_file_system(fd)
+            with doing("flushing to disk"):
+                self._sync_file_system(fd)
         except OSError as error:
             if error.errno not in _NO_SUCH_CALL:
                 raise
-            os.sync()
+            with doing("flushing to disk"):
+                os.sync()
             if not self._warned:
                 self._warned = True
                 self._warn(
@@ -56,7 +60,8 @@ class ToDisk:
     def file(self, fd: int) -> None:
         """Flush one file or directory."""
         try:
-            os.fsync(fd)
+            with doing("flushing to disk"):
+                os.fsync(fd)
         except OSError as error:
             if error.errno not in _NO_SUCH_CALL:
                 raise

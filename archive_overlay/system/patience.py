@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from archive_overlay.system.activity import NOW
+
 _MOST_SECONDS = 300
 _NAPS_PER_SECOND = 20
 
@@ -31,5 +33,6 @@ class Patience:
         if not self._naps:
             return False
         self._naps -= 1
+        NOW.takes_long()
         time.sleep(1 / _NAPS_PER_SECOND)
         return True

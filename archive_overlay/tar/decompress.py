@@ -13,13 +13,14 @@ import threading
 import zlib
 
 from archive_overlay.errors import ArchiveError
+from archive_overlay.system.activity import NOW
 from archive_overlay.tar import compress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
-    from typing import Any, Callable
+    from typing import Any
 
 _PIECE = 128 * 1024
 # A few bytes can become a thousand times as many: not at once.
@@ -38,7 +39,6 @@ class Reader:
     Args:
         fd: the file, at its start. The reader owns it.
         digests: whether digests are computed.
-        progress: called with the number of bytes that were read from the file, again and again.
 
     Attributes:
         size: bytes read from the file so far.
@@ -47,12 +47,9 @@ class Reader:
         ArchiveError: the program that decompresses is not on this machine.
     """
 
-    def __init__(
-        self, fd: int, *, digests: bool = False, progress: Callable[[int], None] | None = None
-    ) -> None:
+    def __init__(self, fd: int, *, digests: bool = False) -> None:
         self.size = 0
         self._fd = fd
-        self._progress = progress
         self._file_hash = hashlib.sha256() if digests else None
         self._data_hash = hashlib.sha256() if digests else None
         self._zstd: _ZstdProgram | None = None
@@ -145,8 +142,7 @@ class Reader:
             self.size += len(piece)
             if self._file_hash:
                 self._file_hash.update(piece)
-            if self._progress:
-                self._progress(len(piece))
+            NOW.read += len(piece)
             yield piece
 
     def _unzstd(self, first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -32,6 +32,7 @@ from archive_overlay.overlay.change import (
     LargeAttributes,
 )
 from archive_overlay.system import sparse
+from archive_overlay.system.activity import NOW
 from archive_overlay.tar import headers
 
 TYPE_CHECKING = False
@@ -245,6 +246,7 @@ class TarWriter:
             data = os.read(change.fd, min(left, _GATHERED))
             if not data:
                 raise change.changed()
+            NOW.read += len(data)
             left -= len(data)
             if large:
                 self._write(data)

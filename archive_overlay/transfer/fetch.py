@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from contextlib import nullcontext
 
 from archive_overlay.errors import ArchiveError
 from archive_overlay.history.joining import goes_on_with, named_besides, put_joined
@@ -30,15 +31,18 @@ from archive_overlay.layout.read import (
 )
 from archive_overlay.layout.remotes import noted, remote_of
 from archive_overlay.layout.stored import StoredImage, open_stored
+from archive_overlay.system.activity import NOW
 from archive_overlay.system.open_flags import READ, READ_DIRECTORY
 from archive_overlay.system.record import Record
 from archive_overlay.transfer.remote_image import by_digest
+from archive_overlay.transfer.sending import came_into
 from archive_overlay.transfer.skopeo import TransferError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
+    from contextlib import AbstractContextManager
+    from typing import Any, Callable
 
     from archive_overlay.destination.staging import Staging
     from archive_overlay.layout.edit import Edit
@@ -209,6 +213,9 @@ def download(
     remote: Remote,
     place: Place,
     staging: Staging,
+    receiving: Callable[
+        [int, Callable[[], int] | None], AbstractContextManager[object]
+    ] = lambda size, done: nullcontext(),
 ) -> Downloaded:
     """Download what is not in a layout of an image in a registry, into staging.
 
@@ -217,19 +224,22 @@ def download(
         remote: the image.
         place: where it is to be.
         staging: in the layout; nothing was downloaded into it before.
+        receiving: is entered while something comes, and while it is compared with its digests; is called with how many bytes
+            that are, as far as it is known, and what gives how many have come, or None where they are read.
 
     Raises:
         ArchiveError: it cannot be had, or is not what it should be.
         OSError: it cannot be written.
     """
     here = _link_blobs(remote, place, staging)
-    _expect_room(remote, here, staging)
+    size = _expect_room(remote, here, staging)
     # skopeo resolves symbolic links itself, so nothing is gained by a path that leads through a file descriptor.
     directory = os.readlink(f"/proc/self/fd/{staging.directory}")
     same = ["--preserve-digests"] if remote.is_plain else []
     limit = _largest_file(remote)
     try:
-        skopeo.copy(remote.reference, f"oci:{directory}/{_FETCHED}:{_TAG}", *same, largest_file=limit)
+        with receiving(size, came_into(staging.directory, _FETCHED)):
+            skopeo.copy(remote.reference, f"oci:{directory}/{_FETCHED}:{_TAG}", *same, largest_file=limit)
     except TransferError as error:
         if _TOO_LARGE in str(error):
             raise ArchiveError(f"{remote.name.reference} sends more than it says") from error
@@ -241,8 +251,9 @@ def download(
             raise damaged(f"{remote.reference} has come as something else")
         manifest, config = read_image(fetched, descriptor)
         new = {blob_path(each) for each in manifest["layers"]} - here
-        for blob in new:
-            _expect_sound(blob, fetched)
+        with receiving(size, None):
+            for blob in new:
+                _expect_sound(blob, fetched)
     finally:
         os.close(fetched)
     new.add(blob_path(manifest["config"]))
@@ -347,17 +358,19 @@ def _link(blob: str, layout: int, staging: int) -> bool:
     return False
 
 
-def _expect_room(remote: Remote, here: set[str], staging: Staging) -> None:
+def _expect_room(remote: Remote, here: set[str], staging: Staging) -> int:
+    """Make sure that there is room for what is not here; give how many bytes that are, as far as it is known."""
     sizes = {blob_path(layer): layer.get("size") for layer in remote.layers}
     if any(type(size) is not int or size < 0 for size in sizes.values()):
         raise damaged("a layer has no size")
-    needed = sum(size for blob, size in sizes.items() if blob not in here and size)
+    needed: int = sum(size for blob, size in sizes.items() if blob not in here and size)
     status = os.fstatvfs(staging.directory)
     free = status.f_bavail * status.f_frsize
     if needed > free:
         raise ArchiveError(
             f"{remote.name.reference} needs {needed} bytes, and there are {free} free for the layout"
         )
+    return needed
 
 
 def _largest_file(remote: Remote) -> int | None:
@@ -373,5 +386,6 @@ def _expect_sound(blob: str, layout: int) -> None:
     with open(os.open(blob, READ, dir_fd=layout), "rb") as file:
         while data := file.read(_BLOCK):
             digest.update(data)
+            NOW.read += len(data)
     if digest.hexdigest() != os.path.basename(blob):
         raise damaged(f"{blob} is not what its name says")

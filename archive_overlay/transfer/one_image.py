@@ -15,6 +15,7 @@ import os
 from archive_overlay.layout.blobs import BLOBS, Blobs, blob_path, damaged
 from archive_overlay.layout.read import INDEX_FILE, REF_NAME, VERSION_FILE
 from archive_overlay.system import tree
+from archive_overlay.system.activity import NOW
 from archive_overlay.system.open_flags import CREATE, READ_DIRECTORY
 
 TYPE_CHECKING = False
@@ -109,6 +110,7 @@ class OneImage:
             digest = hashlib.sha256()
             while block := file.read(_BLOCK):
                 digest.update(block)
+                NOW.read += len(block)
             if digest.hexdigest() != name:
                 raise damaged(f"{BLOBS}/{name} is not what its name says")
             try:

@@ -68,6 +68,7 @@ class Source(Record):
         allowed: says whether something may be pushed to a name.
         sending: is entered while something is sent; is called with the directory that it is read from, and how many bytes
             it is at most.
+        checking: is entered while as many bytes are read, and compared with their digests.
     """
 
     path: str
@@ -78,6 +79,7 @@ class Source(Record):
     log: Log
     allowed: Callable[[Name], bool] = lambda name: True
     sending: Callable[[str, int], AbstractContextManager[object]] = lambda directory, size: nullcontext()
+    checking: Callable[[int], AbstractContextManager[object]] = lambda size: nullcontext()
 
 
 class Pushed(Record):
@@ -291,7 +293,8 @@ class _Pusher:
 
     def _copy(self, one: OneImage, destination: str, size: int) -> None:
         """Send what the registry lacks, which is of a size."""
-        whole = one.lend(without=self._there)
+        with self._source.checking(size):
+            whole = one.lend(without=self._there)
         try:
             with self._source.sending(one.path, size):
                 self._skopeo.copy(one.reference, destination, _AS_IT_IS)

@@ -7,13 +7,17 @@ from archive_overlay.layout.lineage import FAIL
 from archive_overlay.layout.pulling import quoted
 from archive_overlay.layout.remotes import noted
 from archive_overlay.log import Repeated
+from archive_overlay.system.activity import SoFar, doing
 from archive_overlay.transfer.environment import engine_environment
 from archive_overlay.transfer.names import is_allowed, parse_remote
 from archive_overlay.transfer.push import Source, push, push_waiting
+from archive_overlay.transfer.sending import sent_from
 from archive_overlay.transfer.skopeo import Skopeo, TransferError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from archive_overlay.layout.add_layer import LayoutDestination
     from archive_overlay.log import Log
     from archive_overlay.settings import TransferSettings
@@ -80,6 +84,8 @@ class PushAtStop:
             turn=self._settings.push_timeout,
             log=self._log,
             allowed=self._is_allowed,
+            sending=_said_of_sending,
+            checking=lambda size: doing("checking what is to be pushed"),
         )
         what = f"archive {self._archive}: {layout.path}"
         later = f"archive_overlay push {quoted(f'{layout.path}:{tag}')} sends it, and so does the next stop"
@@ -132,3 +138,8 @@ class PushAtStop:
             authfile=settings.authfile,
             tls_verify=settings.tls_verify,
         )
+
+
+def _said_of_sending(directory: str, size: int) -> AbstractContextManager[None]:
+    sent = sent_from(directory)
+    return doing("pushing it", so_far=lambda: SoFar(min(sent(), size), total=size))

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 from archive_overlay.errors import ArchiveError
 from archive_overlay.layout.blobs import BLOBS
+from archive_overlay.system.activity import doing
 from archive_overlay.system.open_flags import READ_DIRECTORY
 
 TYPE_CHECKING = False
@@ -41,17 +42,18 @@ def turn(layout: int, path: str, *, seconds: float) -> Generator[None, None, Non
         raise ArchiveError(f"cannot lock the blobs of the image layout {path}: {error.strerror}") from error
     try:
         end = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                pass
-            if time.monotonic() >= end:
-                raise ArchiveError(
-                    f"another program has loaded or pushed images of {path} for more than {seconds:.0f} s"
-                )
-            time.sleep(_SECONDS_BETWEEN)
+        with doing(f"waiting for another program that loads or pushes images of {path}"):
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    pass
+                if time.monotonic() >= end:
+                    raise ArchiveError(
+                        f"another program has loaded or pushed images of {path} for more than {seconds:.0f} s"
+                    )
+                time.sleep(_SECONDS_BETWEEN)
         yield
     finally:
         os.close(fd)

@@ -13,6 +13,7 @@ from archive_overlay.commands.apply.stage import stage, true_dialect
 from archive_overlay.commands.archives import Directory, open_archive
 from archive_overlay.commands.diff import as_they_are
 from archive_overlay.commands.differences import show
+from archive_overlay.commands.progress import Progress
 from archive_overlay.destination import merge
 from archive_overlay.destination.apart import keep_apart
 from archive_overlay.destination.paths import Paths
@@ -91,7 +92,8 @@ def run(options: argparse.Namespace, log: Log) -> None:
             if options.dry_run:
                 _show(archive, target, options, log)
             else:
-                _apply(archive, target, kept, log)
+                with Progress():
+                    _apply(archive, target, kept, log)
     finally:
         os.close(fd)
 

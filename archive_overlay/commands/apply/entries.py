@@ -21,6 +21,7 @@ from archive_overlay.overlay.change import (
 )
 from archive_overlay.overlay.change import SOCKET as SOCKET_KIND
 from archive_overlay.system import sparse
+from archive_overlay.system.activity import NOW
 from archive_overlay.system.open_flags import READ_DIRECTORY
 from archive_overlay.system.tree import open_beneath
 from archive_overlay.tar import headers
@@ -168,7 +169,10 @@ class ChangeEntries:
     def whole_data(self) -> bytes | None:
         """See `TarReader.whole_data`."""
         assert self._present is not None
-        return None if self._present.sparse else self._present.contents()
+        if self._present.sparse:
+            return None
+        NOW.read += self._present.size
+        return self._present.contents()
 
     def data(self) -> Iterator[tuple[int, bytes]]:
         """See `TarReader.data`."""
@@ -181,6 +185,7 @@ class ChangeEntries:
                     piece = os.pread(change.fd, min(end - offset, _PIECE), offset)
                     if not piece:
                         raise change.changed()
+                    NOW.read += len(piece)
                     yield offset, piece
                     offset += len(piece)
             if os.fstat(change.fd).st_size != change.size:

@@ -14,6 +14,7 @@ from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.history.unpack import Unpacker
 from archive_overlay.marks import FUSE_OPAQUE, FUSE_USER, TRUSTED, USER
 from archive_overlay.overlay import dialect, upper
+from archive_overlay.system.activity import NOW
 from archive_overlay.system.open_flags import READ_DIRECTORY
 from archive_overlay.system.record import Record
 
@@ -108,6 +109,7 @@ def _stage_directory(archive: Directory, making: Making, unpacker: Unpacker, log
 
 
 def _stage_tar(archive: Tar, making: Making, unpacker: Unpacker) -> None:
+    NOW.expected += 2 * archive.size
     with archive.open() as tar:
         known = look_through(tar, archive.form)
     with archive.open() as tar:

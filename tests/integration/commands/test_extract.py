@@ -887,13 +887,6 @@ def test_an_ordinary_user_gets_what_is_possible_and_one_warning(for_everybody: P
     assert (for_everybody / "out1/d/a").stat().st_mode & 0o7777 == 0o711
 
 
-def test_a_terminal_shows_progress_and_keeps_nothing_of_it(small_layout: Path, scratch: Path) -> None:
-    shown = history.shown_on_terminal("extract", small_layout, scratch / "out")
-
-    assert "%" in shown
-    assert shown.endswith("\r\x1b[K")
-
-
 def test_help_has_examples() -> None:
     assert "archive_overlay extract /srv/data:main@3 " in history.output_of("extract", "--help")
 

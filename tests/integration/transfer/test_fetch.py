@@ -13,6 +13,7 @@ import pytest
 from archive_overlay.layout.stored import chains_of
 from tests.support import histories, history, hooks, image_layouts, tools
 from tests.support.registry import Registry, Way
+from tests.support.screens import run_at_once, screen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,6 +138,18 @@ def test_a_new_host_gets_all_that_the_image_says(two: tuple[Host, Host]) -> None
     mine, theirs = image_layouts.read(one.layout, "main"), image_layouts.read(new.layout, "main")
     assert mine.manifest["config"] == theirs.manifest["config"]
     assert mine.digests == theirs.digests
+
+
+def test_a_terminal_shows_how_far_it_is(shared: Registry, name: str, scratch: Path) -> None:
+    one, new = (Host(scratch / each, shared.reference(name)) for each in ("one", "new"))
+    data = history.file("./x", os.urandom(4 << 20))
+    histories.append(one.layout, "main", history.layer(history.directory("./"), data))
+    assert one.push().status == 0
+
+    shown, _ = run_at_once("fetch", "--no-fsync", "--tls-verify=false", f"{new.layout}:main", new.remote)
+
+    assert " of 4.0M" in shown
+    assert screen(shown) == [f"{new.layout}:main: revision 1 of {new.remote}", ""]
 
 
 def test_only_what_is_newer_is_downloaded(two: tuple[Host, Host], shared: Registry, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from tests.support import history, hooks, image_layouts
 from tests.support.hosts import PUSHED, Host, append, expect_tidy, once
 from tests.support.registry import Registry, Way
+from tests.support.screens import run_at_once, screen
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -358,11 +360,11 @@ def test_a_terminal_shows_how_far_it_is(host: Host, shared: Registry, name: str)
     with Way(shared, bytes_per_second=8 << 20) as way:
         host.note("main", way.reference(name))
 
-        shown = history.shown_on_terminal("push", "--tls-verify=false", host.layout)
+        shown, _ = run_at_once("push", "--tls-verify=false", host.layout)
 
-        *bars, last = shown.split("\r")
-        assert [bar[-12:-1] for bar in bars if bar][-1].endswith("of 2.0M")
-        assert last == f"\x1b[Kmain is pushed to {way.reference(name)}\n"
+        sizes = {each[2] for each in re.finditer(r" (\d+)% of (\S+)", shown) if 0 < int(each[1]) < 100}
+        assert sizes == {"2.0M"}
+        assert screen(shown) == [f"main is pushed to {way.reference(name)}", ""]
 
 
 def test_watching_goes_on_until_it_is_stopped(host: Host, shared: Registry, name: str) -> None:
