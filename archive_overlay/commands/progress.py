@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 
 from archive_overlay import commands
 from archive_overlay.commands import human_size
-from archive_overlay.commands.terminal import erases
+from archive_overlay.commands.terminal import is_capable
 from archive_overlay.system.activity import NOW
 from archive_overlay.system.ticker import Ticker
 
@@ -54,7 +54,7 @@ class Progress:
     def __init__(self, total: int = 0, *, done: Callable[[], int] | None = None) -> None:
         self._total = total
         self._done = done
-        self._ticker = Ticker(_SECONDS_BETWEEN, self._draw) if erases(_STDERR) else None
+        self._ticker = Ticker(_SECONDS_BETWEEN, self._draw) if is_capable(_STDERR) else None
 
     def __enter__(self) -> None:
         if not self._ticker:

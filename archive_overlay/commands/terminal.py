@@ -60,13 +60,13 @@ def find_screen(options: argparse.Namespace) -> Screen:
     return Screen(
         width=_width(),
         fixed=terminal,
-        colours=_has_colours(getattr(options, "color", "never"), terminal=terminal),
+        colours=_has_colours(getattr(options, "color", "never")),
         human=terminal if sizes is None else sizes == HUMAN,
     )
 
 
-def erases(fd: int) -> bool:
-    """Say whether a file descriptor is a terminal on which a line can be erased."""
+def is_capable(fd: int) -> bool:
+    """Say whether a file descriptor is a terminal that does what escape sequences say."""
     return os.isatty(fd) and os.environ.get("TERM", "dumb") != "dumb"
 
 
@@ -153,7 +153,7 @@ def _width() -> int:
     return max(width, _LEAST_WIDTH) if width else _USUAL_WIDTH
 
 
-def _has_colours(asked: str, *, terminal: bool) -> bool:
+def _has_colours(asked: str) -> bool:
     if asked != "auto":
         return asked == "always"
-    return terminal and not os.environ.get("NO_COLOR") and erases(_STDOUT)
+    return is_capable(_STDOUT) and not os.environ.get("NO_COLOR")
