@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import engines, tools
+from tests.support import engines, pages, tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,3 +25,16 @@ def machine(executable: Path) -> Iterator[engines.Machine]:
     """Set up the engines, with the hook installed as `make install` does it."""
     with engines.machine(executable) as made:
         yield made
+
+
+@pytest.fixture(scope="package")
+def pages_engines(machine: engines.Machine) -> dict[str, engines.Engine]:
+    return pages.prepare(machine)
+
+
+@pytest.fixture
+def host(pages_engines: dict[str, engines.Engine]) -> Iterator[pages.Host]:
+    """Give a host on which nothing is but the hook and an image."""
+    made = pages.Host(pages_engines)
+    yield made
+    made.clean()

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.test_pages import Block, Host, engines, host  # noqa: F401
 from tests.e2e.test_two_hosts import Host as Sharing
 from tests.e2e.test_two_hosts import hosts, registry  # noqa: F401
 from tests.support import tools
 from tests.support.engines import HOOK, IMAGE, TOP, USER, Engine, pods
+from tests.support.pages import Block
 
 if TYPE_CHECKING:
     from tests.support.engines import Machine
+    from tests.support.pages import Host
     from tests.support.registry import Registry
 
 EXAMPLES = TOP / "docs" / "examples"
@@ -126,7 +127,7 @@ def test_podman_takes_the_quadlets(quadlet: Path, tmp_path: Path) -> None:
         assert annotation in start
 
 
-def test_a_quadlet_of_one_host_goes_on_with_what_its_last_start_left(host: Host) -> None:  # noqa: F811
+def test_a_quadlet_of_one_host_goes_on_with_what_its_last_start_left(host: Host) -> None:
     text = (EXAMPLES / "notes.container").read_text()
     (image,) = values(text, "Container", "Image")
     (command,) = values(text, "Container", "Exec")
@@ -145,7 +146,7 @@ def test_a_quadlet_of_one_host_goes_on_with_what_its_last_start_left(host: Host)
     assert int(starts) == 2
 
 
-def test_a_service_of_compose_leaves_its_directory_alone(host: Host) -> None:  # noqa: F811
+def test_a_service_of_compose_leaves_its_directory_alone(host: Host) -> None:
     tools.need("podman-compose")
     text = (EXAMPLES / "compose.yaml").read_text()
     script = f"""
