@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from archive_overlay.log import Log
     from archive_overlay.methods import Method
-    from archive_overlay.overlay.patterns import Selection
+    from archive_overlay.overlay.selection import Selection
 
 # What means something to some methods only.
 _METHOD_KEYS = (
@@ -315,7 +315,8 @@ def _selection(texts: Mapping[str, str], method: Method) -> Selection | None:
             f"{asked[0]} is not possible with method {method.name}, which keeps the upperdir as it is",
             hint="use method copy",
         )
-    from archive_overlay.overlay.patterns import Selection, parse_patterns
+    from archive_overlay.overlay.patterns import parse_patterns
+    from archive_overlay.overlay.selection import Selection
 
     patterns = {key: parse_patterns(texts[key], key) for key in ("include", "exclude") if key in texts}
     for key, found in patterns.items():

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
-    from archive_overlay.overlay.patterns import LeftOut
+    from archive_overlay.overlay.selection import LeftOut
     from archive_overlay.settings import Settings
 
 
@@ -590,7 +590,7 @@ class _Tally:
         """Give what counts entries that are not selected; None: all are. The upperdir may be read twice; the first time counts."""
         if request.selection is None:
             return None
-        from archive_overlay.overlay.patterns import LeftOut
+        from archive_overlay.overlay.selection import LeftOut
 
         made = LeftOut(log)
         self._left_out = self._left_out or made

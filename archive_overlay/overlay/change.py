@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Attributes = Union[dict[str, bytes], "LargeAttributes"]
 
     class Selected(Protocol):
-        """What is archived of a directory. See `patterns.Selected`."""
+        """What is archived of a directory. See `selection.Selected`."""
 
         def has(self, name: str) -> bool:
             """Say whether what has a name in it is archived itself."""

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from archive_overlay.overlay.dialect import Dialect
     from archive_overlay.overlay.lowers import Place
     from archive_overlay.overlay.mount import OverlayMount
-    from archive_overlay.overlay.patterns import LeftOut, Selected, Selection
     from archive_overlay.overlay.references import References
+    from archive_overlay.overlay.selection import LeftOut, Selected, Selection
 
 _KINDS = {
     stat.S_IFDIR: DIRECTORY,

@@ -14,7 +14,8 @@ import pytest
 from archive_overlay.log import Log
 from archive_overlay.overlay.dialect import NATIVE_USERXATTR
 from archive_overlay.overlay.mount import OverlayMount
-from archive_overlay.overlay.patterns import Selection, parse_patterns
+from archive_overlay.overlay.patterns import parse_patterns
+from archive_overlay.overlay.selection import Selection
 from archive_overlay.overlay.upper import read_changes
 from tests.integration.conftest import Saver
 from tests.integration.methods.test_oci import stop

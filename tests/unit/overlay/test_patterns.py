@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from archive_overlay.errors import ArchiveError
-from archive_overlay.overlay.patterns import Selected, Selection, parse_patterns
+from archive_overlay.overlay.patterns import parse_patterns
+from archive_overlay.overlay.selection import Selected, Selection
 
 
 def selects(path: str, *, include: str = "", exclude: str = "") -> bool:
