@@ -31,9 +31,7 @@ each_file() {
     done
     "$1" 0644 completions/archive_overlay "$BASHCOMPDIR/archive_overlay"
     "$1" 0644 completions/_archive_overlay "$ZSHCOMPDIR/_archive_overlay"
-    for completion in completions/*.fish; do
-        [ ! -e "$completion" ] || "$1" 0644 "$completion" "$FISHCOMPDIR/${completion##*/}"
-    done
+    "$1" 0644 completions/archive_overlay.fish "$FISHCOMPDIR/archive_overlay.fish"
     # As they are in the sources, for their links to one another.
     for document in README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE; do
         "$1" 0644 "$document" "$DOCDIR/$document"
