@@ -86,7 +86,7 @@ class _Reverting:
             layer = self._layer(image, revision)
             number = stored.last + 1
             if layer.empty:
-                return f"nothing to revert: it is as revision {revision.number} was"
+                return f"nothing to revert: nothing has changed since revision {revision.number}"
             if edit:
                 edit.add_file(_LAYER, layer.digest)
                 now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -103,7 +103,7 @@ class _Reverting:
                 put_image(edit, self._tag, manifest, config, instead_of=stored)
         if edit:
             edit.publish()
-        return f"revision {number} is as revision {revision.number} was"
+        return f"revision {number} restores revision {revision.number}"
 
     def _layer(self, image: Image, revision: Revision) -> Layer:
         """Write the layer, unless it is there from the first time."""

@@ -197,7 +197,7 @@ def _write_tables(
                 for line in each:
                     output.line(line)
         if own < len(rows):
-            output.line(f"{keys[own][0]:>3}  and what is below it: as in {escape(seen[keys[own]])}")
+            output.line(f"{keys[own][0]:>3}  and older: as in {escape(seen[keys[own]])}")
         seen.update(dict.fromkeys(keys[:own], found.name or found.path))
 
 

@@ -105,7 +105,7 @@ def include_base(
                 edit.add_file(f"base-{number}", layer.digest)
             put_image(edit, tag, *with_base(now, layers, image.config, ids), instead_of=now)
             edit.publish()
-            return f"the container's image was added as revisions 1 to {len(layers)}"
+            return f"the container's image was added as {'revision 1' if len(layers) == 1 else f'revisions 1 to {len(layers)}'}"
 
         return until_published(edit, path, put)
 

@@ -146,7 +146,7 @@ def group_by_name(annotations: Mapping[str, object], log: Log) -> Iterator[tuple
         elif key not in KEYS:
             warnings.warning(
                 "annotations ignored with an unknown key",
-                f"annotation {annotation} is ignored: there is no key {key}, only {', '.join(KEYS)}",
+                f"annotation {annotation} is ignored: there is no key {key}{_meant(key)}",
             )
         else:
             keys = archives.setdefault(name, {})
@@ -386,7 +386,17 @@ def _absolute_instead(path: str) -> str:
     if transport in ("docker", "containers-storage"):
         other = "push-to" if transport == "docker" else "load-as"
         return f"give the absolute path of an image layout, as /srv/data:main, and this name in the annotation {other}"
-    return "give an absolute path in the runtime namespace"
+    if path.startswith(("~", "$")):
+        return "the hook expands no ~ and no variables; give an absolute path, which begins with /"
+    return "give an absolute path, which begins with /"
+
+
+def _meant(word: str) -> str:
+    # Not at the top: hooks rarely need it.
+    import difflib
+
+    alike = difflib.get_close_matches(word.lower(), KEYS, n=1)
+    return f"; did you mean {alike[0]}?" if alike else f", only {', '.join(KEYS)}"
 
 
 def _unknown_placeholders(text: str, known: Collection[str]) -> Iterator[str]:

@@ -368,7 +368,7 @@ def is_new(layout: int) -> bool:
         return False
     if names - {"blobs", VERSION_FILE}:
         raise ArchiveError(
-            f"archive-to is a directory with other contents, not an image layout: it has no {INDEX_FILE}",
+            f"archive-to names a directory with other contents, not an image layout: it has no {INDEX_FILE}",
             hint="name a directory that is empty or does not exist yet",
         )
     if "blobs" in names and _has_blobs(layout):

@@ -144,22 +144,22 @@ def find_place(layout: int, index: Mapping[str, Any], wish: Wish) -> Place:
     image, number, name = true
     if new and not wish.parent:
         return Place(tag=wish.tag, image=image, number=number, parent=name)
-    what = f"the container had {name}, not {_named(wish, usual)}"
+    what = f"the container started from {name}, not from {_named(wish, usual)}"
     if wish.if_moved == FAIL:
         raise ArchiveError(
             f"{what}, and if-moved=fail refuses that",
-            hint="mount the last revision and do the work again, or archive with if-moved=branch",
+            hint="mount the newest revision and do the work again, or archive with if-moved=branch",
         )
     tag = wish.tag if new else branch_tag(index, wish.tag, wish.container)
-    hint = f"if the two belong together, mount oci:{wish.path}:{tag}, and merge by hand what {wish.tag} has besides"
+
     return Place(
         tag=tag,
         image=image,
         number=number,
         parent=name,
-        warning=f"{what}: so the revision is on {name}, with the tag {tag}; {hint}"
+        warning=f"{what}: this revision goes on top of {name}, under the tag {tag}; {_merge_by_hand(wish, tag)}"
         if tag != wish.tag
-        else f"{what}: so {tag} begins on {name}",
+        else f"{what}: so {tag} begins from {name}",
     )
 
 
@@ -235,13 +235,12 @@ def _on_earlier(layout: int, index: Mapping[str, Any], wish: Wish, usual: Place,
     if wish.if_moved == FAIL:
         raise ArchiveError(
             f"{what}, and if-moved=fail refuses that",
-            hint="mount the last revision and do the work again, or archive with if-moved=branch",
+            hint="mount the newest revision and do the work again, or archive with if-moved=branch",
         )
     tag = branch_tag(index, wish.tag, wish.container)
     return place.replace(
         tag=tag,
-        warning=f"{what}: so the revision is on {name}, with the tag {tag}; if the two belong together, mount"
-        f" oci:{wish.path}:{tag}, and merge by hand what {wish.tag} has besides",
+        warning=f"{what}: this revision goes on top of {name}, under the tag {tag}; {_merge_by_hand(wish, tag)}",
     )
 
 
@@ -295,7 +294,7 @@ def _without_parent(index: Mapping[str, Any], wish: Wish, usual: Place, *, new: 
             warning=f"{wish.tag} begins without the image that the container had mounted: it is not in the layout"
             f" {wish.path}, which gets the changes alone. base=include copies it there",
         )
-    what = f"the container had an image mounted that is not in the layout, not {_named(wish, usual)}"
+    what = f"the container started from an image that is not in the layout, not from {_named(wish, usual)}"
     other = usual.parent.rpartition("@")[0] if new and usual.parent else wish.tag
     if wish.if_moved == FAIL:
         raise ArchiveError(
@@ -308,15 +307,19 @@ def _without_parent(index: Mapping[str, Any], wish: Wish, usual: Place, *, new: 
         image=None,
         number=below,
         base=base,
-        warning=f"{what}: so the revision begins a history of its own, with the tag {tag}; to go on with {other}, mount"
-        f" oci:{wish.path}:{other}, or archive with if-moved=append to take its last revision for what the container had",
+        warning=f"{what}: so the revision begins a history of its own, under the tag {tag}; to continue {other}, mount"
+        f" oci:{wish.path}:{other}, or archive with if-moved=append to put revisions on its newest one all the same",
     )
+
+
+def _merge_by_hand(wish: Wish, tag: str) -> str:
+    return f"to join the two, load {wish.path}:{tag}, and make the changes of {wish.tag} there by hand"
 
 
 def _named(wish: Wish, usual: Place) -> str:
     if usual.parent:
         return usual.parent
-    return f"{wish.tag}@{usual.number}, which is the last revision"
+    return f"{wish.tag}@{usual.number}, which is the newest revision"
 
 
 def _is_revision(image: StoredImage, number: int, had: Collection[str]) -> bool:

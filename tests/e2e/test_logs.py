@@ -108,7 +108,7 @@ def test_the_system_log_says_what_is_wrong_with_half_a_pair_and_nothing_of_other
         (mount_point, ["archive data is ignored: it has no archive-to annotation"]),
         (
             {**mount_point, **hooks.annotations("data", archiveto=archive)},
-            ["there is no key archiveto, only mount-point, ", "it has no archive-to annotation"],
+            ["there is no key archiveto; did you mean archive-to?", "it has no archive-to annotation"],
         ),
         ({**mount_point, **hooks.annotations("data", archive_to="x")}, ["archive-to 'x' is a relative path"]),
         ({**mount_point, **hooks.annotations("data", archive_to=archive)}, ["archive data: saved"]),

@@ -85,7 +85,7 @@ def installed(programs: Iterable[str] = PROGRAMS) -> Installed:
     if not found:
         return Installed(RELEASES, f"there is neither {' nor '.join(programs)}")
     said = [
-        f"{path} has the functions of podman {release.name}" for path, release in found.items() if release
+        f"{path} is podman {release.name} (by its functions)" for path, release in found.items() if release
     ]
     return Installed(
         releases=tuple(release for release in RELEASES if release in found.values()),

@@ -235,7 +235,7 @@ def test_all_images_are_listed_and_what_they_share_once(branches: Path) -> None:
         "REV  WHEN (UTC)        CONTAINER  +  -   SIZE  MESSAGE",
         f"{branches}:v1 (3 revisions)",
     ]
-    assert shown.splitlines()[-1] == "  3  and what is below it: as in main"
+    assert shown.splitlines()[-1] == "  3  and older: as in main"
     assert max(len(line) for line in shown.splitlines()) <= 80
     everything = json.loads(history.output_of("log", "--json", branches))
     assert [(each["tag"], each["revision"]) for each in everything] == [

@@ -178,7 +178,7 @@ def test_a_reverted_image_is_what_the_revision_was(
 ) -> None:
     said = output_of("revert", f"{layout}:main@{number}")
 
-    assert said == f"main: revision 11 is as revision {number} was\n"
+    assert said == f"main: revision 11 restores revision {number}\n"
     expect_states(layout, {**states, 11: states[number]}, list(range(1, 12)))
     with open_image(f"{layout}:main") as image:
         provenance = image.revisions[-1].provenance

@@ -779,8 +779,8 @@ def test_a_podman_that_passes_annotations_of_images_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("programs", "status", "said"),
     [
-        ({"bin": NAMES[:3]}, "ok", "bin has the functions of podman 5.0 to 5.6"),
-        ({"own": NAMES[:1], "bin": NAMES}, "ok", "podman up to 4.7 and "),
+        ({"bin": NAMES[:3]}, "ok", "bin is podman 5.0 to 5.6 (by its functions)"),
+        ({"own": NAMES[:1], "bin": NAMES}, "ok", "podman up to 4.7 (by its functions) and "),
         ({"bin": [b"exec /opt/podman"]}, "note", "bin does not show it: what follows is about every release"),
         ({}, "note", "not known, for there is neither "),
     ],

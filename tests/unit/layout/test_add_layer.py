@@ -217,7 +217,7 @@ def test_a_directory_with_something_else_is_no_layout(stop: Stop) -> None:
     (stop.layout / "something").touch()
     with pytest.raises(
         ArchiveError,
-        match="archive-to is a directory with other contents, not an image layout: it has no index",
+        match="archive-to names a directory with other contents, not an image layout: it has no index",
     ):
         stop.judge()
 
