@@ -18,7 +18,7 @@ note=.cache/installed/$choice
 
 # Call $1 with the mode, the source and the place of each file. Of a source whose name ends in .in, @BINDIR@ is replaced.
 each_file() {
-    "$1" 0755 dist/archive_overlay.pyz "$BINDIR/archive_overlay"
+    "$1" 0755 "$PROGRAM" "$BINDIR/archive_overlay"
     "$1" 0644 hooks.d/archive_overlay.json.in "$HOOKSDIR/archive_overlay.json"
     "$1" 0644 hooks.d/debug/archive_overlay.json.in "$DOCDIR/debug/archive_overlay.json"
     for whose in system user; do
