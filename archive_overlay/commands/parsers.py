@@ -260,8 +260,8 @@ def _add_untag(add: Add) -> None:
     command = add(
         "untag",
         "remove a tag and the revisions that no other tag has",
-        "Remove a tag from a layout. Revisions that no other tag has are gone with it. Other programs that use the image's"
-        " files are not asked: gc removes what nothing refers to.",
+        "Remove a tag from a layout. Revisions that no other tag has are deleted with it, at once. Layers that other"
+        " programs made stay until gc removes them.",
         "  archive_overlay untag /srv/data:try",
     )
     command.add_argument("layout", metavar="LAYOUT:TAG", help="an image")

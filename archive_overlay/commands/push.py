@@ -70,6 +70,10 @@ def run(options: argparse.Namespace, log: Log) -> int:
         _watch(path, options, log)
     outcomes = _push_one(path, tag, options, log) if tag else _push_all(path, options, log)
     still = [_say(path, outcome, log) for outcome in outcomes]
+    if not still:
+        output = Output()
+        output.line(f"{shown(path)}: no image waits to be pushed")
+        output.flush()
     return int(any(still))
 
 

@@ -38,7 +38,8 @@ def run(options: argparse.Namespace, log: Log) -> None:
         output = Output()
         empty = "" if left else "; no image is left in the layout"
         output.line(
-            f"the tag {shown(found.name)} is removed{empty}; gc removes what nothing refers to any more"
+            f"the tag {shown(found.name)} is removed, with the revisions that no other tag has{empty}; gc removes layers of"
+            " other programs"
         )
         output.flush()
 

@@ -61,7 +61,7 @@ def test_a_tag_is_remembered_until_it_is_there(host: Host, shared: Registry, nam
 
     assert host.push().stdout == f"main is pushed to {host.remote}\n"
     assert not host.waits
-    assert host.push().stdout == ""
+    assert host.push().stdout == f"{host.layout}: no image waits to be pushed\n"
     assert shared.digest(name) == host.digest()
 
 
@@ -299,7 +299,7 @@ def test_who_is_overwritten_in_the_window_hears_of_it_at_the_next_look(
     assert pushed == [0]
     assert shared.digest(name) == one.digest()
     assert not other.waits
-    assert other.push().stdout == ""
+    assert other.push().stdout == f"{other.layout}: no image waits to be pushed\n"
 
     result = other.push("--all")
 
@@ -377,10 +377,12 @@ def test_watching_goes_on_until_it_is_stopped(host: Host, shared: Registry, name
                 assert until(lambda: shared.digest(name) == host.digest())
                 host.stop(text)
             assert until(lambda: not host.waits)
+            assert process.stdout
+            # It says so after it has noted it.
+            said = [process.stdout.readline().decode() for _ in range(3)]
         finally:
             process.terminate()
-        assert process.stdout
-        assert process.stdout.read().decode() == f"main is pushed to {host.remote}\n" * 3
+        assert said == [f"main is pushed to {host.remote}\n"] * 3
     assert process.returncode == 128 + signal.SIGTERM
     expect_tidy(host.layout)
 
