@@ -82,7 +82,8 @@ def _of_directory(path: str) -> ArchiveError | None:
         )
     if INDEX_FILE in names and (VERSION_FILE in names or "blobs" in names):
         return None
-    if os.path.isdir(os.path.join(path, BLOBS)):
+    blobs = os.path.join(path, BLOBS)
+    if os.path.isdir(blobs) and _names_in(blobs):
         return lost_index(path)
     layouts = [
         f"{path.rstrip('/')}/{name}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import contextmanager
 
 from archive_overlay.destination.names import is_staging_name
 from archive_overlay.errors import ArchiveError
@@ -38,7 +39,7 @@ from archive_overlay.system.open_flags import READ, READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Generator, Iterable, Mapping
     from typing import Any, Callable, TypeVar
 
     from archive_overlay.destination.staging import Staging
@@ -224,6 +225,8 @@ class Edit:
         self._read = _dump(self.index)
         self._write(VERSION_FILE, b'{"imageLayoutVersion": "1.0.0"}\n')
         self._write(INDEX_FILE, self._read)
+        with self._blob_directories():
+            pass  # every layout has them, one without images too
         self._replace(VERSION_FILE)
         self._replace(INDEX_FILE)
         self._flush.file(self._layout)
@@ -269,6 +272,16 @@ class Edit:
         return found
 
     def _publish_blobs(self) -> None:
+        with self._blob_directories() as directories:
+            for blob, name in self._blobs.items():
+                os.rename(name, blob, src_dir_fd=self._staging.directory, dst_dir_fd=directories[-1])
+                self._placed.add(blob)
+            for directory in reversed(directories):
+                self._flush.file(directory)
+
+    @contextmanager
+    def _blob_directories(self) -> Generator[list[int], None, None]:
+        """Make the directories of blobs, if they are missing, and yield them open, the outer one first."""
         directories = [self._layout]
         try:
             for name in BLOBS.split("/"):
@@ -277,11 +290,7 @@ class Edit:
                 except FileExistsError:
                     pass
                 directories.append(os.open(name, READ_DIRECTORY, dir_fd=directories[-1]))
-            for blob, name in self._blobs.items():
-                os.rename(name, blob, src_dir_fd=self._staging.directory, dst_dir_fd=directories[-1])
-                self._placed.add(blob)
-            for directory in directories[:0:-1]:
-                self._flush.file(directory)
+            yield directories[1:]
         finally:
             for directory in directories[1:]:
                 os.close(directory)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # What registries say of a tag or a name that is not there, in skopeo's words. Docker Hub and others say "denied" for a name
 # that is not there, so that nobody learns what is: that is no answer to rely on.
 _NOT_THERE = ("manifest unknown", "name unknown", "repository name not known")
+# What mirrors said comes first. Whether an image is there, only its own registry knows.
+_MIRRORS = re.compile(r"\(mirrors also failed: \[.*\]\): ", re.DOTALL)
 _UNREACHABLE = (
     "connection refused",
     "no such host",
@@ -140,7 +142,7 @@ class Skopeo:
             return self._inspect(reference, "--raw", most=_MOST_MANIFEST)
         except TransferError as error:
             cause = error.__cause__
-            said = cause.said.lower() if isinstance(cause, ProgramError) else ""
+            said = _MIRRORS.sub("", cause.said.lower()) if isinstance(cause, ProgramError) else ""
             if any(words in said for words in _NOT_THERE):
                 return None
             raise

@@ -233,24 +233,33 @@ class _Reference:
         self._include, self._exclude = include, exclude
         self.leading: set[bytes] = set()
         self.entries = {trees.TOP: left.entries[trees.TOP]}
-        self._fill(b"", hidden=trees.TOP in replaced and not include)
+        top = trees.TOP in replaced
+        self._fill(b"", hidden=top and not include, new=top)
 
-    def _fill(self, prefix: bytes, *, hidden: bool) -> None:
+    def _fill(self, prefix: bytes, *, hidden: bool, new: bool) -> None:
+        """Add what is in a directory.
+
+        Args:
+            prefix: its path, with a slash.
+            hidden: whether it hides what lies below.
+            new: whether it, or one above it, was replaced, so that a directory in it is a new one, too.
+        """
         for path in self._within(prefix):
             left, below = self._left.get(path), None if hidden else self._below.get(path)
+            replaced = new or path in self._replaced
             if self.selects(os.fsdecode(path)):
                 if left:
                     self.entries[path] = left
                     if left.kind == "directory":
-                        self._fill(path + b"/", hidden=hidden or path in self._replaced)
+                        self._fill(path + b"/", hidden=hidden or replaced, new=replaced)
             elif below and below.kind == "directory":
                 self.entries[path] = below
                 self.leading.add(path)
-                self._fill(path + b"/", hidden=hidden)
+                self._fill(path + b"/", hidden=hidden, new=replaced)
             else:
                 if left and left.kind == "directory":
                     before = len(self.entries)
-                    self._fill(path + b"/", hidden=hidden)
+                    self._fill(path + b"/", hidden=hidden, new=replaced)
                     if len(self.entries) > before:
                         self.entries[path] = left
                         continue

@@ -33,6 +33,9 @@ _STAGES = {
 _NAME = "archive_overlay"
 _ANY_VALUE = ("", ".*", "^.*$", ".+", "(.+)", "(.*)")  # no key of ours means anything without a value
 _SAMPLE = "data"  # an archive's name
+# What Go's expressions lack (re2/wiki/Syntax), after what only stands for characters has been taken out.
+_PYTHON_ALONE = re.compile(r"\\[1-9Z]|\(\?(?:[=!#>(]|<[=!]|P=)")
+_LITERAL = re.compile(r"\\[^1-9Z]|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 # What patterns for annotations may miss: containers with these, and what each such container could have.
 _MISSED = {
     "annotations of the form NAME/KEY": (("/mount-point", "/archive-to"),),
@@ -326,13 +329,18 @@ def _compiled(pattern: str) -> re.Pattern[str] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return re.compile(pattern)
+            compiled = re.compile(pattern)
     except (OverflowError, RecursionError):
         raise UnreadableError(f'"{brief(pattern)}" is not a regular expression: it is too large') from None
     except re.error as error:
         if error.msg.startswith(("bad escape", "global flags")):
             return None
         raise UnreadableError(f'"{brief(pattern)}" is not a regular expression: {error.msg}') from error
+    if found := _PYTHON_ALONE.search(_LITERAL.sub("", pattern)):
+        raise UnreadableError(
+            f'"{brief(pattern)}" is not a regular expression to podman: it does not know {found[0]}'
+        )
+    return compiled
 
 
 def _expect(condition: bool, otherwise: str) -> None:

@@ -163,6 +163,8 @@ def test_without_any_configuration_nothing_is_archived(site: Site) -> None:
         ({"when": {"annotations": {"a": 1}}}, "when.annotations are not an object"),
         ({"when": {"annotations": {"(": ""}}}, '"(" is not a regular expression'),
         ({"when": {"commands": ["["]}}, '"[" is not a regular expression'),
+        ({"when": {"annotations": {"^com(?!x)": ""}}}, "to podman: it does not know (?!"),
+        ({"when": {"annotations": {r"(a)\1": ""}}}, r"to podman: it does not know \1"),
     ],
 )
 def test_a_file_that_is_refused_stops_all_containers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -21,7 +22,7 @@ from archive_overlay.layout.provenance import Provenance
 from archive_overlay.log import Log
 from archive_overlay.system import kernel
 from archive_overlay.system.patience import Patience
-from tests.support import debris, image_layouts
+from tests.support import debris, history, image_layouts
 from tests.support.flushing import Flushed, open_files
 
 if TYPE_CHECKING:
@@ -473,6 +474,22 @@ def test_everything_is_flushed_before_what_refers_to_it(stop: Stop) -> None:
         "file layout",
     ]
     assert open_files(stop.directory) == []
+
+
+def test_a_layout_whose_first_publication_is_cut_short_is_whole_and_goes_on(
+    stop: Stop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(fd: int) -> None:
+        if (stop.layout / "index.json").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(stop.flushed, "file", fail)
+        with pytest.raises(ArchiveError, match="No space left"):
+            stop.add()
+
+    assert history.output_of("verify", stop.layout).startswith(f"{stop.layout} is whole: 0 images")
+    assert stop.add() == "revision 1 of latest"
 
 
 def digests_left_out(step: str) -> str:
