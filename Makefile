@@ -39,6 +39,7 @@ $(PROGRAM): build.sh tools/onefile.py $(SOURCES) .cache/build-settings
 	@mkdir -p $(@D)
 	@echo '$(PYTHON) $(SOURCE_DATE_EPOCH)' | cmp -s - $@ || echo '$(PYTHON) $(SOURCE_DATE_EPOCH)' >$@
 
+install uninstall: export PROGRAM := $(PROGRAM)
 install uninstall: export DESTDIR := $(DESTDIR)
 install uninstall: export BINDIR := $(BINDIR)
 install uninstall: export MANDIR := $(MANDIR)

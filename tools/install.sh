@@ -18,7 +18,7 @@ note=.cache/installed/$choice
 
 # Call $1 with the mode, the source and the place of each file. Of a source whose name ends in .in, @BINDIR@ is replaced.
 each_file() {
-    "$1" 0755 dist/archive_overlay.pyz "$BINDIR/archive_overlay"
+    "$1" 0755 "$PROGRAM" "$BINDIR/archive_overlay"
     "$1" 0644 hooks.d/archive_overlay.json.in "$HOOKSDIR/archive_overlay.json"
     "$1" 0644 hooks.d/debug/archive_overlay.json.in "$DOCDIR/debug/archive_overlay.json"
     for whose in system user; do
@@ -31,9 +31,7 @@ each_file() {
     done
     "$1" 0644 completions/archive_overlay "$BASHCOMPDIR/archive_overlay"
     "$1" 0644 completions/_archive_overlay "$ZSHCOMPDIR/_archive_overlay"
-    for completion in completions/*.fish; do
-        [ ! -e "$completion" ] || "$1" 0644 "$completion" "$FISHCOMPDIR/${completion##*/}"
-    done
+    "$1" 0644 completions/archive_overlay.fish "$FISHCOMPDIR/archive_overlay.fish"
     # As they are in the sources, for their links to one another.
     for document in README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE; do
         "$1" 0644 "$document" "$DOCDIR/$document"

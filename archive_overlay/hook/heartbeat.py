@@ -55,7 +55,8 @@ def sentence(now: Activity, seconds: float) -> str:
         seconds: the time, by `time.monotonic`.
     """
     elapsed = seconds - now.since
-    done = now.so_far() if now.so_far else None
+    so_far = now.so_far
+    done = so_far() if so_far else None
     size, much = (done.size, amount(done.size)) if done else (now.read - now.begun_at, "")
     if done is None:
         much = f"{amount(size)} read" if size else ""

@@ -24,8 +24,8 @@ from archive_overlay.hook.heartbeat import Heartbeat
 from archive_overlay.hook.ledger import Ledger
 from archive_overlay.hook.run import Run
 from archive_overlay.hook.saved import Saved
+from archive_overlay.hook.tally import Tally
 from archive_overlay.overlay import store
-from archive_overlay.overlay.change import DIRECTORY, WHITEOUT
 from archive_overlay.overlay.locate import environment_file, mount_at
 from archive_overlay.overlay.upper import read_changes
 from archive_overlay.system import activity, signals
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
     from archive_overlay.overlay.change import Change
     from archive_overlay.overlay.mount import OverlayMount
-    from archive_overlay.overlay.selection import LeftOut
     from archive_overlay.settings import Settings
 
 
@@ -250,7 +249,7 @@ def archive_one(request: ArchiveRequest, writer: methods.Writer, run: Run) -> me
         marker = Marker(request.success, archive_to=path, upper=upper, paths=run.paths)
     keep_in_place = run.why_kept_in_place(overlay, request.mount_point) if request.method.renames else ""
     writer.judge(overlay, keep_in_place=keep_in_place)
-    tally = _Tally(log)
+    tally = Tally(log)
     writing = doing("writing", so_far=tally.so_far, slow=False)
     with writing, destination.stage(flush, log, run.settings.file_mode) as staging:
         if marker:
@@ -327,7 +326,7 @@ class _InOrder:
     """All changes as they may be archived, in the order of names. Use it as a context manager."""
 
     def __init__(
-        self, overlay: OverlayMount, request: ArchiveRequest, run: Run, log: Log, tally: _Tally
+        self, overlay: OverlayMount, request: ArchiveRequest, run: Run, log: Log, tally: Tally
     ) -> None:
         self._stream = read_changes(
             overlay,
@@ -574,90 +573,3 @@ def _load(*modules: str) -> None:
     """Import what may be needed later; see `_archive_all`."""
     for module in modules:
         __import__(module)
-
-
-class _Tally:
-    """Counts what goes by, for the summary."""
-
-    def __init__(self, log: Log) -> None:
-        self._log = log
-        self.entries = self.deletions = self.bytes = 0
-        self._counted = False
-        self._current: Change | None = None
-        self._left_out: LeftOut | None = None
-
-    def left_out(self, request: ArchiveRequest, log: Log) -> LeftOut | None:
-        """Give what counts entries that are not selected; None: all are. The upperdir may be read twice; the first time counts."""
-        if request.selection is None:
-            return None
-        from archive_overlay.overlay.selection import LeftOut
-
-        made = LeftOut(log)
-        self._left_out = self._left_out or made
-        return made
-
-    @property
-    def excluded(self) -> int | None:
-        """How many entries are not selected; None: no selection is asked for."""
-        return self._left_out.count if self._left_out else None
-
-    @property
-    def exclusion(self) -> str:
-        """The same, for the summary."""
-        if self.excluded is None:
-            return ""
-        return f" ({'1 entry' if self.excluded == 1 else f'{self.excluded} entries'} excluded)"
-
-    def counted(self, stream: Iterator[Change]) -> Iterator[Change]:
-        self._counted = True
-        trace = self._log.wants("trace")
-        for change in stream:
-            if trace:
-                self._log.trace(f"{change.shown}: {change.kind}")
-            if change.fd >= 0:  # nearly all
-                self._current = change
-                self.entries += 1
-                self.bytes += change.size
-            elif change.kind is WHITEOUT:
-                self.deletions += 1
-            elif change.name or change.kind is not DIRECTORY:
-                self.entries += 1
-            yield change
-
-    @property
-    def facts(self) -> dict[str, object]:
-        """The numbers, as reports have them; without a count there are none."""
-        if not self._counted:
-            return {}
-        facts: dict[str, object] = {
-            "entries": self.entries,
-            "deletions": self.deletions,
-            "bytes": self.bytes,
-        }
-        return facts if self.excluded is None else {**facts, "excluded": self.excluded}
-
-    def so_far(self) -> activity.SoFar:
-        """Say how much has been written, as far as that is known."""
-        current, behind = self._current, activity.NOW.behind
-        if behind:
-            left = behind()
-        elif current and current.fd >= 0 and current.data is None:
-            left = max(current.size - _position(current.fd), 0)
-        else:
-            left = 0
-        return activity.SoFar(max(self.bytes - left, 0), entries=self.entries + self.deletions)
-
-    def __str__(self) -> str:
-        if not self._counted:
-            return "the upperdir"
-        entries = "1 entry" if self.entries == 1 else f"{self.entries} entries"
-        deletions = "1 deletion" if self.deletions == 1 else f"{self.deletions} deletions"
-        return f"{entries}, {deletions} and {self.bytes} bytes"
-
-
-def _position(fd: int) -> int:
-    """Give how far a file has been read."""
-    try:
-        return os.lseek(fd, 0, os.SEEK_CUR)
-    except OSError:
-        return 0  # it has been closed meanwhile

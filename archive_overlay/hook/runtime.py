@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SHORT_ID = 12
 _LONGEST_NAME = 64
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _BY_HAND = "to try it by hand: archive_overlay --bundle DIR, with DIR holding a config.json"
 
 
@@ -77,10 +78,12 @@ def called(container: str, name: str) -> str:
 
     Args:
         container: its short id.
-        name: what people call it, as far as that is known; whoever started it chose it.
+        name: what people call it, as far as that is known. Whoever started it, or made its image, may have chosen it: what no
+            engine takes for a name is left out, so that nobody puts words into the log.
     """
     name = name[:_LONGEST_NAME]
-    return f"{container} ({name})" if name and name != container else container
+    usual = bool(name) and _NAME_CHARACTERS.issuperset(name)
+    return f"{container} ({name})" if usual and name != container else container
 
 
 def read_state(fd: int) -> State:

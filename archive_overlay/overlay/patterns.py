@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _SEPARATORS = ",;"
 _MOST_PATTERNS = 1000
 _LONGEST = 4096
+# Of all patterns of a list: what a directory costs grows with this.
+_MOST_CHARACTERS = 64 * 1024
 # How many ways to read a pattern: each ** inside of a name has two.
 _MOST_WAYS = 16
 _ANY = "*"  # as a token; an asterisk that is meant has a backslash before it
@@ -57,8 +59,10 @@ def parse_patterns(text: str, key: str) -> tuple[Pattern, ...]:
         The patterns, in order; none for a text that has none.
 
     Raises:
-        ArchiveError: one is not valid, or there are too many. It is named.
+        ArchiveError: one is not valid, and is named; or they are too many, or too long.
     """
+    if len(text) > _MOST_CHARACTERS:
+        raise ArchiveError(f"{key} has {len(text)} characters: at most {_MOST_CHARACTERS} are possible")
     patterns = []
     for each in _split(text):
         excepts = each.startswith("!")

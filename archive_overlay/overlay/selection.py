@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from archive_overlay.log import Log
     from archive_overlay.overlay.patterns import Part, Pattern
 
+# What is remembered of directories, and of the places of patterns in all of them.
 _MOST_NODES = 1024
+_MOST_PLACES = 64 * 1024
+# One expression for several takes so long to make as to try them for some names, by its length.
+_CHARACTERS_PER_NAME = 4
 # How many directories are listed of which something is left out.
 _LISTED_DIRECTORIES = 100
 
@@ -174,6 +178,7 @@ class _List:
             self.ways += pattern.ways
             self.number += [number] * len(pattern.ways)
         self._nodes: dict[tuple[object, ...], _Node] = {}
+        self._places = 0
         self.top = self.node([(way, 0) for way in range(len(self.ways))], -1)
 
     def node(self, places: Sequence[tuple[int, int]], last: int) -> _Node:
@@ -191,8 +196,10 @@ class _List:
         key = (last if relevant else matched, *relevant)
         node = self._nodes.get(key)
         if node is None:
-            if len(self._nodes) >= _MOST_NODES:
+            if len(self._nodes) >= _MOST_NODES or self._places > _MOST_PLACES:
                 self._nodes.clear()
+                self._places = 0
+            self._places += len(relevant)
             node = self._nodes[key] = _Node(self, relevant, last, matched=matched)
         return node
 
@@ -214,6 +221,7 @@ class _Node:
         "_last",
         "_list",
         "_names",
+        "_waits",
         "has_exceptions",
         "matched",
         "may_except",
@@ -247,17 +255,13 @@ class _Node:
             else:
                 self._ends.append((number, part))
         self._ends.sort(key=lambda end: -end[0])
-        # Nearly no name matches, and that is known by one expression.
-        self._any = (
-            re.compile("|".join([part.pattern for _, part in self._ends])).fullmatch if self._ends else None
-        )
+        self._any: Callable[[str], object] | None = None
+        self._waits = sum(len(part.pattern) for _, part in self._ends) // _CHARACTERS_PER_NAME
 
     def matches(self, name: str) -> bool:
         """Say whether what has a name here is the list's."""
-        names, anything = self._names, self._any
-        if name not in names and (anything is None or anything(name) is None):
-            return self.matched
-        return not self._list.excepts[self._number(name)]
+        number = max(self._names.get(name, -1), self._last_end(name))
+        return self.matched if number < 0 else not self._list.excepts[max(self._last, number)]
 
     def inside(self, name: str) -> _Node:
         """Give what can match in a directory that has a name here."""
@@ -273,11 +277,18 @@ class _Node:
 
     def _number(self, name: str) -> int:
         """Give the number of the last pattern that matches a name here, or a directory above."""
-        number = max(self._last, self._names.get(name, -1))
-        if self._any is not None and self._any(name) is not None:
-            for end, part in self._ends:
-                if end <= number:
-                    break
-                if part.fullmatch(name):
-                    return end
-        return number
+        return max(self._last, self._names.get(name, -1), self._last_end(name))
+
+    def _last_end(self, name: str) -> int:
+        """Give the number of the last pattern that ends here with an expression for a name; -1: none."""
+        if not self._ends:
+            return -1
+        if self._any is None and self._waits:
+            self._waits -= 1
+        else:
+            # Nearly no name matches, and that is known by one expression. To make it is dear: few directories have many names.
+            if self._any is None:
+                self._any = re.compile("|".join([part.pattern for _, part in self._ends])).fullmatch
+            if self._any(name) is None:
+                return -1
+        return next((number for number, part in self._ends if part.fullmatch(name)), -1)

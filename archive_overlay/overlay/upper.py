@@ -652,11 +652,13 @@ class UpperReader:
         return Change(WHITEOUT, level.path, name, status, NO_ATTRIBUTES)
 
     def _from_below(self, level: _Level, name: str) -> Change | None:
-        """Give an entry that the upperdir does not have; None if a lower layer deleted it."""
+        """Give an entry that the upperdir does not have; None if a lower layer deleted it, or it is not selected."""
         found = self._lowers.find(level.node, name)
         if not found.places:
             return None
         place = found.places[0]
+        if not place.is_directory and level.selected is not None and not level.selected.has(name):
+            return None  # only a directory can lead to what is selected
         fd = self._lowers.open(place, LOOK)
         try:
             if place.is_directory:

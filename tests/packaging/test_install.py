@@ -88,6 +88,12 @@ def test_the_installed_program_runs(installed: Path, change: Change) -> None:
     change.expect_saved(run([installed / "usr/bin/archive_overlay"], change))
 
 
+def test_the_file_that_make_is_told_of_is_installed(source: Path, tmp_path: Path) -> None:
+    (source / "dist/archive_overlay.pyz").rename(source / "other.pyz")
+    make(source, "install", "PROGRAM=other.pyz", f"DESTDIR={tmp_path / 'stage'}")
+    assert (tmp_path / "stage/usr/bin/archive_overlay").read_bytes() == (source / "other.pyz").read_bytes()
+
+
 def test_installing_again_changes_nothing(source: Path, stage: Path) -> None:
     first = files(stage)
     make(source, "install", f"DESTDIR={stage}")

@@ -105,10 +105,21 @@ def find_directories(
                 append = item.get("append", append)  # for what comes after, too
         names = [item for item in value if isinstance(item, str)]
         read, source = [*read, *names] if append else names, path
+    if relative := [name for name in read if not os.path.isabs(name)]:
+        read = [name for name in read if os.path.isabs(name)]
+        findings.append(
+            Finding(
+                WARNING,
+                "hooks-dir",
+                f"{listed(relative)}, named by hooks_dir, is a relative path: podman looks for it where it happens to run",
+                "write absolute paths",
+                source,
+            )
+        )
     if not source:
         found = f"no containers.conf has hooks_dir, so podman reads {default}"
         findings.append(Finding(OK, "hooks-dir", found, "", default))
-    elif not read and not rootless and release.since >= (4, 8):
+    elif not read and not relative and not rootless and release.since >= (4, 8):
         read = [default, override]
         findings.append(
             Finding(
@@ -169,14 +180,15 @@ def _hooks_dir(
     except UnicodeDecodeError as error:
         raise UnreadableError("it is not UTF-8") from error
     if parse is None:
-        if any("hooks_dir" in line for line in text.splitlines() if not line.lstrip().startswith("#")):
+        lines = [line.lower() for line in text.splitlines()]
+        if any("hooks_dir" in line for line in lines if not line.lstrip().startswith("#")):
             raise UnreadableError("it has hooks_dir, and this Python cannot read TOML (3.11 can)")
         return None
     try:
-        engine = parse(text).get("engine")
+        engine = _value_of("engine", parse(text))
     except ValueError as error:
         raise UnreadableError(f"it is not valid TOML, and podman does not start with it: {error}") from error
-    value = engine.get("hooks_dir") if isinstance(engine, dict) else None
+    value = _value_of("hooks_dir", engine) if isinstance(engine, dict) else None
     if value is None:
         return None
     if not isinstance(value, list):
@@ -195,3 +207,9 @@ def _hooks_dir(
             reason = "its hooks_dir has an attribute, and podman before 4.8 does not start with it"
             raise UnreadableError(reason) from ValueError()
     return value
+
+
+def _value_of(key: str, table: Mapping[str, Any]) -> Any:
+    """Give what a table of TOML has for a key: podman takes one in other case, too (github.com/BurntSushi/toml)."""
+    found = table.get(key)
+    return found if found is not None else next((table[each] for each in table if each.lower() == key), None)

@@ -182,7 +182,9 @@ def test_passwords(host: Host, scratch: Path) -> None:
         authfile = registry.authfile(scratch / "auth.json")
         without = host.push(f"--authfile={scratch}/nothing")
         expect_waiting(
-            host, without, "unauthorized: authentication required; skopeo login HOST, or --authfile"
+            host,
+            without,
+            "unauthorized: authentication required; log in with skopeo login HOST, or give --authfile",
         )
         assert "level=" not in without.stderr
 

@@ -488,6 +488,22 @@ def test_a_later_file_goes_before_an_earlier_one(site: Site) -> None:
 
 
 @needs_toml
+def test_keys_in_other_case_count_for_podman_too(site: Site) -> None:
+    site.conf.write_text('[Engine]\nHooks_Dir = ["/a"]\n')
+    assert directories(site).read == ("/a",)
+
+
+@needs_toml
+def test_a_relative_directory_is_not_relied_on(site: Site) -> None:
+    site.conf.write_text('[engine]\nhooks_dir = ["hooks.d", "/a"]\n')
+
+    found = directories(site)
+
+    assert found.read == ("/a",)
+    assert "hooks.d, named by hooks_dir, is a relative path" in found.findings[0].found
+
+
+@needs_toml
 def test_a_file_may_add_to_earlier_ones(site: Site) -> None:
     site.conf.write_text('engine.hooks_dir = ["/a", {append=true}]\n')
     for again in ('["/b"]', '["/b", {}]'):

@@ -103,9 +103,15 @@ def test_a_lack_of_memory_costs_its_archive_alone_and_is_said_in_one_line(
     assert (tmp_path / "archives" / "second" / "made").is_dir()
 
 
-def test_log_lines_name_the_container_by_its_short_id_and_the_name_that_the_store_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("box", " (box)"), ("b" * 100, f" ({'b' * 64})"), ("box\n", ""), ("box): archive data: saved (all", "")],
+)
+def test_log_lines_name_the_container_by_its_short_id_and_the_name_that_the_store_has(
+    tmp_path: Path, name: str, shown: str
+) -> None:
     made = ImageStore(tmp_path / "storage")
-    made.containers[0]["names"] = ["box\n"]
+    made.containers[0]["names"] = [name]
     made.write()
     annotations = {f"{PREFIX}data.mount-point": "/data", f"{PREFIX}data.archive-to": "relative"}
     (made.bundle / "config.json").write_text(json.dumps({"annotations": annotations}))
@@ -118,7 +124,7 @@ def test_log_lines_name_the_container_by_its_short_id_and_the_name_that_the_stor
     assert hook.run(Settings(bundle=str(made.bundle)), Log("error", [Sink()])) == 1
 
     (message,) = said
-    assert message.startswith(f"{CONTAINER[:12]} (box\\n): archive data: ")
+    assert message.startswith(f"{CONTAINER[:12]}{shown}: archive data: ")
 
 
 def test_an_error_that_an_interruption_led_to_is_an_interruption(

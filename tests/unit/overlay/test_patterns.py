@@ -124,6 +124,7 @@ def test_a_directory_leads_where_something_in_it_may_be_selected() -> None:
         ("a" * 5000, "5000 characters"),
         ("**".join("abcdefg"), "too many names"),
         (",".join(["a"] * 1001), "1001 patterns"),
+        (",".join(["a" * 4000] * 17), "68016 characters"),
     ],
 )
 def test_what_is_no_pattern_is_refused_by_name(pattern: str, said: str) -> None:
@@ -135,3 +136,13 @@ def test_no_name_takes_time_that_grows_with_a_power_of_its_length() -> None:
     """With an expression that goes back and tries again, this would not end."""
     patterns = ",".join(["**/" + "*a" * 60 + "b", "**/a*/**/b*/**/c"])
     assert within("/".join(["a" * 255] * 50), exclude=patterns).has("a" * 255)
+
+
+def test_the_thousandth_name_of_a_directory_is_judged_as_the_first_one() -> None:
+    directory = within("", exclude="a?*,!*b,c*")
+    names = ("ax", "axb", "b", "c", "cb", "d")
+    first = [directory.has(name) for name in names]
+    for number in range(1000):
+        directory.has(str(number))
+
+    assert [directory.has(name) for name in names] == first == [False, True, True, False, False, True]
