@@ -355,7 +355,7 @@ def _build_hook_parser(
     parser.add_argument(
         "--trust-image-annotations",
         action="store_true",
-        help="believe annotations of images, which some engines copy into containers",
+        help="obey annotations of images, which some engines copy into containers",
     )
     parser.add_argument(
         "--no-setid",

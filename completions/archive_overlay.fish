@@ -90,7 +90,7 @@ complete -c archive_overlay -n _shtab_archive_overlay_using -l tls-verify -xka "
 complete -c archive_overlay -n _shtab_archive_overlay_using -l skopeo -xka "(__fish_complete_path (commandline -ct))" -d 'absolute path of skopeo, for load-as and push-to (default: /usr/bin/skopeo)'
 complete -c archive_overlay -n _shtab_archive_overlay_using -l on-success -xka "(__fish_complete_path (commandline -ct))" -d 'run this program for each archive that succeeds, with the facts as JSON on standard input'
 complete -c archive_overlay -n _shtab_archive_overlay_using -l on-failure -xka "(__fish_complete_path (commandline -ct))" -d 'run this program for each archive that could not be made, loaded or pushed'
-complete -c archive_overlay -n _shtab_archive_overlay_using -l trust-image-annotations -d 'believe annotations of images, which some engines copy into containers'
+complete -c archive_overlay -n _shtab_archive_overlay_using -l trust-image-annotations -d 'obey annotations of images, which some engines copy into containers'
 complete -c archive_overlay -n _shtab_archive_overlay_using -l no-setid -d 'leave set-user-ID and set-group-ID bits and file capabilities out of archives'
 complete -c archive_overlay -n _shtab_archive_overlay_using -l max-bytes -x -d 'refuse an archive with more bytes than this before compression: contents, names, attributes and, for method oci, the zeros of holes; 10K, 512M, 10G and 1T are in steps of 1024'
 complete -c archive_overlay -n _shtab_archive_overlay_using -l max-entries -x -d 'refuse a change set with more entries than this, including directories and deletions'

@@ -121,7 +121,7 @@ def _add_load(add: Add) -> None:
         "load the newest revision of an image into podman's store",
         "Load the newest revision of an image into your podman's store, under a name that"
         " containers can mount. With load-as, the hook does this at each stop. Do it"
-        " yourself after revert, to go on from another tag, or if the name was moved. If"
+        " yourself after revert, to continue from another tag, or if the name was moved. If"
         " the name stands for something that is not in the layout, nothing is loaded, and"
         " the exit status is 1.",
         "  archive_overlay load /srv/data:main localhost/data:main\n"

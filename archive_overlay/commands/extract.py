@@ -79,6 +79,8 @@ def run(options: argparse.Namespace, log: Log) -> None:
     warnings.finish()
     if missing:
         why = "; overlays would act on some of it, so that is never restored" if missing.marks else ""
+        if "the owner" in missing and os.geteuid() != 0:
+            why += "; for owners of rootless containers, run this command under podman unshare"
         log.warning(f"{directory} differs from what the container left: it lacks {missing}{why}")
 
 

@@ -20,7 +20,12 @@ _EXAMPLES = "examples:"
 
 
 class Formatter(argparse.HelpFormatter):
-    """Help whose paragraphs are as wide as the terminal. Examples stay as they are."""
+    """Help whose paragraphs are as wide as the terminal, without breaks at hyphens. Examples stay as they are."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        import textwrap
+
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = [

@@ -19,6 +19,7 @@ from archive_overlay.layout.images import put_same
 from archive_overlay.layout.lineage import BRANCH, branch_tag, find_revision
 from archive_overlay.layout.lock import lock
 from archive_overlay.layout.provenance import read_provenance
+from archive_overlay.layout.pulling import quoted
 from archive_overlay.layout.read import read_index, tag_of, tagged
 from archive_overlay.layout.remotes import BRANCH_OF, PUSHED, branch_of, noted, pushed_of, remote_of, waits
 from archive_overlay.layout.stored import chains_in, open_stored
@@ -203,7 +204,7 @@ class _Pusher:
         if not to and not noted_name:
             raise ArchiveError(
                 f"{self._source.path}:{tag} has no place in a registry yet",
-                hint="name one: archive_overlay push --to docker://HOST/NAME:TAG",
+                hint=f"name one: archive_overlay push --to docker://HOST/NAME:TAG {quoted(f'{self._source.path}:{tag}')}",
             )
         name = to or parse_remote(noted_name)
         _expect_allowed(self._source, name)

@@ -256,9 +256,7 @@ def judge_syslog(host: Host, *, wanted: bool) -> Finding:
         elif error.errno != errno.EPROTOTYPE:  # somebody listens for connections
             reason = f"{path}: {error.strerror}"
     if not reason:
-        advice = (
-            "read what hooks say by journalctl -t archive_overlay, or in the log's file" if wanted else ""
-        )
+        advice = "read it with journalctl -t archive_overlay, or in the log's file" if wanted else ""
         return Finding(OK, "log", f"the system log takes messages on {path}", advice, path)
     if wanted:
         found = f"--syslog says nothing to anybody: {reason}"

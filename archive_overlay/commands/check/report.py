@@ -257,9 +257,9 @@ def _judge_policy(hook: HookFile, settings: Settings, here: Host) -> list[Findin
             Finding(
                 NOTE,
                 "policy",
-                "annotations are believed: whoever chooses a container's annotations chooses any path that"
-                f" {'you' if here.rootless else 'root'} can write",
-                "if others choose them, add --allow-archive-to=DIR to hook.args; see docs/security.md",
+                "annotations may name any path: whoever sets a container's annotations can have archives written wherever"
+                f" {'you' if here.rootless else 'root'} may write",
+                "if others set them, add --allow-archive-to=DIR to hook.args; see docs/security.md",
                 hook.path,
             )
         )
@@ -285,7 +285,7 @@ def _judge_images(hook: HookFile, settings: Settings, here: Host) -> Finding:
     return Finding(
         NOTE if here.passes_on is False else WARNING,
         "policy",
-        f"annotations of images are believed, so whoever made an image that is run may ask for archives; {podman}",
+        f"annotations of images are obeyed, so the author of an image may ask for archives; {podman}",
         "leave --trust-image-annotations out of hook.args",
         hook.path,
     )

@@ -931,7 +931,7 @@ def test_what_is_true_for_some_releases_alone_says_for_which(site: Site) -> None
 
     assert findings.count(hooks_dirs.UNKNOWN_RELEASE) == 1
     policies = [each.found for each in findings if each.topic == "policy"]
-    assert any(each.startswith("with podman 4: annotations are believed") for each in policies)
+    assert any(each.startswith("with podman 4: annotations may name any path") for each in policies)
     assert "with podman 5, 6: archives may be in /, and nowhere else" in policies
     assert "archives may be in /, and nowhere else" not in policies
     assert hooks == []
