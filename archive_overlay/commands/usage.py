@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 TYPE_CHECKING = False
@@ -17,6 +18,7 @@ HELP = "help"
 USAGE = f"{PROGRAM} COMMAND [option ...] [argument ...]\n       {PROGRAM} [option ...] <state"
 _WRONG_COMMAND_LINE = 2
 _EXAMPLES = "examples:"
+_STDERR = 2
 
 
 class Formatter(argparse.HelpFormatter):
@@ -47,6 +49,19 @@ class Parser(argparse.ArgumentParser):
         """End the program: usage, what is wrong, and how to get help."""
         self.print_usage(sys.stderr)
         self.exit(_WRONG_COMMAND_LINE, f"{self.prog}: error: {message}\nSee {_help_for(self.prog)}.\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is not sys.stdout:
+            super()._print_message(message, file)
+            return
+        try:
+            file.write(message)
+            file.flush()
+        except BrokenPipeError:
+            os._exit(128 + signal.SIGPIPE)
+        except OSError as error:  # what is in the buffer cannot be written at the end either
+            os.write(_STDERR, f"{PROGRAM}: cannot write to standard output: {error.strerror}\n".encode())
+            os._exit(1)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from archive_overlay import __version__
+from tests.conftest import TOP
 from tests.integration.conftest import Saver
 from tests.support import hooks
 
@@ -30,6 +32,15 @@ def test_help_names_every_option() -> None:
         "--help",
     ):
         assert option in result.stdout
+
+
+def test_help_that_cannot_be_written_is_an_error_of_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "archive_overlay", "help", "log"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=TOP)
+
+    complaint = "archive_overlay: cannot write to standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, complaint)
 
 
 def test_the_version() -> None:
