@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import contextmanager
+import stat
 
 from archive_overlay.destination.names import is_staging_name
 from archive_overlay.errors import ArchiveError
@@ -39,7 +39,7 @@ from archive_overlay.system.open_flags import READ, READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from typing import Any, Callable, TypeVar
 
     from archive_overlay.destination.staging import Staging
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 _MOST_READ = 200
 # Programs without the lock may be faster again and again, but not for ever.
 _MOST_ATTEMPTS = 20
+# Of a blob: where a manifest says what it is.
+_BEGINNING = 4096
 
 
 class MovedError(Exception):
@@ -225,8 +227,13 @@ class Edit:
         self._read = _dump(self.index)
         self._write(VERSION_FILE, b'{"imageLayoutVersion": "1.0.0"}\n')
         self._write(INDEX_FILE, self._read)
-        with self._blob_directories():
-            pass  # every layout has them, one without images too
+        # Every layout has them, one without images too.
+        directories: list[int] = []
+        try:
+            self._open_blob_directories(directories)
+        finally:
+            for directory in directories:
+                os.close(directory)
         self._replace(VERSION_FILE)
         self._replace(INDEX_FILE)
         self._flush.file(self._layout)
@@ -272,28 +279,32 @@ class Edit:
         return found
 
     def _publish_blobs(self) -> None:
-        with self._blob_directories() as directories:
+        directories: list[int] = []
+        try:
+            self._open_blob_directories(directories)
             for blob, name in self._blobs.items():
                 os.rename(name, blob, src_dir_fd=self._staging.directory, dst_dir_fd=directories[-1])
                 self._placed.add(blob)
             for directory in reversed(directories):
                 self._flush.file(directory)
-
-    @contextmanager
-    def _blob_directories(self) -> Generator[list[int], None, None]:
-        """Make the directories of blobs, if they are missing, and yield them open, the outer one first."""
-        directories = [self._layout]
-        try:
-            for name in BLOBS.split("/"):
-                try:
-                    os.mkdir(name, 0o755, dir_fd=directories[-1])
-                except FileExistsError:
-                    pass
-                directories.append(os.open(name, READ_DIRECTORY, dir_fd=directories[-1]))
-            yield directories[1:]
         finally:
-            for directory in directories[1:]:
+            for directory in directories:
                 os.close(directory)
+
+    def _open_blob_directories(self, opened: list[int]) -> None:
+        """Open the directories of blobs, the outer one first, and make those that are missing.
+
+        Args:
+            opened: gets them, to be closed by the caller.
+        """
+        above = self._layout
+        for name in BLOBS.split("/"):
+            try:
+                os.mkdir(name, 0o755, dir_fd=above)
+            except FileExistsError:
+                pass
+            above = os.open(name, READ_DIRECTORY, dir_fd=above)
+            opened.append(above)
 
     def _publish_index(self) -> None:
         self._expect_unmoved()
@@ -367,7 +378,7 @@ def until_published(edit: Edit, path: str, work: Callable[[], Done]) -> Done:
 def is_new(layout: int) -> bool:
     """Return whether a directory is to become a layout: it is empty but for what killed runs left.
 
-    An index comes before the first blob, so where there are blobs and no index, that is lost.
+    An index comes before the first blob, so where there are manifests and no index, that is lost.
 
     Raises:
         ArchiveError: there is something else in it, or a layout without its index.
@@ -380,18 +391,30 @@ def is_new(layout: int) -> bool:
             f"archive-to names a directory with other contents, not an image layout: it has no {INDEX_FILE}",
             hint="name a directory that is empty or does not exist yet",
         )
-    if "blobs" in names and _has_blobs(layout):
+    if "blobs" in names and _has_manifest(layout):
         raise lost_index()
     return True
 
 
-def _has_blobs(layout: int) -> bool:
+def _has_manifest(layout: int) -> bool:
+    """Say whether there is a blob that an index had: a first stop that was killed under 3.0.0 has left layers alone."""
     try:
         fd = os.open(BLOBS, READ_DIRECTORY, dir_fd=layout)
     except OSError:
         return False  # there are none; or they are not where they belong, which is somebody else's question
     try:
-        return bool(os.listdir(fd))
+        return any(_begins_as_manifest(fd, name) for name in os.listdir(fd))
+    finally:
+        os.close(fd)
+
+
+def _begins_as_manifest(directory: int, name: str) -> bool:
+    try:
+        fd = os.open(name, READ, dir_fd=directory)
+    except OSError:
+        return False
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode) and b'"schemaVersion"' in os.read(fd, _BEGINNING)
     finally:
         os.close(fd)
 

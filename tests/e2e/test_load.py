@@ -223,7 +223,7 @@ def test_changes_of_a_directory_are_not_loaded_without_it(data: Data) -> None:
     )
     assert data.revisions() == [1]
     assert data.engine.podman("image", "exists", fresh, check=False).returncode == 1
-    assert "lacks what the container had below its changes" in log.read_text()
+    assert "so the next container could not use it" in log.read_text()
 
 
 @pytest.mark.parametrize("flavour", [FLAVOURS[0], FLAVOURS[2]])

@@ -191,7 +191,7 @@ def test_a_snapshot_takes_no_upperdir_away_and_pauses_nobody_for_good(machine: M
     engine.podman("image", "exists", "localhost/kept:1")
     stopped = running.snapshot("root")
     assert stopped.returncode == 1
-    assert "does not run" in stopped.stderr
+    assert "is not running" in stopped.stderr
     assert of_the_timer(running, "ExecCondition").returncode == 1
     engine.podman("rm", running.name)
     engine.podman("rmi", "localhost/kept:1")

@@ -312,7 +312,7 @@ def test_an_upperdir_into_which_another_container_writes_is_left_alone(
         other.communicate()
 
     assert containers.saved() == {"ab12-more": ["more"]}
-    assert "still written to" in containers.messages.said[0]
+    assert "is still in use" in containers.messages.said[0]
     assert containers.recover() == 0
     assert list(containers.saved()) == ["ab12-data", "ab12-more"]
 

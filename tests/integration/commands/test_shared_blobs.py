@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +189,7 @@ def test_nothing_of_the_kernel_s_is_read(layout: Path, scratch: Path, path: str)
 
     for complaint in complaints(layout, scratch / "out", of_layers=True):
         assert f"blobs/sha256/{blob.name}" in complaint
-        assert "belongs to the kernel" in complaint or "is not " in complaint
+        assert re.search("belongs to the kernel|is not |does not match", complaint)
 
 
 @pytest.mark.parametrize("which", ["manifest", "config", "layer"])
@@ -209,7 +210,7 @@ def test_what_a_link_leads_to_is_a_file(layout: Path, scratch: Path, which: str,
         writer = os.open(scratch / "elsewhere", os.O_RDWR)
     try:
         for complaint in complaints(layout, scratch / "out", of_layers=which == "layer"):
-            assert f"blobs/sha256/{blob.name} is not " in complaint
+            assert re.search(f"blobs/sha256/{blob.name} (is not |does not match )", complaint)
     finally:
         if writer >= 0:
             os.close(writer)

@@ -73,7 +73,7 @@ def test_a_directory_with_other_things_is_refused(small: Saver) -> None:
 
     result = small.run()
 
-    assert (result.status, "no image layout" in result.only_error()) == (1, True)
+    assert (result.status, "not an image layout" in result.only_error()) == (1, True)
     expect_equal(before, trees.view(small.archive))
 
 

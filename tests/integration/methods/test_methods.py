@@ -746,14 +746,15 @@ def test_a_container_id_leads_nowhere_else(small: Saver, id: str) -> None:
 
 
 def threads(saver: Saver, *command: str) -> int:
-    """Count the threads with which the hook compresses."""
+    """Count the threads with which the hook compresses, and one that tells how far it is while another process writes."""
     tools.need("strace")
     saver.overlay.change(lambda root: (root / "large").write_bytes(text(3 * MIB)))
     log = saver.directory / "strace"
     bundle = hooks.Bundle(
         saver.directory / "bundle", mounts=[saver.overlay.spec_mount()], annotations=saver.asks()
     )
-    traced = ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=clone,clone3", *command]
+    # Another thread tells of a flush that takes long.
+    traced = ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=clone,clone3", *command, "--no-fsync"]
 
     def run() -> None:
         subprocess.run(traced, input=bundle.state(), check=True, env={})
@@ -768,13 +769,13 @@ def threads(saver: Saver, *command: str) -> int:
 def test_the_command_line_says_how_many_threads_compress(
     any_saver: Saver, executable: Path, jobs: int
 ) -> None:
-    assert threads(any_saver, str(executable), f"--jobs={jobs}") == (jobs if jobs > 1 else 0)
+    assert threads(any_saver, str(executable), f"--jobs={jobs}") == (jobs + 1 if jobs > 1 else 0)
 
 
 @gz
 def test_there_are_as_many_threads_as_processors(any_saver: Saver, executable: Path) -> None:
     allowed = len(os.sched_getaffinity(0))
-    assert threads(any_saver, str(executable)) == (allowed if allowed > 1 else 0)
+    assert threads(any_saver, str(executable)) == (allowed + 1 if allowed > 1 else 0)
 
 
 @gz
