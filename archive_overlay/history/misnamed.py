@@ -11,9 +11,8 @@ import os
 import stat
 
 from archive_overlay.errors import ArchiveError
-from archive_overlay.layout.blobs import BLOBS
 from archive_overlay.layout.pulling import quoted
-from archive_overlay.layout.read import INDEX_FILE, VERSION_FILE, lost_index
+from archive_overlay.layout.read import INDEX_FILE, VERSION_FILE, has_manifest, lost_index
 from archive_overlay.system.open_flags import READ_TOP_DIRECTORY
 
 _LAYOUT_TRANSPORT = "oci"
@@ -74,6 +73,14 @@ def why_no_layout(path: str) -> ArchiveError | None:
     return ArchiveError(f"{path} is not an image layout: it is neither a directory nor a file")
 
 
+def _has_manifest(path: str) -> bool:
+    fd = os.open(path, READ_TOP_DIRECTORY)
+    try:
+        return has_manifest(fd)
+    finally:
+        os.close(fd)
+
+
 def _of_directory(path: str) -> ArchiveError | None:
     names = _names_in(path)
     if not names:
@@ -82,8 +89,7 @@ def _of_directory(path: str) -> ArchiveError | None:
         )
     if INDEX_FILE in names and (VERSION_FILE in names or "blobs" in names):
         return None
-    blobs = os.path.join(path, BLOBS)
-    if os.path.isdir(blobs) and _names_in(blobs):
+    if _has_manifest(path):
         return lost_index(path)
     layouts = [
         f"{path.rstrip('/')}/{name}"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 
 from archive_overlay.destination.names import is_staging_name
 from archive_overlay.errors import ArchiveError
@@ -27,6 +26,7 @@ from archive_overlay.layout.read import (
     REF_NAME,
     VERSION_FILE,
     check_json,
+    has_manifest,
     is_history,
     is_tagged,
     lost_index,
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 _MOST_READ = 200
 # Programs without the lock may be faster again and again, but not for ever.
 _MOST_ATTEMPTS = 20
-# Of a blob: where a manifest says what it is.
-_BEGINNING = 4096
 
 
 class MovedError(Exception):
@@ -391,32 +389,9 @@ def is_new(layout: int) -> bool:
             f"archive-to names a directory with other contents, not an image layout: it has no {INDEX_FILE}",
             hint="name a directory that is empty or does not exist yet",
         )
-    if "blobs" in names and _has_manifest(layout):
+    if "blobs" in names and has_manifest(layout):
         raise lost_index()
     return True
-
-
-def _has_manifest(layout: int) -> bool:
-    """Say whether there is a blob that an index had: a first stop that was killed under 3.0.0 has left layers alone."""
-    try:
-        fd = os.open(BLOBS, READ_DIRECTORY, dir_fd=layout)
-    except OSError:
-        return False  # there are none; or they are not where they belong, which is somebody else's question
-    try:
-        return any(_begins_as_manifest(fd, name) for name in os.listdir(fd))
-    finally:
-        os.close(fd)
-
-
-def _begins_as_manifest(directory: int, name: str) -> bool:
-    try:
-        fd = os.open(name, READ, dir_fd=directory)
-    except OSError:
-        return False
-    try:
-        return stat.S_ISREG(os.fstat(fd).st_mode) and b'"schemaVersion"' in os.read(fd, _BEGINNING)
-    finally:
-        os.close(fd)
 
 
 def _digests_in(data: bytes) -> set[str]:

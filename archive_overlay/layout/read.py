@@ -8,6 +8,7 @@ Source: OCI image specification, image-layout.md, image-index.md, manifest.md, c
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,8 +17,8 @@ import stat
 
 from archive_overlay.errors import ArchiveError, brief
 from archive_overlay.keys import PREFIX
-from archive_overlay.layout.blobs import Blobs, blob_path, damaged, is_size
-from archive_overlay.system.open_flags import READ
+from archive_overlay.layout.blobs import BLOBS, Blobs, blob_path, damaged, is_size
+from archive_overlay.system.open_flags import READ, READ_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ _NAME = re.compile(f"{_COMPONENT}(?:/{_COMPONENT})*")
 # A registry takes 4 MiB of a manifest. An index of 8 MiB has some 27,000 tags.
 _LARGEST_BLOB = 4 * 1024 * 1024
 _LARGEST_INDEX = 8 * 1024 * 1024
+# Where a manifest says what it is.
+_BEGINNING = 4096
 # Objects and lists, and what they hold. As a value in memory each takes up to 200 bytes, and may be two of the file's. An
 # index of that size, or a manifest or config of 13,000 layers, has about as many.
 _MOST_VALUES = 128 * 1024
@@ -147,6 +150,32 @@ def read_index(layout: int) -> dict[str, Any]:
     if version.get("imageLayoutVersion") != "1.0.0":
         raise damaged(f"{VERSION_FILE} does not say that it is version 1.0.0")
     return parse_index(_read_file(layout, INDEX_FILE))
+
+
+def has_manifest(layout: int) -> bool:
+    """Return whether a layout has a blob that only an index leads to: without an index, that is lost.
+
+    A first stop that was killed under 3.0.0 left layers alone. It left no symbolic links either, so each of these counts.
+    """
+    try:
+        blobs = os.open(BLOBS, READ_DIRECTORY, dir_fd=layout)
+    except OSError:
+        return False  # there are none; or they are not where they belong, which is somebody else's question
+    try:
+        return any(_may_be_manifest(blobs, name) for name in os.listdir(blobs))
+    finally:
+        os.close(blobs)
+
+
+def _may_be_manifest(directory: int, name: str) -> bool:
+    try:
+        fd = os.open(name, READ, dir_fd=directory)
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode) and b'"schemaVersion"' in os.read(fd, _BEGINNING)
+    finally:
+        os.close(fd)
 
 
 def lost_index(path: str = "") -> ArchiveError:

@@ -223,8 +223,14 @@ def test_a_directory_with_something_else_is_no_layout(stop: Stop) -> None:
         stop.judge()
 
 
-def test_a_layout_without_its_index_is_no_new_one_and_loses_nothing(stop: Stop) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_layout_without_its_index_is_no_new_one_and_loses_nothing(stop: Stop, shared: bool) -> None:
     stop.add()
+    if shared:
+        for blob in [*(stop.layout / "blobs/sha256").iterdir()]:
+            elsewhere = stop.layout.parent / f"of-{blob.name}"
+            blob.rename(elsewhere)
+            blob.symlink_to(elsewhere)
     index = (stop.layout / "index.json").read_bytes()
     (stop.layout / "index.json").unlink()
     before = sorted(stop.layout.rglob("*"))
