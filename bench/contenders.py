@@ -12,7 +12,7 @@ from bench.measure import Contender, remove
 from tests.support import hooks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 OURS = "archive_overlay"
 SHIV = "plain shiv file"
@@ -51,6 +51,7 @@ class Contenders:
         at_most: float | None = None,
         tag: str = "",
         parent: str = "",
+        options: Sequence[str] = (),
     ) -> Contender:
         """Give the whole hook, saving an upperdir.
 
@@ -65,6 +66,7 @@ class Contenders:
             out: the archive.
             undo, at_most: see `Contender`.
             tag, parent: of an image layout.
+            options: more of them.
         """
         made = out or self._out()
         directory = bundle or self._place / f"bundle{next(self._numbers)}"
@@ -78,9 +80,10 @@ class Contenders:
         made_bundle = hooks.Bundle(directory, mounts=[mount], annotations=asked)
         state = directory / "state.json"
         state.write_bytes(made_bundle.state())
+        by_whom = ["--no-fsync", "--bundle", str(directory)] if by_hand else []
         return Contender(
             name,
-            [str(program or self.program), *(["--no-fsync", "--bundle", str(directory)] if by_hand else [])],
+            [str(program or self.program), *by_whom, *options],
             makes=made,
             undo=undo,
             stdin=state,
@@ -98,24 +101,39 @@ class Contenders:
             self._shiv_file = self._make_shiv_file()
         return self.ours("copy", upper, name=SHIV, program=self._shiv_file, by_hand=by_hand, at_most=at_most)
 
-    def cp(self, tree: Path, *, out: Path | None = None, at_most: float | None = None) -> Contender:
+    def cp(
+        self,
+        tree: Path,
+        *,
+        out: Path | None = None,
+        at_most: float | None = None,
+        cpu_at_most: float | None = None,
+    ) -> Contender:
         """Give `cp -a`."""
         made = out or self._out()
-        return Contender("cp -a", ["cp", "-a", tree, made], makes=made, at_most=at_most)
+        command: list[str | Path] = ["cp", "-a", tree, made]
+        return Contender("cp -a", command, makes=made, at_most=at_most, cpu_at_most=cpu_at_most)
 
     def rsync(self, tree: Path) -> Contender:
         """Give `rsync -aH`."""
         made = self._out()
         return Contender("rsync -aH", ["rsync", "-aH", f"{tree}/", made], makes=made)
 
-    def tar(self, tree: Path, create: str, *options: str, at_most: float | None = None) -> Contender:
+    def tar(
+        self,
+        tree: Path,
+        create: str,
+        *options: str,
+        at_most: float | None = None,
+        cpu_at_most: float | None = None,
+    ) -> Contender:
         """Give GNU tar.
 
         Args:
             tree: the directory that is packed.
             create: "cf" or "czf".
             options: more of them.
-            at_most: see `Contender`.
+            at_most, cpu_at_most: see `Contender`.
         """
         made = self._out()
         return Contender(
@@ -124,17 +142,27 @@ class Contenders:
             makes=made,
             needs=("gzip",) if "z" in create else (),
             at_most=at_most,
+            cpu_at_most=cpu_at_most,
         )
 
-    def tar_through(self, compressor: str, tree: Path, *, at_most: float | None = None) -> Contender:
-        """Give GNU tar with a compressor behind it in a pipe."""
+    def tar_through(
+        self,
+        compressor: str,
+        tree: Path,
+        *options: str,
+        at_most: float | None = None,
+        cpu_at_most: float | None = None,
+    ) -> Contender:
+        """Give GNU tar with a compressor behind it in a pipe. See `tar`."""
         made = self._out()
+        packing = " ".join(["tar", *options])
         return Contender(
-            f"tar | {compressor}",
-            ["sh", "-c", f'tar -cf - -C "$0" . | {compressor} >"$1"', tree, made],
+            f"{packing} | {compressor}",
+            ["sh", "-c", f'{packing} -cf - -C "$0" . | {compressor} >"$1"', tree, made],
             makes=made,
             needs=("tar", compressor.split()[0]),
             at_most=at_most,
+            cpu_at_most=cpu_at_most,
         )
 
     def _out(self) -> Path:

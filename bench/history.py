@@ -165,10 +165,9 @@ def _beside_few(bench: Bench, revisions: int) -> Iterator[Row]:
     yield Row(
         work,
         "disk usage, without the base",
-        "",
-        f"{megabytes:.2f} MB",
-        f"{_LARGEST:.2f} MB",
-        judged(megabytes <= _LARGEST),
+        ratio=f"{megabytes:.2f} MB",
+        at_most=f"{_LARGEST:.2f} MB",
+        met=judged(megabytes <= _LARGEST),
     )
     listing = Contender("log", [str(bench.make.program), "log", many.image])
     taken = bench.race(listing)[listing.name]
@@ -176,10 +175,10 @@ def _beside_few(bench: Bench, revisions: int) -> Iterator[Row]:
         work,
         listing.name,
         f"{taken.seconds:.3f}",
-        "",
-        f"{_LONGEST_LOG:.2f} s",
-        judged(taken.seconds <= _LONGEST_LOG),
-        f"{taken.memory:.0f}",
+        cpu=f"{taken.cpu_seconds:.3f}",
+        at_most=f"{_LONGEST_LOG:.2f} s",
+        met=judged(taken.seconds <= _LONGEST_LOG),
+        memory=f"{taken.memory:.0f}",
     )
     yield from bench.compare(work, many.extract(revisions // 2), many.extract(_FEW))
     # Few of many stops compose layers, and the others are what is compared.

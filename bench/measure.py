@@ -28,6 +28,7 @@ class Contender:
         stdin: the file that it gets on standard input.
         needs: the programs that it takes.
         at_most: how long ours may take, in times of this one's median; None: as long as it takes.
+        cpu_at_most: the same for CPU time.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Contender:
     stdin: Path = Path("/dev/null")
     needs: tuple[str, ...] = ()
     at_most: float | None = None
+    cpu_at_most: float | None = None
 
     def missing(self) -> list[str]:
         """Give the programs that are not installed."""
@@ -49,11 +51,13 @@ class Result:
 
     Attributes:
         times: seconds of each run.
+        cpu_times: seconds on processors, of all its processes together.
         memory: the largest peak memory of a run's largest process, in MiB.
         size: bytes of the file that it makes; 0 for a directory.
     """
 
     times: list[float] = field(default_factory=list)
+    cpu_times: list[float] = field(default_factory=list)
     memory: float = 0
     size: int = 0
 
@@ -61,6 +65,11 @@ class Result:
     def seconds(self) -> float:
         """The median of the times."""
         return statistics.median(self.times)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The median of the CPU times."""
+        return statistics.median(self.cpu_times)
 
 
 class Starter:
@@ -91,8 +100,8 @@ class Starter:
     ) -> None:
         self._process.communicate()
 
-    def run(self, contender: Contender) -> tuple[float, float]:
-        """Run a contender once, and give its seconds and its peak memory in MiB."""
+    def run(self, contender: Contender) -> tuple[float, float, float]:
+        """Run a contender once, and give its seconds, its CPU seconds and its peak memory in MiB."""
         assert self._process.stdin
         assert self._process.stdout
         arguments = [shutil.which(str(contender.command[0])) or "", *map(str, contender.command[1:])]
@@ -100,10 +109,10 @@ class Starter:
         self._process.stdin.write(marshal.dumps(order))
         self._process.stdin.flush()
         # (No marshal here: it would replace the exception that Ctrl-C raises.)
-        seconds, kibibytes, status = self._process.stdout.readline().split()
+        seconds, cpu, kibibytes, status = self._process.stdout.readline().split()
         if int(status) != 0 or (contender.makes and not contender.makes.exists()):
             sys.exit(f"{' '.join(arguments)} failed with status {int(status)}:\n{self._stderr.read_text()}")
-        return float(seconds), int(kibibytes) / 1024
+        return float(seconds), float(cpu), int(kibibytes) / 1024
 
 
 def race(starter: Starter, contenders: Sequence[Contender], rounds: int) -> dict[str, Result]:
@@ -120,9 +129,10 @@ def race(starter: Starter, contenders: Sequence[Contender], rounds: int) -> dict
     results = {contender.name: Result() for contender in runners}
     for _ in range(rounds):
         for contender in runners:
-            seconds, memory = starter.run(contender)
+            seconds, cpu, memory = starter.run(contender)
             result = results[contender.name]
             result.times.append(seconds)
+            result.cpu_times.append(cpu)
             result.memory = max(result.memory, memory)
             if contender.makes:
                 result.size = contender.makes.stat().st_size if contender.makes.is_file() else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -78,16 +79,32 @@ def compared(work: str, results: dict[str, Result], ours: Contender, *peers: Con
         if not result:
             yield Row(work, contender.name, f"no {', '.join(contender.missing())}")
             continue
-        row = Row(work, contender.name, f"{result.seconds:.3f}", memory=f"{result.memory:.0f}")
-        if contender is not ours and ours.name in results:
-            ratio, limit = results[ours.name].seconds / result.seconds, contender.at_most
-            row = Row(
-                work,
-                row.tool,
-                row.seconds,
-                f"{ratio:.2f} x",
-                f"{limit:.2f} x" if limit else "",
-                judged(ratio <= limit) if limit else "",
-                row.memory,
-            )
-        yield row
+        yield _row(work, contender, result, results.get(ours.name) if contender is not ours else None)
+
+
+def _row(work: str, contender: Contender, result: Result, ours: Result | None) -> Row:
+    """Give a contender's row, with our ratio to it if there is one."""
+    row = Row(
+        work,
+        contender.name,
+        f"{result.seconds:.3f}",
+        cpu=f"{result.cpu_seconds:.3f}",
+        memory=f"{result.memory:.0f}",
+    )
+    if not ours:
+        return row
+    ratio, cpu_ratio = ours.seconds / result.seconds, ours.cpu_seconds / result.cpu_seconds
+    limits, met = [], []
+    if contender.at_most:
+        limits.append(f"{contender.at_most:.2f} x")
+        met.append(ratio <= contender.at_most)
+    if contender.cpu_at_most:
+        limits.append(f"CPU {contender.cpu_at_most:.2f} x")
+        met.append(cpu_ratio <= contender.cpu_at_most)
+    return replace(
+        row,
+        ratio=f"{ratio:.2f} x",
+        cpu_ratio=f"{cpu_ratio:.2f} x",
+        at_most=", ".join(limits),
+        met=judged(all(met)) if met else "",
+    )

@@ -14,7 +14,7 @@ import time
 
 
 def main() -> None:
-    """Read commands from stdin until it ends; answer each with seconds, peak KiB and exit status."""
+    """Read commands from stdin until it ends; answer each with seconds, CPU seconds, peak KiB, status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, and for who waits for it
     while True:
         try:
@@ -32,7 +32,8 @@ def main() -> None:
         )
         _, status, usage = os.wait4(process, 0)
         seconds = time.perf_counter() - begun
-        print(seconds, usage.ru_maxrss, os.waitstatus_to_exitcode(status), flush=True)
+        cpu = usage.ru_utime + usage.ru_stime  # with those of all processes that it has waited for
+        print(seconds, cpu, usage.ru_maxrss, os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 MET, UNMET = "yes", "NO"
 
-_HEADINGS = ("work", "tool", "seconds", "ours is", "at most", "met", "peak MiB")
-_WIDTHS = (0, 50, 10, 10, 10, 5, 10)
+_HEADINGS = ("work", "tool", "seconds", "ours is", "CPU s", "ours is", "at most", "met", "peak MiB")
+_WIDTHS = (0, 50, 9, 9, 8, 9, 21, 5, 10)
 # The marks in the README.
 _BEGIN, _END = "<!-- begin of the table -->", "<!-- end of the table -->"
 
@@ -26,7 +26,9 @@ class Row:
         tool: what does it, or which property of it is judged.
         seconds: the median.
         ratio: ours, in times of this tool.
-        at_most: what the ratio, or the peak memory, has to be.
+        cpu: the median of the seconds on processors.
+        cpu_ratio: ours, in times of this tool.
+        at_most: what a ratio, or the peak memory, has to be; "CPU" before the ratio of CPU times.
         met: `MET` or `UNMET`.
         memory: peak memory of its largest process.
     """
@@ -35,6 +37,8 @@ class Row:
     tool: str
     seconds: str = ""
     ratio: str = ""
+    cpu: str = ""
+    cpu_ratio: str = ""
     at_most: str = ""
     met: str = ""
     memory: str = ""
