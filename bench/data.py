@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import stat
+import subprocess
 import sysconfig
 from itertools import cycle
 from pathlib import Path
@@ -22,6 +23,8 @@ _SYMLINKS, _HARD_LINKS, _ATTRIBUTES = 33, 50, 20
 _LARGEST = 64 * 1024
 
 _PIECE = 1024 * 1024
+# How much of a large file changes.
+CHANGED = 1024 * 1024
 
 
 def small_files(top: Path, *, files: int, directories: int) -> Path:
@@ -78,6 +81,29 @@ def large_file(top: Path, size: int) -> Path:
             if file.tell() == size:
                 break
     return top
+
+
+def changed_a_little(lower: Path, name: str, *, by: Path) -> Path:
+    """Change 1 MiB in the middle of a file of a lower layer, as a container does, and give the upperdir.
+
+    Args:
+        lower: the layer.
+        name: the file's name there; it has at least 2 MiB.
+        by: where directories are made for the overlay, on the layer's file system.
+    """
+    upper, work, merged = (by / each for each in ("upper", "work", "merged"))
+    for each in (upper, work, merged):
+        each.mkdir()
+    layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", merged], check=True)
+    try:
+        with open(merged / name, "r+b") as file:
+            file.seek(os.path.getsize(file.fileno()) // 2 // CHANGED * CHANGED)
+            file.write(os.urandom(CHANGED))
+    finally:
+        subprocess.run(["umount", merged], check=True)
+    subprocess.run(["sync", "-f", upper], check=True)  # else who copies it first has to wait for that
+    return upper
 
 
 def _make_directories(top: str, count: int) -> list[str]:
