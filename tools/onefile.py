@@ -7,7 +7,6 @@ one block besides, compiled, which takes a third of the time. docs/design.md, "T
 """
 
 from __future__ import annotations
-
 import __future__
 
 import argparse
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import CodeType
+    from typing import Any
 
 # Isolated from the environment and the user's own modules (-I), never writing .pyc files (-B),
 # without the site module (-S), and with UTF-8 names whatever the locale is (-X utf8).
@@ -123,12 +123,14 @@ def make_block(entries: dict[str, bytes], start: bytes) -> tuple[bytes, int]:
     """
     modules = {
         module.name: module
-        for module in (_Module(path, source) for path, source in sorted(entries.items()) if path.endswith(".py"))
+        for module in (
+            _Module(path, source) for path, source in sorted(entries.items()) if path.endswith(".py")
+        )
         if module.room not in NOT_IN_BLOCK
     }
     block = bytearray(importlib.util.MAGIC_NUMBER)
 
-    def add(value: object) -> tuple[int, int]:
+    def add(value: Any) -> tuple[int, int]:
         data = marshal.dumps(value)
         block.extend(data)
         return len(block) - len(data), len(data)
@@ -240,7 +242,9 @@ def head(interpreter: str, size: int, index: int) -> bytes:
     length = 0
     while True:
         # The block is the first entry: what comes before its data is 30 bytes and its name.
-        rest = HEAD.format(offset=length + 30 + len(BLOCK), size=size, index=index, options=INTERPRETER_OPTIONS)
+        rest = HEAD.format(
+            offset=length + 30 + len(BLOCK), size=size, index=index, options=INTERPRETER_OPTIONS
+        )
         first = FIRST_LINE.format(interpreter=interpreter, size=length)
         if len(first) > LONGEST_FIRST_LINE:
             return f"#!{interpreter} {INTERPRETER_OPTIONS}\n".encode()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import marshal
 import sys
-from _frozen_importlib import ModuleSpec  # type: ignore[import-not-found]
+from _frozen_importlib import ModuleSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Block:
         for name, is_package, code in group:
             if name in modules:
                 continue
-            module = _Module(name)
+            module: Any = _Module(name)
             module.__spec__ = spec = self._spec(name, is_package=is_package)
             module.__loader__ = self
             module.__file__ = spec.origin
@@ -98,7 +98,10 @@ class Block:
     def _spec(self, name: str, *, is_package: bool) -> ModuleSpec:
         path = f"{self.archive}/site-packages/{name.replace('.', '/')}"
         spec = ModuleSpec(
-            name, self, origin=f"{path}/__init__.py" if is_package else f"{path}.py", is_package=is_package
+            name,
+            self,  # type: ignore[arg-type]
+            origin=f"{path}/__init__.py" if is_package else f"{path}.py",
+            is_package=is_package,
         )
         spec.has_location = True
         if is_package:
