@@ -142,7 +142,8 @@ def _read_plain(arguments: Sequence[str]) -> dict[str, Any] | None:
             value = next(rest, "")
             if value.startswith("-"):
                 return None
-        if not value or value not in keywords.get("choices", (value,)):
+        # (argparse finds nothing in --option=--.)
+        if value in ("", "--") or value not in keywords.get("choices", (value,)):
             return None
         try:
             value = keywords.get("type", str)(value)
