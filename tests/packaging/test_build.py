@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.packaging import pythons
-from tests.packaging.conftest import PATH, checkout
+from tests.packaging.conftest import PATH, Change, checkout, run
 from tests.support import tools
 
 
