@@ -3,7 +3,7 @@
 A plain shiv file extracts itself into the home directory before it starts. A hook of a rootless
 container has none that it may write to, and pays for it at every container stop. Python imports from
 inside a zip just as well, so only the package is kept of what shiv packed. What the hook imports is in
-one block besides, compiled, which takes a third of the time. docs/design.md, "The one file", has the whole story.
+one block besides, compiled, which takes a third of the time. docs/design.md, "Start-up", has the whole story.
 """
 
 from __future__ import annotations

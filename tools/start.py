@@ -1,7 +1,7 @@
 """Import the program's modules from one block of bytes: the part of the built file that runs first.
 
 Finding a module in a zip and reading it takes 0.15 ms, a module that is in memory already 0.02 ms. This is compiled into
-the block by tools/onefile.py, and works with the Python that the block was compiled by. docs/design.md, "The one file",
+the block by tools/onefile.py, and works with the Python that the block was compiled by. docs/design.md, "Start-up",
 says how the built file starts.
 
 Source: importlib, "importlib.abc", for finders and loaders.
