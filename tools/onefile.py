@@ -39,13 +39,13 @@ LONGEST_FIRST_LINE = 127
 # by itself in the C locale, which is that of an empty environment). Another version of Python cannot read the block.
 # What is not as it should be is for Python's own way.
 HEAD = """\
-import _frozen_importlib_external as machinery, marshal
-with f: f.seek({offset}); block = memoryview(f.read({size}))
+import _frozen_importlib_external as machinery, fcntl, marshal
+with f: f.seek({offset}); block = memoryview(f.read({begin})); file = fcntl.fcntl(f, fcntl.F_DUPFD_CLOEXEC, 3)
 del sys.argv[0]
 if block[:4] == machinery.MAGIC_NUMBER and sys.getfilesystemencoding() == "utf-8":
     code, *found = marshal.loads(block[{index}:])
     exec(code)
-    run(sys.argv[0], block, *found)
+    run(sys.argv[0], block, file, {end}, *found)
 import posix
 posix.execv(sys.executable, [sys.executable, "{options}"] + sys.argv)
 """
@@ -61,7 +61,7 @@ block = memoryview(loader.get_data(loader.archive + "/BLOCK"))
 if block[:4] == machinery.MAGIC_NUMBER:
     found = marshal.loads(block[{index}:])
     exec(found[0])
-    run(loader.archive, block, *found[1:])
+    run(loader.archive, block, None, 0, *found[1:])
 sys.path.insert(0, loader.archive + "/site-packages")
 from archive_overlay.cli import run
 sys.exit(run())
@@ -104,14 +104,14 @@ def main() -> None:
         for path in options.stage.glob(f"{PACKAGE}/**/*.py*")
     }
     start = Path(__file__).with_name("start.py").read_bytes()
-    block, index = make_block(entries, start)
+    block, index, begin = make_block(entries, start)
     entries[BLOCK] = block
     entries["start.py"] = start
     entries["__main__.py"] = MAIN.format(index=index).encode()
-    write(options.output, entries, head(options.interpreter, len(block), index), date=options.date)
+    write(options.output, entries, head(options.interpreter, len(block), index, begin), date=options.date)
 
 
-def make_block(entries: dict[str, bytes], start: bytes) -> tuple[bytes, int]:
+def make_block(entries: dict[str, bytes], start: bytes) -> tuple[bytes, int, int]:
     """Compile what the hook imports into one block.
 
     Args:
@@ -119,7 +119,7 @@ def make_block(entries: dict[str, bytes], start: bytes) -> tuple[bytes, int]:
         start: the source of tools/start.py.
 
     Returns:
-        The block, and where in it the code of tools/start.py and its arguments are.
+        The block, where in it the code of tools/start.py and its arguments are, and how much of it every start reads.
     """
     modules = {
         module.name: module
@@ -128,14 +128,14 @@ def make_block(entries: dict[str, bytes], start: bytes) -> tuple[bytes, int]:
         )
         if module.room not in NOT_IN_BLOCK
     }
-    block = bytearray(importlib.util.MAGIC_NUMBER)
+    begin, rest = bytearray(importlib.util.MAGIC_NUMBER), bytearray()
 
-    def add(value: Any) -> tuple[int, int]:
+    def add(part: bytearray, value: Any) -> tuple[int, int]:
         data = marshal.dumps(value)
-        block.extend(data)
-        return len(block) - len(data), len(data)
+        part.extend(data)
+        return len(part) - len(data), len(data)
 
-    groups = {}
+    places: dict[str, tuple[int, int]] = {}
     always: list[str] = []
     grouped: set[str] = set()
     for first, more in GROUPS.items():
@@ -146,17 +146,20 @@ def make_block(entries: dict[str, bytes], start: bytes) -> tuple[bytes, int]:
         if first in ALWAYS:
             always += names
         grouped.update(names)
-        groups[first] = (
-            *add([(name, modules[name].is_package, modules[name].compiled()) for name in names]),
-            modules[first].is_package,
-        )
-    others = {
-        name: (*add(module.compiled()), module.is_package)
-        for name, module in modules.items()
-        if name not in grouped
-    }
-    index, _ = add((_compiled(start, "archive_overlay.pyz/start.py"), groups, others))
-    return bytes(block), index
+        group = [(name, modules[name].is_package, modules[name].compiled()) for name in names]
+        places[first] = add(begin if first in ALWAYS else rest, group)
+    for name, module in modules.items():
+        if name not in grouped:
+            places[name] = add(rest, module.compiled())
+
+    def found(name: str) -> tuple[int, int, bool]:
+        start, length = places[name]
+        return start if name in ALWAYS else start - len(rest), length, modules[name].is_package
+
+    groups = {name: found(name) for name in GROUPS}
+    others = {name: found(name) for name in places if name not in GROUPS}
+    index, _ = add(begin, (_compiled(start, "archive_overlay.pyz/start.py"), groups, others))
+    return bytes(begin + rest), index, len(begin)
 
 
 class _Module:
@@ -231,19 +234,21 @@ def _is_unused(part: ast.stmt) -> bool:
     return isinstance(part, ast.ImportFrom) and part.module == "__future__"
 
 
-def head(interpreter: str, size: int, index: int) -> bytes:
+def head(interpreter: str, size: int, index: int, begin: int) -> bytes:
     """Give what the file begins with, before the zip.
 
     Args:
         interpreter: absolute path of the Python that runs it.
         size: of the block.
         index: see `make_block`.
+        begin: how much of the block every start reads.
     """
     length = 0
     while True:
         # The block is the first entry: what comes before its data is 30 bytes and its name.
+        offset = length + 30 + len(BLOCK)
         rest = HEAD.format(
-            offset=length + 30 + len(BLOCK), size=size, index=index, options=INTERPRETER_OPTIONS
+            offset=offset, begin=begin, end=offset + size, index=index, options=INTERPRETER_OPTIONS
         )
         first = FIRST_LINE.format(interpreter=interpreter, size=length)
         if len(first) > LONGEST_FIRST_LINE:

@@ -10,6 +10,7 @@ Source: importlib, "importlib.abc", for finders and loaders.
 from __future__ import annotations
 
 import marshal
+import posix
 import sys
 from _frozen_importlib import ModuleSpec
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from types import CodeType, ModuleType
     from typing import Any
 
-    # Where something is in the block, how many bytes of it, and whether it is a package.
+    # Where something is in the block (below 0: from its end), how many bytes of it, and whether it is a package.
     Place = tuple[int, int, bool]
 
 _Module = type(sys)
@@ -29,7 +30,9 @@ class Block:
 
     Args:
         archive: path of the built file.
-        block: has the compiled modules.
+        block: has the compiled modules: all of it, or its beginning.
+        file: descriptor of the built file, if the block is only the beginning.
+        end: where the whole block ends in that file.
         groups: modules that are needed together, by the one that is imported first, each as name, whether it is a
             package, and code, those first that others import.
         modules: other modules by name.
@@ -39,10 +42,19 @@ class Block:
     """
 
     def __init__(
-        self, archive: str, block: memoryview, groups: dict[str, Place], modules: dict[str, Place]
+        self,
+        archive: str,
+        block: memoryview,
+        file: int | None,
+        end: int,
+        groups: dict[str, Place],
+        modules: dict[str, Place],
     ) -> None:
         self.archive = archive
         self._block = block
+        self._file = file
+        self._end = end
+        self._changed = None if file is None else posix.fstat(file).st_mtime_ns
         self._groups = groups
         self._modules = modules
 
@@ -111,12 +123,26 @@ class Block:
 
     def _load(self, place: Place) -> Any:
         start, length, _ = place
-        return marshal.loads(self._block[start : start + length])
+        if self._file is None or start >= 0:
+            start %= len(self._block)
+            return marshal.loads(self._block[start : start + length])
+        data = posix.pread(self._file, length, self._end + start)
+        # What replaces the file leaves this one as it is, but it may be written over.
+        if len(data) != length or posix.fstat(self._file).st_mtime_ns != self._changed:
+            raise ImportError(f"{self.archive} was overwritten while it ran")
+        return marshal.loads(data)
 
 
-def run(archive: str, block: memoryview, groups: dict[str, Place], modules: dict[str, Place]) -> None:
+def run(
+    archive: str,
+    block: memoryview,
+    file: int | None,
+    end: int,
+    groups: dict[str, Place],
+    modules: dict[str, Place],
+) -> None:
     """Run the program. The arguments are those of `Block`."""
-    sys.meta_path.insert(0, Block(archive, block, groups, modules))
+    sys.meta_path.insert(0, Block(archive, block, file, end, groups, modules))
     from archive_overlay.cli import run as run_program
 
     sys.exit(run_program())
