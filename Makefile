@@ -31,7 +31,7 @@ PROGRAM = dist/archive_overlay.pyz
 
 all: $(PROGRAM)  ## build the program into one file
 
-$(PROGRAM): build.sh tools/onefile.py $(SOURCES) .cache/build-settings
+$(PROGRAM): build.sh tools/onefile.py tools/start.py $(SOURCES) .cache/build-settings
 	./build.sh $(BUILDFLAGS) $@
 
 # Changes when the settings do, and only then.

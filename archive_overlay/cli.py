@@ -25,8 +25,8 @@ from archive_overlay.system import signals
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
-    from typing import NoReturn
+    from collections.abc import Mapping, Sequence
+    from typing import Any, NoReturn
 
 _MOST_JOBS = 1024
 _LONGEST_TIMEOUT = 86400
@@ -35,6 +35,8 @@ _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 # Of help that nobody reads on a terminal. argparse itself would ask the environment, by way of shutil, which takes 2 ms.
 _WIDTH = 80
 _STDIN = 0
+# What options without a value make of it, by what the parser does for them.
+_FLAGS = {"store_true": True, "store_false": False}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,10 +102,9 @@ def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
         How the hook works; or what a person asks for, as `commands.run` takes it. A wrong command line ends the
         program with a usage message and status 2.
     """
-    if not arguments:
-        return Settings()  # argparse costs 6 ms, and most hooks have these arguments or none
-    if [*arguments] == ["--syslog"]:
-        return Settings(syslog=True)
+    plain = _read_plain(arguments)
+    if plain is not None:
+        return _settings(plain)
     if not arguments[0].startswith("-"):
         return _parse_command(arguments)
     # Only people ask for help: what hooks have in their configuration is read without the parsers of the commands.
@@ -112,38 +113,97 @@ def parse(arguments: Sequence[str]) -> Settings | argparse.Namespace:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         _refuse_arguments(arguments, unknown)
+    return _settings(vars(options))
+
+
+def _read_plain(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """Read options of the hook as the parser would, but without argparse, which costs 8 ms.
+
+    Returns:
+        All values by name; None: it takes the parser to say what is meant, or what is wrong.
+    """
+    if not arguments:
+        return {}
+    known = _options()
+    values = {_key(name, keywords): _default(keywords) for name, keywords in known.items()}
+    rest = iter(arguments)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name not in known:
+            return None
+        keywords = known[name]
+        key, action = _key(name, keywords), keywords.get("action")
+        if action in _FLAGS:
+            if equals:
+                return None
+            values[key] = _FLAGS[action]
+            continue
+        if not equals:
+            value = next(rest, "")
+            if value.startswith("-"):
+                return None
+        # (argparse finds nothing in --option=--.)
+        if value in ("", "--") or value not in keywords.get("choices", (value,)):
+            return None
+        try:
+            value = keywords.get("type", str)(value)
+        except Exception:  # of argparse, which is not imported: the parser finds it again
+            return None
+        values[key] = [*values[key], value] if action == "append" else value
+    return values
+
+
+def _key(name: str, keywords: Mapping[str, Any]) -> str:
+    """Give what the parser calls the value of an option."""
+    key: str = keywords.get("dest") or name[2:].replace("-", "_")
+    return key
+
+
+def _default(keywords: Mapping[str, Any]) -> Any:
+    action = keywords.get("action")
+    return not _FLAGS[action] if action in _FLAGS else keywords.get("default")
+
+
+def _settings(values: Mapping[str, Any]) -> Settings:
+    """Give the settings that options ask for.
+
+    Args:
+        values: of all options, by name, as the parser gives them; none: all are the defaults.
+    """
+    if not values:
+        return Settings()
     return Settings(
-        bundle=options.bundle,
-        mount_program=options.mount_program,
-        rescue_dir=options.rescue_dir,
-        jobs=options.jobs,
-        fsync=options.fsync,
-        allowed=tuple(options.allow_archive_to),
-        trust_image_annotations=options.trust_image_annotations,
-        setid=options.setid,
-        max_bytes=options.max_bytes,
-        max_entries=options.max_entries,
-        file_mode=options.file_mode,
+        bundle=values["bundle"],
+        mount_program=values["mount_program"],
+        rescue_dir=values["rescue_dir"],
+        jobs=values["jobs"],
+        fsync=values["fsync"],
+        allowed=tuple(values["allow_archive_to"]),
+        trust_image_annotations=values["trust_image_annotations"],
+        setid=values["setid"],
+        max_bytes=values["max_bytes"],
+        max_entries=values["max_entries"],
+        file_mode=values["file_mode"],
         transfer=TransferSettings(
-            skopeo=options.skopeo,
-            load_prefixes=_load_prefixes(options),
-            push_prefixes=tuple(options.allow_push_to),
-            authfile=options.authfile,
-            push_timeout=options.push_timeout,
-            tls_verify=options.tls_verify == "true",
+            skopeo=values["skopeo"],
+            load_prefixes=_load_prefixes(values),
+            push_prefixes=tuple(values["allow_push_to"]),
+            authfile=values["authfile"],
+            push_timeout=values["push_timeout"],
+            tls_verify=values["tls_verify"] == "true",
         ),
-        on_success=options.on_success,
-        on_failure=options.on_failure,
-        log_level=options.log_level,
-        log_file=options.log_file,
-        syslog=options.syslog,
+        on_success=values["on_success"],
+        on_failure=values["on_failure"],
+        log_level=values["log_level"],
+        log_file=values["log_file"],
+        syslog=values["syslog"],
     )
 
 
-def _load_prefixes(options: argparse.Namespace) -> tuple[str, ...] | None:
+def _load_prefixes(values: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Say which names images may be loaded as: if paths are limited, only those that are allowed."""
-    if options.allow_load_as or options.allow_archive_to:
-        return tuple(options.allow_load_as)
+    if values["allow_load_as"] or values["allow_archive_to"]:
+        return tuple(values["allow_load_as"])
     return None
 
 
@@ -251,162 +311,135 @@ def _build_hook_parser(
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=width - 2),
     )
     parser.color = False  # type: ignore[attr-defined]  # Python 3.14 would ask the environment
-    parser.add_argument(
-        "--log-level",
-        metavar="LEVEL",
-        type=_log_level,
-        default=DEFAULT_LOG_LEVEL,
-        help=(
-            f"log messages of this level and above: {', '.join(log.LEVEL_NAMES)} (default: {DEFAULT_LOG_LEVEL})"
-        ),
-    )
-    parser.add_argument(
-        "--log-file",
-        metavar="PATH",
-        help="also append log messages to this file (podman does not show what a hook writes to stderr)",
-    )
-    parser.add_argument("--syslog", action="store_true", help="also send log messages to the system log")
-    parser.add_argument(
-        "--mount-program",
-        metavar="PATH",
-        default=DEFAULT_MOUNT_PROGRAM,
-        help=(
-            "the program that serves overlay mounts in user space: mount_program in storage.conf (default:"
-            f" {DEFAULT_MOUNT_PROGRAM})"
-        ),
-    )
-    parser.add_argument(
-        "--rescue-dir",
-        metavar="DIR",
-        type=_absolute_path,
-        help=(
-            "if an archive fails, keep the upperdir as DIR/CONTAINER/ARCHIVE, and say in DIR/CONTAINER/ARCHIVE.json what was"
-            " asked for and what went wrong"
-        ),
-    )
-    parser.add_argument(
-        "--allow-archive-to",
-        metavar="DIR",
-        type=_absolute_path,
-        action="append",
-        default=[],
-        help="allow archives and success markers only in this directory; may be repeated",
-    )
-    parser.add_argument(
-        "--allow-load-as",
-        metavar="PREFIX",
-        type=_name_prefix,
-        action="append",
-        default=[],
-        help=(
-            "allow load-as names that begin with this, for example localhost/data; may be repeated (default: all names, or none"
-            " with --allow-archive-to)"
-        ),
-    )
-    parser.add_argument(
-        "--allow-push-to",
-        metavar="PREFIX",
-        type=_name_prefix,
-        action="append",
-        default=[],
-        help=(
-            "allow push-to names that begin with this, for example docker://registry.example/team; a port is part of the host;"
-            " may be repeated (default: none)"
-        ),
-    )
-    parser.add_argument(
-        "--authfile",
-        metavar="PATH",
-        type=_absolute_path,
-        help="passwords of registries, as written by skopeo login (default: those of the engine's user)",
-    )
-    parser.add_argument(
-        "--push-timeout",
-        metavar="SECONDS",
-        type=_seconds,
-        default=DEFAULT_PUSH_TIMEOUT,
-        help=f"give up a push after this time (default: {DEFAULT_PUSH_TIMEOUT})",
-    )
-    parser.add_argument(
-        "--tls-verify",
-        choices=("true", "false"),
-        default="true",
-        help="require a valid certificate of the registry; false only for loopback and tests (default: true)",
-    )
-    parser.add_argument(
-        "--skopeo",
-        metavar="PATH",
-        type=_absolute_path,
-        default=DEFAULT_SKOPEO,
-        help=f"absolute path of skopeo, for load-as and push-to (default: {DEFAULT_SKOPEO})",
-    )
-    parser.add_argument(
-        "--on-success",
-        metavar="PROGRAM",
-        type=_absolute_path,
-        help="run this program for each archive that succeeds, with the facts as JSON on standard input",
-    )
-    parser.add_argument(
-        "--on-failure",
-        metavar="PROGRAM",
-        type=_absolute_path,
-        help="run this program for each archive that could not be made, loaded or pushed",
-    )
-    parser.add_argument(
-        "--trust-image-annotations",
-        action="store_true",
-        help="obey annotations of images, which some engines copy into containers",
-    )
-    parser.add_argument(
-        "--no-setid",
-        dest="setid",
-        action="store_false",
-        help="leave set-user-ID and set-group-ID bits and file capabilities out of archives",
-    )
-    parser.add_argument(
-        "--max-bytes",
-        metavar="N",
-        type=_number,
-        help=(
-            "refuse an archive with more bytes than this before compression: contents, names, attributes and, for method oci,"
-            " the zeros of holes; 10K, 512M, 10G and 1T are in steps of 1024"
-        ),
-    )
-    parser.add_argument(
-        "--max-entries",
-        metavar="N",
-        type=_number,
-        help="refuse a change set with more entries than this, including directories and deletions",
-    )
-    parser.add_argument(
-        "--file-mode",
-        metavar="MODE",
-        type=_file_mode,
-        help=(
-            "permissions of tars and of the files in image layouts, in octal, such as 0640 or 0644 (default: as the"
-            " directory's default ACL says, or else 0600)"
-        ),
-    )
-    parser.add_argument(
-        "--jobs",
-        metavar="N",
-        default=0,
-        type=_count,
-        help="compress on N processors (default: all that this process may use)",
-    )
-    parser.add_argument(
-        "--no-fsync",
-        dest="fsync",
-        action="store_false",
-        help="do not wait until archives are on disk: faster, but a power failure may lose them",
-    )
-    parser.add_argument(
-        "--bundle",
-        metavar="DIR",
-        help="read config.json from this bundle instead of a container state from standard input, to run the hook by hand",
-    )
+    for name, keywords in _options().items():
+        parser.add_argument(name, **keywords)
     parser.add_argument("-v", "--version", action="version", version=f"archive_overlay version {__version__}")
     return parser
+
+
+def _options() -> dict[str, dict[str, Any]]:
+    """Give the options of the hook, and for each what the parser has to know of it: see `add_argument` of argparse."""
+    return {
+        "--log-level": {
+            "metavar": "LEVEL",
+            "type": _log_level,
+            "default": DEFAULT_LOG_LEVEL,
+            "help": f"log messages of this level and above: {', '.join(log.LEVEL_NAMES)} (default: {DEFAULT_LOG_LEVEL})",
+        },
+        "--log-file": {
+            "metavar": "PATH",
+            "help": "also append log messages to this file (podman does not show what a hook writes to stderr)",
+        },
+        "--syslog": {"action": "store_true", "help": "also send log messages to the system log"},
+        "--mount-program": {
+            "metavar": "PATH",
+            "default": DEFAULT_MOUNT_PROGRAM,
+            "help": "the program that serves overlay mounts in user space: mount_program in storage.conf (default:"
+            f" {DEFAULT_MOUNT_PROGRAM})",
+        },
+        "--rescue-dir": {
+            "metavar": "DIR",
+            "type": _absolute_path,
+            "help": "if an archive fails, keep the upperdir as DIR/CONTAINER/ARCHIVE, and say in DIR/CONTAINER/ARCHIVE.json what was"
+            " asked for and what went wrong",
+        },
+        "--allow-archive-to": {
+            "metavar": "DIR",
+            "type": _absolute_path,
+            "action": "append",
+            "default": [],
+            "help": "allow archives and success markers only in this directory; may be repeated",
+        },
+        "--allow-load-as": {
+            "metavar": "PREFIX",
+            "type": _name_prefix,
+            "action": "append",
+            "default": [],
+            "help": "allow load-as names that begin with this, for example localhost/data; may be repeated (default: all names, or none"
+            " with --allow-archive-to)",
+        },
+        "--allow-push-to": {
+            "metavar": "PREFIX",
+            "type": _name_prefix,
+            "action": "append",
+            "default": [],
+            "help": "allow push-to names that begin with this, for example docker://registry.example/team; a port is part of the host;"
+            " may be repeated (default: none)",
+        },
+        "--authfile": {
+            "metavar": "PATH",
+            "type": _absolute_path,
+            "help": "passwords of registries, as written by skopeo login (default: those of the engine's user)",
+        },
+        "--push-timeout": {
+            "metavar": "SECONDS",
+            "type": _seconds,
+            "default": DEFAULT_PUSH_TIMEOUT,
+            "help": f"give up a push after this time (default: {DEFAULT_PUSH_TIMEOUT})",
+        },
+        "--tls-verify": {
+            "choices": ("true", "false"),
+            "default": "true",
+            "help": "require a valid certificate of the registry; false only for loopback and tests (default: true)",
+        },
+        "--skopeo": {
+            "metavar": "PATH",
+            "type": _absolute_path,
+            "default": DEFAULT_SKOPEO,
+            "help": f"absolute path of skopeo, for load-as and push-to (default: {DEFAULT_SKOPEO})",
+        },
+        "--on-success": {
+            "metavar": "PROGRAM",
+            "type": _absolute_path,
+            "help": "run this program for each archive that succeeds, with the facts as JSON on standard input",
+        },
+        "--on-failure": {
+            "metavar": "PROGRAM",
+            "type": _absolute_path,
+            "help": "run this program for each archive that could not be made, loaded or pushed",
+        },
+        "--trust-image-annotations": {
+            "action": "store_true",
+            "help": "obey annotations of images, which some engines copy into containers",
+        },
+        "--no-setid": {
+            "dest": "setid",
+            "action": "store_false",
+            "help": "leave set-user-ID and set-group-ID bits and file capabilities out of archives",
+        },
+        "--max-bytes": {
+            "metavar": "N",
+            "type": _number,
+            "help": "refuse an archive with more bytes than this before compression: contents, names, attributes and, for method oci,"
+            " the zeros of holes; 10K, 512M, 10G and 1T are in steps of 1024",
+        },
+        "--max-entries": {
+            "metavar": "N",
+            "type": _number,
+            "help": "refuse a change set with more entries than this, including directories and deletions",
+        },
+        "--file-mode": {
+            "metavar": "MODE",
+            "type": _file_mode,
+            "help": "permissions of tars and of the files in image layouts, in octal, such as 0640 or 0644 (default: as the"
+            " directory's default ACL says, or else 0600)",
+        },
+        "--jobs": {
+            "metavar": "N",
+            "default": 0,
+            "type": _count,
+            "help": "compress on N processors (default: all that this process may use)",
+        },
+        "--no-fsync": {
+            "dest": "fsync",
+            "action": "store_false",
+            "help": "do not wait until archives are on disk: faster, but a power failure may lose them",
+        },
+        "--bundle": {
+            "metavar": "DIR",
+            "help": "read config.json from this bundle instead of a container state from standard input, to run the hook by hand",
+        },
+    }
 
 
 def _log_level(value: str) -> str:

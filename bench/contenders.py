@@ -60,8 +60,7 @@ class Contenders:
             upper: the upperdir.
             name: as the table has it.
             program: another file than the shipped one.
-            by_hand: run with `--no-fsync --bundle`; else as an engine runs it: without arguments, with the
-                container's state on stdin.
+            by_hand: run with `--no-fsync --bundle`; else as an engine runs it: with the container's state on stdin.
             bundle: the container's bundle; None: a new one.
             out: the archive.
             undo, at_most: see `Contender`.
@@ -95,11 +94,21 @@ class Contenders:
         """Give the interpreter that the program runs in, doing nothing."""
         return Contender("python3 -IS -c pass", [self.interpreter, "-IS", "-c", "pass"], at_most=at_most)
 
-    def plain_shiv_file(self, upper: Path, *, by_hand: bool, at_most: float | None = None) -> Contender:
+    def plain_shiv_file(
+        self, upper: Path, *, by_hand: bool, options: Sequence[str] = (), at_most: float | None = None
+    ) -> Contender:
         """Give the same package as shiv packs it, which has extracted itself already."""
         if not self._shiv_file:
             self._shiv_file = self._make_shiv_file()
-        return self.ours("copy", upper, name=SHIV, program=self._shiv_file, by_hand=by_hand, at_most=at_most)
+        return self.ours(
+            "copy",
+            upper,
+            name=SHIV,
+            program=self._shiv_file,
+            by_hand=by_hand,
+            options=options,
+            at_most=at_most,
+        )
 
     def cp(
         self,

@@ -51,12 +51,13 @@ def compare(make: Contenders, upper: Path, environment: Mapping[str, str], round
 def _profile(contender: Contender, environment: Mapping[str, str], rounds: int) -> Counter[str]:
     """Run a Python program, and give the microseconds that each package took, without what it imports."""
     with open(contender.command[0], "rb") as program:
-        interpreter = program.readline()[2:].decode().split()
+        # All after the interpreter is one argument (execve(2), "Interpreter scripts").
+        interpreter, *options = program.readline()[2:].decode().strip().split(maxsplit=1)
     runs = []
     for _ in range(rounds):
         with open(contender.stdin, "rb") as stdin:
             done = subprocess.run(
-                [*interpreter, "-X", "importtime", *contender.command],
+                [interpreter, "-X", "importtime", *options, *contender.command],
                 check=True,
                 stdin=stdin,
                 capture_output=True,

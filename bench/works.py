@@ -42,14 +42,18 @@ class UnableError(Exception):
 
 def start(bench: Bench) -> Iterator[Row]:
     """Whole hook, 10 entries, copy."""
-    for title, by_hand in (("as an engine runs it", False), ("--no-fsync --bundle DIR", True)):
-        shiv = bench.make.plain_shiv_file(bench.few, by_hand=by_hand, at_most=0.6)
+    for title, options, by_hand, at_most in (
+        ("as installed, --syslog", ("--syslog",), False, 2.6),
+        ("without options", (), False, 2.3),
+        ("--no-fsync --bundle DIR", (), True, 2.6),
+    ):
+        shiv = bench.make.plain_shiv_file(bench.few, by_hand=by_hand, options=options, at_most=0.5)
         if not shiv.missing():
             bench.race(shiv, rounds=1)  # extracts itself
         yield from bench.compare(
             f"whole hook, 10 entries, copy ({title})",
-            bench.make.ours("copy", bench.few, by_hand=by_hand),
-            bench.make.bare_interpreter(at_most=3.0),
+            bench.make.ours("copy", bench.few, by_hand=by_hand, options=options),
+            bench.make.bare_interpreter(at_most=at_most),
             shiv,
             rounds=bench.rounds * _SHORT,
         )

@@ -6,7 +6,7 @@ import argparse
 import gc
 import os
 import re
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -14,6 +14,9 @@ from archive_overlay import cli
 from archive_overlay.commands.parsers import commands_of
 from archive_overlay.errors import Interrupted
 from archive_overlay.system import signals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def test_a_signal_at_the_very_end_gives_the_status_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,3 +155,100 @@ def test_help_of_a_command(capsys: pytest.CaptureFixture[str], name: str) -> Non
         shown.append(capsys.readouterr().out)
     assert shown[0].startswith(f"usage: archive_overlay {name} ")
     assert set(shown) == {shown[0]}
+
+
+VALUES = {
+    "--log-level": ["warn", "DEBUG", "loud"],
+    "--tls-verify": ["true", "false", "maybe"],
+    "--jobs": ["1", "1024", "0", "1025", "x"],
+    "--push-timeout": ["60", "0", "1e3"],
+    "--max-bytes": ["10K", "10iB", "99999999999999999999"],
+    "--max-entries": ["5"],
+    "--file-mode": ["0640", "0777", "8"],
+    "--allow-load-as": ["localhost/data", "UPPER case"],
+    "--allow-push-to": ["docker://registry.example/team", "nowhere"],
+}
+
+
+def spellings() -> Iterator[list[str]]:
+    """Give command lines of the hook, right and wrong: each option in many ways."""
+    for name, keywords in cli._options().items():
+        if keywords.get("action") in ("store_true", "store_false"):
+            yield from (
+                [name],
+                [name, name],
+                [f"{name}="],
+                [f"{name}=yes"],
+                [name, "word"],
+                [name[:-1]],
+                [name, "--"],
+            )
+            continue
+        for value in [
+            *VALUES.get(name, ["/usr//lib/../bin", "relative", "größe", "a b"]),
+            "",
+            "-",
+            "-x",
+            "-1",
+            "--",
+            "--syslog",
+        ]:
+            yield from (
+                [name, value],
+                [f"{name}={value}"],
+                [name, value, "--syslog"],
+                ["--no-fsync", f"{name}={value}"],
+            )
+            yield from (
+                [name, value, name, "/b"],
+                [name[:-1], value],
+                [name.upper(), value],
+                [name[1:], value],
+            )
+            yield from ([name, value, "word"], ["--", name, value], [name, value, "--"])
+        yield from ([name], ["--syslog", name], [f"{name} /x"])
+    yield from (
+        [],
+        ["--nonsense"],
+        ["--no-fsync", "word"],
+        ["-v"],
+        ["--version=1"],
+        ["-"],
+        ["--"],
+        ["-vx"],
+        ["--=x"],
+    )
+
+
+def read(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[object, object]:
+    """Read a command line, and give the result, or the status, and what was printed."""
+    result: object
+    try:
+        result = cli.parse(arguments)
+    except SystemExit as end:
+        result = end.code
+    return result, capsys.readouterr()
+
+
+def test_plain_options_mean_what_the_parser_makes_of_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [*spellings()]
+    plain = [line for line in lines if cli._read_plain(line) is not None]
+    quick = [read(line, capsys) for line in plain]
+    monkeypatch.setattr(cli, "_read_plain", lambda arguments: None)
+
+    # An empty command line has nothing that the parser could be asked for.
+    assert [read(line, capsys) for line in plain if line] == [
+        each for line, each in zip(plain, quick) if line
+    ]
+    assert cli._settings(vars(cli._build_hook_parser().parse_args([]))) == quick[plain.index([])][0]
+    # Each option can be said plainly, in either form.
+    said = {(line[0].partition("=")[0], "=" in line[0]) for line in plain if line}
+    values = {
+        name
+        for name, keywords in cli._options().items()
+        if "action" not in keywords or keywords["action"] == "append"
+    }
+    assert said >= {(name, equals) for name in values for equals in (True, False)}
+    assert said >= {(name, False) for name in cli._options()}
