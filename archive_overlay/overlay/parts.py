@@ -14,7 +14,8 @@ IS_DIRECTORY = 1
 IS_OTHER = 2  # neither a directory nor a regular file
 
 # How many names are held while a directory is listed, and by all directories on the way together. Each takes 320 bytes at
-# most.
+# most. The second number is larger by as many as must be listed below a directory to have its names forgotten: else each
+# directory in it would cost a listing of it.
 MOST_LISTED = 48 * 1024
 MOST_HELD = 64 * 1024
 
@@ -48,7 +49,7 @@ def read_part(
             found.append((late, entry.name, kind))
             if len(found) == MOST_LISTED:
                 found.sort()
-                del found[MOST_LISTED // 2 :]
+                del found[MOST_LISTED * 3 // 4 :]
                 end = found[-1][:2]
     found.sort(reverse=True)
     return [name for _, name, _ in found], {name: kind for _, name, kind in found if kind}, end
