@@ -15,8 +15,8 @@ from pathlib import Path
 from bench import imports, machine, table
 from bench.contenders import Contenders
 from bench.measure import Starter, remove
-from bench.rig import Bench
-from bench.works import BY_NAME_ALONE, WORKS, UnableError
+from bench.rig import Bench, UnableError
+from bench.works import BY_NAME_ALONE, WORKS
 
 README = Path(__file__).with_name("README.md")
 

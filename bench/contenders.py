@@ -6,13 +6,14 @@ import shutil
 import subprocess
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from bench.measure import Contender, remove
 from tests.support import hooks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 OURS = "archive_overlay"
 SHIV = "plain shiv file"
@@ -51,6 +52,8 @@ class Contenders:
         at_most: float | None = None,
         tag: str = "",
         parent: str = "",
+        keys: Mapping[str, str] = MappingProxyType({}),
+        mounts: Sequence[Mapping[str, Any]] = (),
         options: Sequence[str] = (),
     ) -> Contender:
         """Give the whole hook, saving an upperdir.
@@ -65,18 +68,22 @@ class Contenders:
             out: the archive.
             undo, at_most: see `Contender`.
             tag, parent: of an image layout.
+            keys: more annotations, as for `hooks.annotations`.
+            mounts: more mounts of the container.
             options: more of them.
         """
         made = out or self._out()
         directory = bundle or self._place / f"bundle{next(self._numbers)}"
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         mount = hooks.overlay_mount("/data", upper=upper, lowers=[directory], work=directory / "work")
         # Whatever the kernel's defaults are: the upperdir may be moved.
         mount["options"] += ["redirect_dir=off", "metacopy=off"]
-        keys = {"parent": parent} if parent else {}
+        asked_for = {**({"parent": parent} if parent else {}), **keys}
         archive_to = f"{made}:{tag}" if tag else made
-        asked = hooks.annotations("bench", mount_point="/data", archive_to=archive_to, method=method, **keys)
-        made_bundle = hooks.Bundle(directory, mounts=[mount], annotations=asked)
+        asked = hooks.annotations(
+            "bench", mount_point="/data", archive_to=archive_to, method=method, **asked_for
+        )
+        made_bundle = hooks.Bundle(directory, mounts=[mount, *mounts], annotations=asked)
         state = directory / "state.json"
         state.write_bytes(made_bundle.state())
         by_whom = ["--no-fsync", "--bundle", str(directory)] if by_hand else []

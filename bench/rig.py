@@ -21,6 +21,10 @@ FILES, DIRECTORIES = 30_000, 520
 LARGE = 700_000_000
 
 
+class UnableError(Exception):
+    """This machine cannot do the work; the message says why."""
+
+
 class Bench:
     """What all works share: commands, data (made when first asked for), how often to run.
 

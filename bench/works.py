@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench import data, history, hostile
+from bench import carry, data, history, hostile
 from bench.contenders import AS_MUCH, OURS
 from bench.measure import remove
-from bench.rig import LARGE, Bench, compared
+from bench.rig import LARGE, Bench, UnableError, compared
 from bench.table import Row, judged
 
 if TYPE_CHECKING:
@@ -34,10 +34,6 @@ _SHORT = 6
 # "The same" and "linear" are measured, so they have a tolerance.
 _SAME, _LINEAR = 1.1, 1.15
 _ONE_JOB = ("--jobs", "1")
-
-
-class UnableError(Exception):
-    """This machine cannot do the work; the message says why."""
 
 
 def start(bench: Bench) -> Iterator[Row]:
@@ -286,6 +282,8 @@ WORKS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "revision": history.revision,
     "extract": history.extract,
     "history": history.many,
+    "load-as": carry.load_as,
+    "push-to": carry.push_to,
     "very-long-history": history.very_many,
 }
 # What takes too long to be done with all others.

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import islice
 
 from archive_overlay.errors import ArchiveError, fail
 from archive_overlay.log import Repeated
 from archive_overlay.marks import OPAQUE_MARKER, TRUSTED, TRUSTED_OPAQUE, WHITEOUT_PREFIX
+from archive_overlay.overlay import parts
 from archive_overlay.overlay.attributes import (
     NO_ATTRIBUTES,
     NO_MARKS,
@@ -135,9 +137,9 @@ def _without_empty_ways(reader: UpperReader) -> Iterator[Change]:
 # What an overlay makes directories opaque by if all of its marks are hidden from an unprivileged process.
 _TRUSTED_MARKS = (TRUSTED_OPAQUE,)
 
-# What an entry of a listing is; nearly all are regular files, of which nothing is noted.
-_DIRECTORY = 1
-_OTHER = 2  # neither a directory nor a regular file
+# What an entry of a listing is, besides what `parts` tells apart.
+_DIRECTORY = parts.IS_DIRECTORY
+_OTHER = parts.IS_OTHER
 _BELOW = 3  # not in the upperdir
 _MARKED = 4  # deleted, by a whiteout file
 # Not in the upperdir, or not selected, in a directory that is not selected itself:
@@ -148,13 +150,16 @@ _INSIDE_GONE = 6  # so is what is selected in it
 class _Level:
     """A directory that is being read: what is still to come in it, and what is known of it.
 
-    There may be hundreds of thousands of names, so each is held once.
+    There may be hundreds of thousands of names, so each is held once, and in most directories not all at a time.
     """
 
     __slots__ = (
+        "after",
         "complete",
         "covered",
         "exposed",
+        "held",
+        "in_parts",
         "kinds",
         "names",
         "node",
@@ -173,6 +178,11 @@ class _Level:
         self.complete = False  # what lies below comes too, because in the archive it will not be below
         self.names: list[str] = []  # what is to come, last first
         self.kinds: dict[str, int] = {}  # of what is no regular file
+        self.in_parts = False  # names may be forgotten, as listing it again gives them
+        self.after: parts.Key | None = (
+            None  # where listing goes on when no name is left; None: all were listed
+        )
+        self.held = 0  # how many names it had when it was listed last
         self.selected: Selected | None = None  # what of it is; None: everything
         self.exposed = False  # what it hides shows all the same, because it is not selected itself
         self.sealed = False  # what lies below is hidden: it is opaque in the archive, or in such a directory
@@ -236,6 +246,8 @@ class UpperReader:
         self._descent = tree.Descent(top)
         self._begun = False
         self._levels: list[_Level] = []
+        self._held = 0  # by all of them
+        self._forgotten = 0  # how many of the levels, the first ones, hold no names that could be forgotten
         self._only_below = 0  # how many of the levels, the last ones, have no directory in the upperdir
 
     def close(self) -> None:
@@ -257,7 +269,10 @@ class UpperReader:
             if names:
                 return len(levels) - 1, names[-1]
             try:
-                self._leave()
+                if levels[-1].after is not None:
+                    self._list_on(levels[-1])
+                else:
+                    self._leave()
             except OSError as error:
                 fail(f"cannot read {self._shown(levels[-1] if levels else None, '')}", error)
         return None
@@ -334,7 +349,10 @@ class UpperReader:
         return below
 
     def _leave(self) -> None:
-        self._levels.pop().path.forget()
+        level = self._levels.pop()
+        level.path.forget()
+        self._held -= level.held
+        self._forgotten = min(self._forgotten, len(self._levels))
         if self._only_below:
             self._only_below -= 1
         elif self._levels:
@@ -355,11 +373,15 @@ class UpperReader:
             if self._caches and self._caches.is_one(fd, node, hides=level.opaque or level.covered):
                 level.selected = self._selection.tag_alone(level.selected)
         leads = self.leads
+        moved = bool(marks.redirect) and not marks.opaque
         if level.selected is not None:
             self._list_selected(level, level.selected, fd)
         else:
+            # Otherwise other names, in the upperdir or in lower layers, say what becomes of one.
+            level.in_parts = not (
+                self._selection or moved or (parent and parent.complete) or self._dialect.whiteout_files
+            )
             self._list(level, fd)
-        moved = bool(marks.redirect) and not marks.opaque
         if moved or (parent is not None and parent.complete):
             level.complete = True
             below = self._lowers.below(node)
@@ -376,9 +398,10 @@ class UpperReader:
         if self._selection is not None:
             opaque = self._expose(level, leads, parent, opaque=opaque)
         level.names.sort(reverse=True)
-        if self._deletions_first and kinds:
+        if self._deletions_first and level.kinds:
             level.names.sort(key=lambda name: self._is_deletion(level, name))
         self._levels.append(level)
+        self._hold(level)
         change = Change(DIRECTORY, parent.path if parent else TOP, name, status, attributes, opaque=opaque)
         change.selected = level.selected
         return self._with_true_owner(change, marks)
@@ -388,7 +411,7 @@ class UpperReader:
         names, kinds = level.names, level.kinds
         bounded = self._max_entries is not None
         with os.scandir(fd) as entries:
-            for entry in entries:
+            for entry in islice(entries, parts.MOST_LISTED if level.in_parts else None):
                 names.append(entry.name)
                 if bounded:
                     self._count(1)
@@ -396,8 +419,43 @@ class UpperReader:
                     kinds[entry.name] = _DIRECTORY
                 elif not entry.is_file(follow_symlinks=False):
                     kinds[entry.name] = _OTHER
+            more = next(entries, None)
+            for _ in entries if more and bounded else ():
+                self._count(1)
+        if more:
+            names.clear()
+            self._list_part(level)
         if self._dialect.whiteout_files:
             self._translate_whiteout_files(level)
+
+    def _list_part(self, level: _Level) -> None:
+        """List the next names of the directory at the walk's position."""
+        level.names, level.kinds, level.after = parts.read_part(
+            self._descent.fd, level.after, deletions_first=self._deletions_first
+        )
+
+    def _list_on(self, level: _Level) -> None:
+        """List what comes next in a directory of which no name is left, or whose names were forgotten."""
+        self._list_part(level)
+        self._forgotten = min(self._forgotten, len(self._levels) - 1)
+        self._hold(level)
+
+    def _hold(self, level: _Level) -> None:
+        """Count the names of the innermost directory, and forget those of the outermost ones if there are too many.
+
+        They are listed once more on the way back. It takes as many names in other directories to have them forgotten again.
+        """
+        self._held += len(level.names) - level.held
+        level.held = len(level.names)
+        levels = self._levels
+        while self._held > parts.MOST_HELD and self._forgotten < len(levels) - 1:
+            outer, inner = levels[self._forgotten : self._forgotten + 2]
+            self._forgotten += 1
+            if outer.in_parts and outer.names:
+                outer.after = True, inner.path.name
+                outer.names, outer.kinds = [], {}
+                self._held -= outer.held
+                outer.held = 0
 
     def _select(self, level: _Level, name: str, parent: _Level | None) -> None:
         """Find out what is selected in a directory that is about to be listed."""

@@ -64,3 +64,12 @@ def spread(top: Path, names: int) -> None:
     for number in range(names):
         os.close(os.open(f"{number:06}".ljust(LONGEST_NAME, "n"), os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=fd))
     os.close(fd)
+
+
+def nest(top: Path, levels: int, names: int) -> None:
+    """Make directories, one in the other, each with so many files with long names that come after the next directory."""
+    top.mkdir(exist_ok=True)
+    for _ in range(levels):
+        spread(top, names)
+        top = top / "!"
+        top.mkdir()
