@@ -116,13 +116,12 @@ def of_entry(
         extended[b"linkpath"] = link
     if fraction or not 0 <= seconds <= _LARGEST_LONG:
         extended[b"mtime"] = _decimal(mtime_ns)
-    for key, number, largest in (
-        (b"uid", uid, _LARGEST_SHORT),
-        (b"gid", gid, _LARGEST_SHORT),
-        (b"size", size, _LARGEST_LONG),
-    ):
-        if number > largest:
-            extended[key] = b"%d" % number
+    if uid > _LARGEST_SHORT:
+        extended[b"uid"] = b"%d" % uid
+    if gid > _LARGEST_SHORT:
+        extended[b"gid"] = b"%d" % gid
+    if size > _LARGEST_LONG:
+        extended[b"size"] = b"%d" % size
     if not extended:
         return header
     body = b"".join([record(key, value) for key, value in extended.items()])
@@ -167,6 +166,7 @@ def record(key: bytes, value: bytes) -> bytes:
     return b"%d %b=%b\n" % (record_size(key, len(value)), key, value)
 
 
+@lru_cache(maxsize=256)
 def _extended_header(size: int) -> bytes:
     # Its name means nothing.
     return _header(b"././@PaxHeader", _EXTENDED, 0o644, 0, 0, size, 0, b"", 0)

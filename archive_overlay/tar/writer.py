@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from archive_overlay.tar.compress import Writer
 
 _RECORD = 20 * headers.BLOCK
+_ZEROS = bytes(headers.BLOCK)
 # Headers and small files are gathered up to this size before they go on.
 _GATHERED = 128 * 1024
 
@@ -99,7 +100,9 @@ class TarWriter:
         self._opaque_attribute = opaque_attribute
         self._owner = owner
         self._warnings = Repeated(log)
-        self._gathered = bytearray()
+        # In pieces: a buffer that grows is moved in memory dozens of times before it is full.
+        self._gathered: list[bytes] = []
+        self._gathered_size = 0
         self._length = 0
         self._allowance = Allowance(max_bytes)
         self._zeros = 0  # that holes have become
@@ -139,7 +142,7 @@ class TarWriter:
             self._add_header(
                 change, type_flag=_TYPE_FLAGS[kind], link=os.fsencode(change.target), device=change.rdev
             )
-        if len(self._gathered) >= _GATHERED:
+        if self._gathered_size >= _GATHERED:
             self._flush()
 
     def finish(self) -> None:
@@ -149,8 +152,8 @@ class TarWriter:
             OSError: it cannot be written.
         """
         # Two blocks of zeros end a tar; GNU tar expects whole records.
-        self._gathered += bytes(2 * headers.BLOCK)
-        self._gathered += bytes(-(self._length + len(self._gathered)) % _RECORD)
+        self._gather(bytes(2 * headers.BLOCK))
+        self._gather(bytes(-(self._length + self._gathered_size) % _RECORD))
         self._flush()
         self._output.finish()
         self._warnings.finish()
@@ -164,8 +167,10 @@ class TarWriter:
             directory, _, own_name = name.rpartition(b"/")
             name = b"%b/%b%b" % (directory, WHITEOUT_PREFIX.encode(), own_name)
             type_flag = headers.REGULAR
-        self._gathered += headers.of_entry(
-            name=name, type_flag=type_flag, mode=change.mode, uid=uid, gid=gid, mtime_ns=mtime_ns
+        self._gather(
+            headers.of_entry(
+                name=name, type_flag=type_flag, mode=change.mode, uid=uid, gid=gid, mtime_ns=mtime_ns
+            )
         )
 
     def _add_directory(self, change: Change) -> None:
@@ -179,13 +184,15 @@ class TarWriter:
             self._add_header(change, type_flag=headers.DIRECTORY, name=name, records=marks)
         if change.opaque and not self._opaque_attribute:
             uid, gid = self._owner or (change.uid, change.gid)
-            self._gathered += headers.of_entry(
-                name=name + OPAQUE_MARKER.encode(),
-                type_flag=headers.REGULAR,
-                mode=0o600,
-                uid=uid,
-                gid=gid,
-                mtime_ns=change.mtime_ns // 10**9 * 10**9,
+            self._gather(
+                headers.of_entry(
+                    name=name + OPAQUE_MARKER.encode(),
+                    type_flag=headers.REGULAR,
+                    mode=0o600,
+                    uid=uid,
+                    gid=gid,
+                    mtime_ns=change.mtime_ns // 10**9 * 10**9,
+                )
             )
 
     def _add_file(self, change: Change) -> None:
@@ -201,21 +208,27 @@ class TarWriter:
             self._refuse_endless_zeros(change)
             os.lseek(change.fd, 0, os.SEEK_SET)
         size = change.size
-        self._allowance.expect(len(self._gathered) + size)
+        self._allowance.expect(self._gathered_size + size)
         if change.attributes:
             self._add_header(change, type_flag=headers.REGULAR, size=size)
         else:
             uid, gid, mode = self._owner_and_mode(change)
-            self._gathered += headers.of_file(_path(change), mode, uid, gid, change.mtime_ns, size)
+            header = headers.of_file(_path(change), mode, uid, gid, change.mtime_ns, size)
+            if size < _GATHERED and change.pieces is None:  # nearly all
+                padding = -size % headers.BLOCK
+                self._gathered += header, change.contents(), _ZEROS[:padding]
+                self._gathered_size += len(header) + size + padding
+                return
+            self._gather(header)
         if change.pieces is not None:
             self._add_pieces(change, change.pieces)
         elif size < _GATHERED:
-            self._gathered += change.contents()
+            self._gather(change.contents())
         else:
             self._add_data(change, size)
             if os.read(change.fd, 1):
                 raise change.changed()
-        self._gathered += bytes(-size % headers.BLOCK)
+        self._gather(_ZEROS[: -size % headers.BLOCK])
 
     def _add_sparse(self, change: Change, holes: SparseMap) -> None:
         """Add a sparse file: its map, and what are no holes in it."""
@@ -223,10 +236,10 @@ class TarWriter:
             change, type_flag=headers.REGULAR, size=holes.stored_size, records=holes.records(change)
         )
         for line in holes.lines(change):
-            self._gathered += line
-            if len(self._gathered) >= _GATHERED:
+            self._gather(line)
+            if self._gathered_size >= _GATHERED:
                 self._flush()
-        self._gathered += bytes(-holes.map_size % headers.BLOCK)
+        self._gather(bytes(-holes.map_size % headers.BLOCK))
         stored = 0
         for offset, length in sparse.segments(change.fd, change.size):
             os.lseek(change.fd, offset, os.SEEK_SET)
@@ -234,7 +247,7 @@ class TarWriter:
             stored += length
         if stored != holes.data_size or os.fstat(change.fd).st_size != change.size:
             raise change.changed()
-        self._gathered += bytes(-stored % headers.BLOCK)
+        self._gather(bytes(-stored % headers.BLOCK))
 
     def _add_data(self, change: Change, size: int) -> None:
         """Add the next bytes of a file."""
@@ -251,8 +264,8 @@ class TarWriter:
             if large:
                 self._write(data)
                 continue
-            self._gathered += data
-            if len(self._gathered) >= _GATHERED:
+            self._gather(data)
+            if self._gathered_size >= _GATHERED:
                 self._flush()
 
     def _add_pieces(self, change: Change, pieces: Iterator[tuple[int, bytes]]) -> None:
@@ -288,8 +301,13 @@ class TarWriter:
             )
 
     def _flush(self) -> None:
-        self._write(self._gathered)
+        self._write(b"".join(self._gathered))
         self._gathered.clear()
+        self._gathered_size = 0
+
+    def _gather(self, data: bytes) -> None:
+        self._gathered.append(data)
+        self._gathered_size += len(data)
 
     def _write(self, data: bytes | bytearray) -> None:
         self._allowance.take(len(data))
@@ -336,7 +354,7 @@ class TarWriter:
         if isinstance(attributes, LargeAttributes):
             self._add_large(change, header, attributes, keys)
         else:
-            self._gathered += header
+            self._gather(header)
 
     def _add_large(
         self, change: Change, header: bytes, attributes: LargeAttributes, keys: list[tuple[bytes, str]]
@@ -361,12 +379,12 @@ class TarWriter:
                 hint="method copy can hold them",
             )
         before, after = headers.with_room(header, size)
-        self._gathered += before
+        self._gather(before)
         for key, name in keys:
-            self._gathered += headers.record(key, attributes[name])
-            if len(self._gathered) >= _GATHERED:
+            self._gather(headers.record(key, attributes[name]))
+            if self._gathered_size >= _GATHERED:
                 self._flush()
-        self._gathered += after
+        self._gather(after)
 
     def _owner_and_mode(self, change: Change) -> tuple[int, int, int]:
         if self._owner is None:
