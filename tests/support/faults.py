@@ -407,6 +407,45 @@ def refuse(
     return _run(hook, notify.filter_of(calls), answer), made
 
 
+class Stopped:
+    """A run that waits on its way, at its first call of some name.
+
+    Args:
+        hook: what is run.
+        name: of the system call. No other call is asked about.
+    """
+
+    def __init__(self, hook: Hook, name: str) -> None:
+        self._run, self._listener = _start(hook, notify.filter_of([name]))
+        self._at = self._next()
+        assert self._at, f"it ended: {self._run.stderr!r}"
+
+    def go_on(self) -> int:
+        """Let it go on to its end; give its exit status."""
+        while self._at:
+            self._at.go_on()
+            self._at = self._next()
+        return self._end()
+
+    def kill(self) -> None:
+        """Kill it there."""
+        assert self._at
+        self._at.signal(signal.SIGKILL)
+        assert self._next() is None
+        assert self._end() == -signal.SIGKILL
+
+    def _next(self) -> notify.Notification | None:
+        while (status := self._run.wait()) is None:
+            if notification := notify.receive(self._listener):
+                return notification
+        self._status = status
+        return None
+
+    def _end(self) -> int:
+        self._run.close()
+        return self._status
+
+
 def count(hook: Hook, name: str) -> int:
     """Run the hook, and count how often its processes make a system call."""
     made = 0
@@ -443,6 +482,18 @@ def _recorded(hook: Hook) -> tuple[Outcome, list[Call], list[Call]]:
 
 def _run(hook: Hook, filter: warm.Filter, answer: Callable[[notify.Notification], None]) -> Outcome:
     """Run the hook, and have its calls answered."""
+    run, listener = _start(hook, filter)
+    try:
+        while (status := run.wait()) is None:
+            if notification := notify.receive(listener):
+                answer(notification)
+        return Outcome(status, _decoded(run.stderr))
+    finally:
+        run.close()
+
+
+def _start(hook: Hook, filter: warm.Filter) -> tuple[warm.Run, int]:
+    """Start a run whose calls are asked about; give it, and where they come."""
     run = _server(hook).start(
         hook.arguments,
         hook.bundle.state(),
@@ -452,13 +503,7 @@ def _run(hook: Hook, filter: warm.Filter, answer: Callable[[notify.Notification]
     )
     assert run.listener is not None
     notify.hand_over(run.listener)
-    try:
-        while (status := run.wait()) is None:
-            if notification := notify.receive(run.listener):
-                answer(notification)
-        return Outcome(status, _decoded(run.stderr))
-    finally:
-        run.close()
+    return run, run.listener
 
 
 def _let(hook: Hook, notification: notify.Notification) -> None:
