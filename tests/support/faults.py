@@ -261,17 +261,36 @@ def failing_calls(hook: Hook, *, status: int = 0) -> list[Call]:
     ]
 
 
-def trace(hook: Hook, *, only: str, options: tuple[str, ...] = ()) -> list[Call]:
+def trace(hook: Hook, *, only: str) -> list[Call]:
     """Run the hook, and give its calls of some kinds.
 
     Args:
         hook: what is run.
         only: names of calls, separated by commas.
-        options: further options of strace.
     """
-    outcome, log = _started(hook, (*_FEWER_STOPS, "-e", f"trace={only}", *options))
+    outcome, log = _started(hook, (*_FEWER_STOPS, "-e", f"trace={only}"))
     assert outcome.status == 0, outcome.stderr
     return list(_calls(hook, log))
+
+
+def with_paths(hook: Hook, names: Collection[str]) -> list[Call]:
+    """Run the hook, and give those calls of its first thread that have these names.
+
+    What a file descriptor leads to is in their texts, as strace shows it: 4</tmp>.
+    """
+    calls: list[Call] = []
+    process = 0
+
+    def answer(notification: notify.Notification) -> None:
+        nonlocal process
+        process = process or notification.thread
+        if notification.thread == process:
+            calls.append(_asked(hook, notification, 0, paths=True))
+        _let(hook, notification)
+
+    outcome = _run(hook, notify.filter_of(names), answer)
+    assert outcome.status == 0, outcome.stderr
+    return calls
 
 
 def send(hook: Hook, calls: Sequence[Call], index: int, number: signal.Signals) -> Outcome:
@@ -602,8 +621,12 @@ def _threads(log: Sequence[str]) -> list[list[str]]:
     return list(threads.values()) or [[]]
 
 
-def _asked(hook: Hook, notification: notify.Notification, number: int) -> Call:
-    """Say what a thread is about to do; it is its first, second, ... call of that name."""
+def _asked(hook: Hook, notification: notify.Notification, number: int, *, paths: bool = False) -> Call:
+    """Say what a thread is about to do; it is its first, second, ... call of that name.
+
+    Args:
+        paths: whether to say what file descriptors lead to.
+    """
     name = notification.name
     shown = []
     for kind, value in zip(_ARGUMENTS.get(name, ""), notification.arguments):
@@ -615,6 +638,8 @@ def _asked(hook: Hook, notification: notify.Notification, number: int) -> Call:
             # A descriptor is an int, whatever the rest of the register has.
             value &= 0xFFFFFFFF
             shown.append("AT_FDCWD" if value == _AT_FDCWD else f"{value}")
+            if paths and kind == "f" and value != _AT_FDCWD:
+                shown[-1] += f"<{os.readlink(f'/proc/{notification.thread}/fd/{value}')}>"
     if name == "openat2":
         shown.append(_flags(int.from_bytes(notification.memory(notification.arguments[2], 8), sys.byteorder)))
     if name == "ioctl" and notification.arguments[1] == termios.TCGETS:
