@@ -11,19 +11,28 @@ from tests.support import faults
 
 each_case = pytest.mark.parametrize("case", CASES)
 
-FLUSHING = "fsync,fdatasync,syncfs,sync,sync_file_range"
-NAMING = "openat,rename,renameat,renameat2,link,linkat,mkdir,mkdirat,unlink,unlinkat"
+FLUSHING = {"fsync", "fdatasync", "syncfs", "sync", "sync_file_range"}
+NAMING = {
+    "openat",
+    "rename",
+    "renameat",
+    "renameat2",
+    "link",
+    "linkat",
+    "mkdir",
+    "mkdirat",
+    "unlink",
+    "unlinkat",
+}
 
-# A call, the directory that its file descriptor is of, and the rest; strace shows the descriptor's path.
+# A call, the directory that its file descriptor is of, and the rest.
 CALL = re.compile(r"(?P<name>\w+)\((?:[0-9#]+<(?P<path>[^>]*)>)?(?P<rest>.*)")
 
 
 def steps(place: Place, case: Case, *arguments: str, **keys: object) -> list[str]:
     """Say what a run flushes, and when it publishes and when it says so."""
     place.lay_out(case)
-    calls = faults.trace(
-        place.hook(case, *arguments, **keys), only=f"{FLUSHING},{NAMING}", options=("--decode-fds=path",)
-    )
+    calls = faults.with_paths(place.hook(case, *arguments, **keys), FLUSHING | NAMING)
     found = [step for call in calls if (step := _step(call))]
     return [step for number, step in enumerate(found) if number == 0 or step != found[number - 1]]
 
@@ -31,7 +40,7 @@ def steps(place: Place, case: Case, *arguments: str, **keys: object) -> list[str
 def _step(call: faults.Call) -> str | None:
     match = CALL.match(call.text)
     assert match
-    if call.name in FLUSHING.split(","):
+    if call.name in FLUSHING:
         return f"{call.name} {match['path']}"
     if call.name.startswith("rename") and re.search(r"<HOME/out(/archive[^>]*)?>, \"[^\"]*\"", match["rest"]):
         return "publish"
@@ -96,4 +105,4 @@ def test_without_fsync_nothing_is_flushed(place: Place, case: Case) -> None:
     done = steps(place, case, "--no-fsync")
 
     assert "create the marker" in done
-    assert not [step for step in done if step.partition(" ")[0] in FLUSHING.split(",")]
+    assert not [step for step in done if step.partition(" ")[0] in FLUSHING]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LAYERS = 2  # of the revision that is there before
 
-# A call, the directory that it is about, and a name in it; strace shows what a descriptor is of.
+# A call, the directory that it is about, and a name in it.
 _FLUSH = re.compile(r"(?:fsync|fdatasync|syncfs|sync)\(\d*<(?P<path>[^>]*)>")
 _RENAME = re.compile(r"renameat2?\(.*\d+<(?P<path>[^>]*)>, \"(?P<name>[^\"]*)\"")
 _MARKER = re.compile(r"(?P<call>unlinkat|openat)\(.*\"success\", (?P<flags>[A-Z_|0]*)")
@@ -117,10 +117,9 @@ def steps(place: Place, *arguments: str) -> list[str]:
     """Say what a run flushes, and when it gives what a name in the layout."""
     place.lay_out()
     hook = dataclasses.replace(place.hook, arguments=(*place.hook.arguments, *arguments))
-    calls = faults.trace(
+    calls = faults.with_paths(
         hook,
-        only="fsync,fdatasync,syncfs,sync,renameat,renameat2,rename,unlinkat,openat",
-        options=("--decode-fds=path",),
+        {"fsync", "fdatasync", "syncfs", "sync", "renameat", "renameat2", "rename", "unlinkat", "openat"},
     )
     return [step for call in calls if (step := _step(call))]
 

@@ -261,17 +261,36 @@ def failing_calls(hook: Hook, *, status: int = 0) -> list[Call]:
     ]
 
 
-def trace(hook: Hook, *, only: str, options: tuple[str, ...] = ()) -> list[Call]:
+def trace(hook: Hook, *, only: str) -> list[Call]:
     """Run the hook, and give its calls of some kinds.
 
     Args:
         hook: what is run.
         only: names of calls, separated by commas.
-        options: further options of strace.
     """
-    outcome, log = _started(hook, (*_FEWER_STOPS, "-e", f"trace={only}", *options))
+    outcome, log = _started(hook, (*_FEWER_STOPS, "-e", f"trace={only}"))
     assert outcome.status == 0, outcome.stderr
     return list(_calls(hook, log))
+
+
+def with_paths(hook: Hook, names: Collection[str]) -> list[Call]:
+    """Run the hook, and give those calls of its first thread that have these names.
+
+    What a file descriptor leads to is in their texts, as strace shows it: 4</tmp>.
+    """
+    calls: list[Call] = []
+    process = 0
+
+    def answer(notification: notify.Notification) -> None:
+        nonlocal process
+        process = process or notification.thread
+        if notification.thread == process:
+            calls.append(_asked(hook, notification, 0, paths=True))
+        _let(hook, notification)
+
+    outcome = _run(hook, notify.filter_of(names), answer)
+    assert outcome.status == 0, outcome.stderr
+    return calls
 
 
 def send(hook: Hook, calls: Sequence[Call], index: int, number: signal.Signals) -> Outcome:
@@ -407,6 +426,45 @@ def refuse(
     return _run(hook, notify.filter_of(calls), answer), made
 
 
+class Stopped:
+    """A run that waits on its way, at its first call of some name.
+
+    Args:
+        hook: what is run.
+        name: of the system call. No other call is asked about.
+    """
+
+    def __init__(self, hook: Hook, name: str) -> None:
+        self._run, self._listener = _start(hook, notify.filter_of([name]))
+        self._at = self._next()
+        assert self._at, f"it ended: {self._run.stderr!r}"
+
+    def go_on(self) -> int:
+        """Let it go on to its end; give its exit status."""
+        while self._at:
+            self._at.go_on()
+            self._at = self._next()
+        return self._end()
+
+    def kill(self) -> None:
+        """Kill it there."""
+        assert self._at
+        self._at.signal(signal.SIGKILL)
+        assert self._next() is None
+        assert self._end() == -signal.SIGKILL
+
+    def _next(self) -> notify.Notification | None:
+        while (status := self._run.wait()) is None:
+            if notification := notify.receive(self._listener):
+                return notification
+        self._status = status
+        return None
+
+    def _end(self) -> int:
+        self._run.close()
+        return self._status
+
+
 def count(hook: Hook, name: str) -> int:
     """Run the hook, and count how often its processes make a system call."""
     made = 0
@@ -443,6 +501,18 @@ def _recorded(hook: Hook) -> tuple[Outcome, list[Call], list[Call]]:
 
 def _run(hook: Hook, filter: warm.Filter, answer: Callable[[notify.Notification], None]) -> Outcome:
     """Run the hook, and have its calls answered."""
+    run, listener = _start(hook, filter)
+    try:
+        while (status := run.wait()) is None:
+            if notification := notify.receive(listener):
+                answer(notification)
+        return Outcome(status, _decoded(run.stderr))
+    finally:
+        run.close()
+
+
+def _start(hook: Hook, filter: warm.Filter) -> tuple[warm.Run, int]:
+    """Start a run whose calls are asked about; give it, and where they come."""
     run = _server(hook).start(
         hook.arguments,
         hook.bundle.state(),
@@ -452,13 +522,7 @@ def _run(hook: Hook, filter: warm.Filter, answer: Callable[[notify.Notification]
     )
     assert run.listener is not None
     notify.hand_over(run.listener)
-    try:
-        while (status := run.wait()) is None:
-            if notification := notify.receive(run.listener):
-                answer(notification)
-        return Outcome(status, _decoded(run.stderr))
-    finally:
-        run.close()
+    return run, run.listener
 
 
 def _let(hook: Hook, notification: notify.Notification) -> None:
@@ -557,8 +621,12 @@ def _threads(log: Sequence[str]) -> list[list[str]]:
     return list(threads.values()) or [[]]
 
 
-def _asked(hook: Hook, notification: notify.Notification, number: int) -> Call:
-    """Say what a thread is about to do; it is its first, second, ... call of that name."""
+def _asked(hook: Hook, notification: notify.Notification, number: int, *, paths: bool = False) -> Call:
+    """Say what a thread is about to do; it is its first, second, ... call of that name.
+
+    Args:
+        paths: whether to say what file descriptors lead to.
+    """
     name = notification.name
     shown = []
     for kind, value in zip(_ARGUMENTS.get(name, ""), notification.arguments):
@@ -570,6 +638,8 @@ def _asked(hook: Hook, notification: notify.Notification, number: int) -> Call:
             # A descriptor is an int, whatever the rest of the register has.
             value &= 0xFFFFFFFF
             shown.append("AT_FDCWD" if value == _AT_FDCWD else f"{value}")
+            if paths and kind == "f" and value != _AT_FDCWD:
+                shown[-1] += f"<{os.readlink(f'/proc/{notification.thread}/fd/{value}')}>"
     if name == "openat2":
         shown.append(_flags(int.from_bytes(notification.memory(notification.arguments[2], 8), sys.byteorder)))
     if name == "ioctl" and notification.arguments[1] == termios.TCGETS:

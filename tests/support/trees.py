@@ -94,8 +94,7 @@ def view(tree: Tree, *, bookkeeping: tuple[str, ...] = (), linkable: set[bytes] 
     """
     entries: dict[bytes, Entry] = {}
     names: dict[tuple[int, int], set[bytes]] = {}
-    for path, fd in _walk(tree):
-        status = os.stat(fd)
+    for path, fd, status in _walk(tree):
         entries[path] = _read(fd, status, bookkeeping)
         if entries[path].kind in ("directory", WHITEOUT):
             continue
@@ -139,8 +138,7 @@ def traces(tree: Tree) -> dict[bytes, tuple[int, int]]:
     Of symlinks the atime is left out: reading a target sets it, and no flag prevents that.
     """
     found = {}
-    for path, fd in _walk(tree):
-        status = os.stat(fd)
+    for path, _, status in _walk(tree):
         atime = 0 if stat.S_ISLNK(status.st_mode) else status.st_atime_ns
         found[path] = (atime, status.st_ctime_ns)
     return found
@@ -193,10 +191,13 @@ def _read(fd: int, status: os.stat_result, bookkeeping: tuple[str, ...]) -> Entr
 
 def _digest(fd: int) -> bytes:
     digest, size = hashlib.sha256(), 0
-    with open(_reopen(fd, os.O_RDONLY), "rb") as data:
-        while block := data.read(1 << 20):
+    data = _reopen(fd, os.O_RDONLY)
+    try:
+        while block := os.read(data, 1 << 16):
             digest.update(block)
             size += len(block)
+    finally:
+        os.close(data)
     return b"%d bytes %s" % (size, digest.hexdigest()[:16].encode())
 
 
@@ -209,15 +210,15 @@ def _attributes(fd: int, bookkeeping: tuple[str, ...]) -> Iterator[tuple[str, by
             yield name, os.getxattr(path, name)
 
 
-def _walk(tree: Tree) -> Iterator[tuple[bytes, int]]:
-    """Visit each entry as its path and an O_PATH file descriptor, valid until the next one.
+def _walk(tree: Tree) -> Iterator[tuple[bytes, int, os.stat_result]]:
+    """Visit each entry as its path, an O_PATH file descriptor, valid until the next one, and its status.
 
     One descriptor for a directory is open at a time, whatever the depth, and no path is used that
     could be too long for the system.
     """
     fd = os.open(tree, _DIRECTORY)
     fd = _replaced(fd, _reopen(fd, _DIRECTORY))
-    yield TOP, fd
+    yield TOP, fd, os.stat(fd)
     pending = [sorted(os.listdir(fd), reverse=True)]
     path: list[bytes] = []
     try:
@@ -234,8 +235,9 @@ def _walk(tree: Tree) -> Iterator[tuple[bytes, int]]:
             except FileNotFoundError:
                 continue
             try:
-                yield b"/".join([*path, name]), entry
-                if stat.S_ISDIR(os.stat(entry).st_mode):
+                status = os.stat(entry)
+                yield b"/".join([*path, name]), entry, status
+                if stat.S_ISDIR(status.st_mode):
                     fd = _replaced(fd, _reopen(entry, _DIRECTORY))
                     path.append(name)
                     pending.append(sorted(os.listdir(fd), reverse=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -27,6 +28,7 @@ from tests.support.history import directory, file, layer, link, symlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Callable
 
 # What a peer makes of a layer.
 ALIKE = "the same tree"
@@ -498,21 +500,31 @@ def peers() -> Iterator[overlays.Namespace]:
 HERE = Path("/dev/shm")
 
 
+@pytest.fixture(scope="module")
+def in_podman(peers: overlays.Namespace, request: pytest.FixtureRequest) -> Mapping[str, Path]:
+    """Put all images into their layouts, and give where podman has mounted those that it takes.
+
+    It takes all of them at once: to start it costs more than an image.
+    """
+    asked = [item.callspec.params["name"] for item in request.session.items if item.module is request.module]
+    return peers.inside(
+        lambda: pull_and_mount({name: put(place_of(INPUTS[name]), INPUTS[name]) for name in asked})
+    )
+
+
 @pytest.mark.parametrize("name", INPUTS)
 def test_what_others_read_alike_is_read_and_what_they_refuse_is_refused(
-    peers: overlays.Namespace, name: str
+    peers: overlays.Namespace, in_podman: Mapping[str, Path], name: str
 ) -> None:
     given = INPUTS[name]
     others = {given.gnu, given.umoci, given.podman} - {NOT_ASKED}
     assert bool(given.alone) == (others == {READS if given.refused else REFUSES})
-    peers.inside(lambda: compare(given))
+    peers.inside(lambda: compare(given, in_podman.get(name)))
 
 
-def compare(given: Input) -> None:
+def compare(given: Input, in_podman: Path | None) -> None:
     """Let everybody read a layer on top of `BELOW`, and compare."""
-    here = HERE / hashlib.sha256(given.stored).hexdigest()[:16]
-    here.mkdir()
-    put(here / "layout", given)
+    here = place_of(given)
 
     done = history.run("extract", f"{here}/layout:it", here / "ours")
     if given.refused:
@@ -526,17 +538,23 @@ def compare(given: Input) -> None:
     assert by_composing(here, given) == (None if given.refused else given.tree)
 
     ours = None if given.refused else seen(here / "ours")
-    for peer, read, expected in (
-        ("GNU tar", by_gnu_tar, given.gnu),
-        ("umoci", by_umoci, given.umoci),
-        ("podman", by_podman, given.podman),
-    ):
+    peers: tuple[tuple[str, str, Callable[[], Seen | None]], ...] = (
+        ("GNU tar", given.gnu, lambda: by_gnu_tar(here, given)),
+        ("umoci", given.umoci, lambda: by_umoci(here)),
+        ("podman", given.podman, lambda: seen(in_podman) if in_podman else None),
+    )
+    for peer, expected, read in peers:
         if expected != NOT_ASKED:
-            found = read(here, given)
+            found = read()
             verdict = REFUSES if found is None else READS if ours is None else ALIKE
             if found and ours and found != ours:
                 verdict = OTHERWISE
             assert verdict == expected, f"{peer} has {found}, and this program {ours}"
+
+
+def place_of(given: Input) -> Path:
+    """Give the directory for all that is made of a layer."""
+    return HERE / hashlib.sha256(given.stored).hexdigest()[:16]
 
 
 def by_composing(here: Path, given: Input) -> dict[str, str] | None:
@@ -555,8 +573,9 @@ def by_composing(here: Path, given: Input) -> dict[str, str] | None:
     return contents(here / "composed")
 
 
-def put(layout: Path, given: Input) -> None:
-    """Put an image of both layers into a layout."""
+def put(here: Path, given: Input) -> str:
+    """Put an image of both layers into a layout; give the digest by which podman calls it."""
+    layout = here / "layout"
     layout.joinpath("blobs/sha256").mkdir(parents=True)
     tars = [BELOW, given.stored if given.tar is None else given.tar]
     stored = [
@@ -564,15 +583,19 @@ def put(layout: Path, given: Input) -> None:
         for form, blob in (("", BELOW), (given.compression, given.stored))
     ]
     diff_ids = [f"sha256:{hashlib.sha256(tar).hexdigest()}" for tar in tars]
-    image_layouts.put(
+    entry = image_layouts.put(
         layout,
         "it",
         config={
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
-            "history": [{"created_by": "below"}, {"created_by": "given"}],
+            # No two images have the same name, also if they hold the same.
+            "history": [{"created_by": "below"}, {"created_by": here.name}],
         },
         manifest={"layers": stored},
     )
+    manifest = json.loads((layout / "blobs" / entry["digest"].replace(":", "/")).read_text())
+    digest: str = manifest["config"]["digest"]
+    return digest.partition(":")[2]
 
 
 def by_gnu_tar(here: Path, given: Input) -> Seen | None:
@@ -598,7 +621,7 @@ def by_gnu_tar(here: Path, given: Input) -> Seen | None:
     return seen(top)
 
 
-def by_umoci(here: Path, given: Input) -> Seen | None:
+def by_umoci(here: Path) -> Seen | None:
     """Unpack the image with umoci; None: it complains."""
     command: list[str | Path] = ["umoci", "unpack", "--image", f"{here}/layout:it", here / "umoci"]
     if subprocess.run(command, capture_output=True, check=False).returncode:
@@ -606,8 +629,12 @@ def by_umoci(here: Path, given: Input) -> Seen | None:
     return seen(here / "umoci/rootfs")
 
 
-def by_podman(here: Path, given: Input) -> Seen | None:
-    """Pull the image with podman, and mount it; None: it complains."""
+def pull_and_mount(digests: Mapping[str, str]) -> dict[str, Path]:
+    """Pull images with podman, and mount those about which it does not complain.
+
+    Args:
+        digests: what podman calls each image, by its name in `INPUTS`.
+    """
     store = HERE / "podman"
     environment = {"PATH": os.environ["PATH"], "HOME": f"{store}/home", "CONTAINERS_CONF": "/dev/null"}
     podman = [
@@ -620,12 +647,16 @@ def by_podman(here: Path, given: Input) -> Seen | None:
             [*podman, *arguments], env=environment, capture_output=True, text=True, check=False
         )
 
-    pulled = run("pull", "--quiet", f"oci:{here}/layout:it")
-    if pulled.returncode:
-        return None
-    mounted = run("image", "mount", pulled.stdout.strip())
+    pulled = run("pull", "--quiet", *(f"oci:{place_of(INPUTS[name])}/layout:it" for name in digests))
+    taken = pulled.stdout.split()
+    assert {*taken} <= {*digests.values()}, pulled
+    assert (pulled.returncode == 0) == (len(taken) == len(digests)), pulled
+    if not taken:
+        return {}
+    mounted = run("image", "mount", "--format", "json", *taken)
     assert mounted.returncode == 0, mounted.stderr
-    return seen(Path(mounted.stdout.strip()))
+    places = {each["id"]: Path(each["mountpoint"]) for each in json.loads(mounted.stdout)}
+    return {name: places[digest] for name, digest in digests.items() if digest in taken}
 
 
 @dataclass(frozen=True)
