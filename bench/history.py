@@ -30,7 +30,7 @@ _LONGER = 1.5
 
 def revision(bench: Bench) -> Iterator[Row]:
     """Add a revision of 10 changed files to a base of 30,000."""
-    layout, bundle = _base(bench)
+    layout, bundle = layout_with_base(bench)
     for file in sorted((bundle / "rootfs").rglob("*.txt"))[:_CHANGED]:
         file.write_text("changed\n")
     ours = bench.make.ours("oci", bench.few, out=layout, tag="ours", parent="base")
@@ -48,7 +48,7 @@ def revision(bench: Bench) -> Iterator[Row]:
 
 def extract(bench: Bench) -> Iterator[Row]:
     """Have the last of ten revisions back."""
-    layout, bundle = _base(bench)
+    layout, bundle = layout_with_base(bench)
     remove(bundle)
     for number in range(_REVISIONS - 1):
         parent = f"r{number - 1}" if number else "base"
@@ -154,7 +154,7 @@ class _Growing:
 def _beside_few(bench: Bench, revisions: int) -> Iterator[Row]:
     """Compare a history of many revisions with one of few."""
     work = f"{revisions:,} revisions of 2 bytes on 30,000 files"
-    base, bundle = _base(bench)
+    base, bundle = layout_with_base(bench)
     remove(bundle)
     before = _disk_usage(base)
     few = _Growing(bench, _copy(base, "short-history"), f"after {_FEW} revisions")
@@ -205,7 +205,7 @@ def _disk_usage(layout: Path) -> int:
     return sum(path.lstat().st_blocks * 512 for path in layout.rglob("*") if path.is_file())
 
 
-def _base(bench: Bench) -> tuple[Path, Path]:
+def layout_with_base(bench: Bench) -> tuple[Path, Path]:
     """Make a layout with an image of 30,000 files, tagged `base`, and the bundle it was made of."""
     layout, bundle = bench.place / "layout", bench.place / "umoci"
     base = f"{layout}:base"
