@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bench.rig import Bench
     from bench.table import Row
 
-_REVISIONS, _FEWEST = 1_000, 8
+_REVISIONS, _FEWEST = 1_000, 4
 _CHANGED = 10
 # Of so many revisions restic has one as a snapshot: each takes it seconds.
 _EVERY = 20
@@ -117,6 +117,11 @@ def _beside_restic(bench: Bench, every: int) -> Iterator[Row]:
             restic.run("backup", states.top)
         states.change()
     work = f"{revisions:,} revisions of {_CHANGED} changed files on 30,000"
+    yield from bench.compare(
+        work,
+        Contender("log", [str(bench.make.program), "log", f"{layout}:main"]),
+        Contender("restic snapshots", restic.command("snapshots")),
+    )
     for ours, theirs in _steps(bench, layout, restic, revisions, every):
         yield from bench.compare(work, ours, replace(theirs, at_most=1.0))
     backup = Contender(
@@ -130,13 +135,12 @@ def _beside_restic(bench: Bench, every: int) -> Iterator[Row]:
 def _steps(
     bench: Bench, layout: Path, restic: _Restic, revisions: int, every: int
 ) -> Iterator[tuple[Contender, Contender]]:
-    """Give the steps of ours and of restic that do the same: first those that change nothing."""
+    """Give the steps of ours and of restic that do the same: first those that change nothing.
+
+    The base is restic's first snapshot, and our revision 1: so what changes first is revision 2.
+    """
     program, main = str(bench.make.program), f"{layout}:main"
     snapshots = restic.snapshots() or [""] * (1 + revisions // every)
-    yield (
-        Contender("log", [program, "log", main]),
-        Contender("restic snapshots", restic.command("snapshots")),
-    )
     yield Contender("verify", [program, "verify", layout]), Contender("restic check", restic.command("check"))
     yield (
         Contender("verify --read-data", [program, "verify", "--read-data", layout]),
@@ -144,10 +148,12 @@ def _steps(
     )
     out, restored = bench.place / "extracted", bench.place / "restored"
     for number in (revisions // every // 2 * every, revisions // every * every):
-        snapshot = snapshots[number // every]  # the first one is the base
+        snapshot = snapshots[number // every]
         yield (
             Contender(
-                f"extract @{number}", [program, "extract", "--no-fsync", f"{main}@{number}", out], makes=out
+                f"extract @{number + 1}",
+                [program, "extract", "--no-fsync", f"{main}@{number + 1}", out],
+                makes=out,
             ),
             Contender(
                 f"restic restore, {'the last' if number == revisions else 'one in the middle'}",
@@ -180,8 +186,8 @@ def _steps(
     prune: list[str | Path] = ["prune", "--no-fsync", f"--keep-last={few}", f"{copied}:main"]
     forget: list[str | Path] = ["forget", f"--keep-last={max(1, few // every)}"]
     yield pair(
-        f"squash @{first}..{last}",
-        ["squash", "--no-fsync", f"{copied}:main@{first}..{last}"],
+        f"squash @{first + 1}..{last + 1}",
+        ["squash", "--no-fsync", f"{copied}:main@{first + 1}..{last + 1}"],
         "restic forget --prune, of these",
         ["forget", *squashed, "--prune"],
     )
