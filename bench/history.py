@@ -69,12 +69,12 @@ def extract(bench: Bench) -> Iterator[Row]:
 
 def many(bench: Bench) -> Iterator[Row]:
     """Live with 1,000 revisions."""
-    yield from _beside_few(bench, max(2 * _FEW, int(_MANY * bench.scale)))
+    yield from _beside_few(bench, int(_MANY * bench.scale))
 
 
 def very_many(bench: Bench) -> Iterator[Row]:
     """Live with 10,000 revisions."""
-    yield from _beside_few(bench, max(3 * _FEW, int(10 * _MANY * bench.scale)))
+    yield from _beside_few(bench, int(10 * _MANY * bench.scale))
 
 
 class _Growing:
@@ -153,12 +153,14 @@ class _Growing:
 
 def _beside_few(bench: Bench, revisions: int) -> Iterator[Row]:
     """Compare a history of many revisions with one of few."""
+    revisions = max(4, revisions)
+    number = min(_FEW, revisions // 2)
     work = f"{revisions:,} revisions of 2 bytes on 30,000 files"
     base, bundle = layout_with_base(bench)
     remove(bundle)
     before = _disk_usage(base)
-    few = _Growing(bench, _copy(base, "short-history"), f"after {_FEW} revisions")
-    few.grow(_FEW)
+    few = _Growing(bench, _copy(base, "short-history"), f"after {number} revisions")
+    few.grow(number)
     many = _Growing(bench, base, f"after {revisions:,} revisions")
     many.grow(revisions)
     megabytes = (_disk_usage(base) - before) / 1e6
@@ -180,7 +182,7 @@ def _beside_few(bench: Bench, revisions: int) -> Iterator[Row]:
         met=judged(taken.seconds <= _LONGEST_LOG),
         memory=f"{taken.memory:.0f}",
     )
-    yield from bench.compare(work, many.extract(revisions // 2), many.extract(_FEW))
+    yield from bench.compare(work, many.extract(revisions // 2), many.extract(number))
     # Few of many stops compose layers, and the others are what is compared.
     yield from bench.compare(work, many.append, few.append, rounds=3 * bench.rounds)
     if os.geteuid() != 0:

@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-_PROGRAMS = ("cp", "tar", "gzip", "pigz", "zstd", "rsync", "umoci")
+_PROGRAMS = ("cp", "tar", "gzip", "pigz", "zstd", "rsync", "umoci", "restic")
 _QUIET = 0.5
 _MEBIBYTE = bytes(1024 * 1024)
 _MEMORY = 4096  # MiB, as the README says
@@ -42,7 +42,8 @@ def warning() -> str:
 
 
 def _version(program: str) -> str:
-    shown = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    asked = "version" if program == "restic" else "--version"
+    shown = subprocess.run([program, asked], capture_output=True, text=True, check=False)
     return _first(r"(\d+(?:\.\d+)+)", shown.stdout + shown.stderr) or "?"
 
 

@@ -25,6 +25,7 @@ class Contender:
         command: its arguments; the first is looked up on PATH.
         makes: what is there after it has run, and is removed again; None: nothing.
         undo: how to remove that; None: by deleting it.
+        before: is called before each run.
         stdin: the file that it gets on standard input.
         needs: the programs that it takes.
         at_most: how long ours may take, in times of this one's median; None: as long as it takes.
@@ -35,6 +36,7 @@ class Contender:
     command: Sequence[str | Path]
     makes: Path | None = None
     undo: Callable[[], None] | None = None
+    before: Callable[[], None] | None = None
     stdin: Path = Path("/dev/null")
     needs: tuple[str, ...] = ()
     at_most: float | None = None
@@ -129,6 +131,8 @@ def race(starter: Starter, contenders: Sequence[Contender], rounds: int) -> dict
     results = {contender.name: Result() for contender in runners}
     for _ in range(rounds):
         for contender in runners:
+            if contender.before:
+                contender.before()
             seconds, cpu, memory = starter.run(contender)
             result = results[contender.name]
             result.times.append(seconds)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench import carry, data, history, hostile
+from bench import carry, data, history, hostile, upkeep
 from bench.contenders import AS_MUCH, OURS
 from bench.measure import remove
 from bench.rig import LARGE, Bench, UnableError, compared
@@ -284,10 +284,12 @@ WORKS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "history": history.many,
     "load-as": carry.load_as,
     "push-to": carry.push_to,
+    "upkeep": upkeep.some,
     "very-long-history": history.very_many,
+    "full-upkeep": upkeep.every_one,
 }
 # What takes too long to be done with all others.
-BY_NAME_ALONE = {"very-long-history"}
+BY_NAME_ALONE = {"very-long-history", "full-upkeep"}
 
 
 def _memory(work: str, tool: str, memory: float, limit: float = 0) -> Row:

@@ -188,7 +188,7 @@ def _write_tables(
             output.line(tag_heading(_name(found), read[digest][1], screen))
         if rows is None or not (rows or not (headings or reading.paths)):
             continue
-        keys = [_key(row) for row in rows]
+        keys = [_key(row) for row in rows] if len(images) > 1 else []
         own = next((position for position, key in enumerate(keys) if key in seen), len(rows))
         if own or not rows:
             columns, lines = format_table(rows[:own], screen)

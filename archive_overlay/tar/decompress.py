@@ -83,6 +83,10 @@ class Reader:
 
     def skip(self, size: int) -> int:
         """Leave out the next bytes; give how many of them there were not."""
+        end = self._position + size
+        if end <= len(self._rest):
+            self._position = end
+            return 0
         while size:
             skipped = len(self.read_some(size))
             if not skipped:

@@ -16,6 +16,11 @@ _LARGEST_OWNER = _ALL_OWNERS - 2
 
 def number(field: bytes) -> int:
     """Return a number of a header: octal digits, or of GNU's form with a first bit of 1 all other bits."""
+    if not field[-1]:
+        try:
+            return int(field[:-1], 8)
+        except ValueError:
+            pass  # of another form
     first = field[0]
     if first >= 0x80:
         found = int.from_bytes(field, "big", signed=first == 0xFF)

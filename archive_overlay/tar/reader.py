@@ -85,6 +85,9 @@ _LONGEST_PATH = 2 * 1024 * 1024
 _FIRST_UNUSUAL_OWNER = 2**31
 _LARGEST_DEVICE_NUMBER = 2**31 - 1  # major or minor, to makedev(3)
 _NO_ATTRIBUTES: dict[str, bytes] = {}
+_NO_SEGMENTS: array[int] = array("q")
+# Few combinations of mode, owner and group are in a tar, and most entries have one of them.
+_MOST_OWNERS = 256
 
 
 class Entry:
@@ -145,6 +148,7 @@ class TarReader:
         self.marks = ""
         self._source = source
         self._global: dict[bytes, bytes] = {}
+        self._owners: dict[bytes, tuple[int, int, int]] = {}  # mode, owner and group, by their fields
         self._sparse: array[int] | None = None  # offset and length of each segment of the entry
         self._left = 0  # bytes of the entry's data that are still to come
         self._padding = 0
@@ -160,7 +164,7 @@ class TarReader:
         """
         read = self._source.read
         records = self._global
-        segments: array[int] = array("q")  # what records say of them
+        segments = _NO_SEGMENTS  # what records say of them
         name = link = None  # of GNU's long names
         first = at_start = True
         while True:
@@ -202,7 +206,7 @@ class TarReader:
             if type_flag in (_EXTENDED, _SOLARIS_EXTENDED):
                 records, segments = (
                     self._global,
-                    array("q"),
+                    _NO_SEGMENTS,
                 )  # let go of an earlier one before this one is read
                 records, segments = read_records(self._read_header(size))
                 records = in_force({**self._global, **records})
@@ -222,11 +226,11 @@ class TarReader:
                 if first:
                     first = False
                     self.marks = _marks_of(entry, records)
-                records, segments, name, link = self._global, array("q"), None, None
+                records, segments, name, link = self._global, _NO_SEGMENTS, None, None
                 yield entry
             else:
-                self._expect_data(size)
-                records, segments, name, link = self._global, array("q"), None, None
+                self._left, self._padding = size, -size % _BLOCK
+                records, segments, name, link = self._global, _NO_SEGMENTS, None, None
 
     def data(self) -> Iterator[tuple[int, bytes]]:
         """Yield the data of the present entry, a file: pieces, and at which offset each belongs.
@@ -289,10 +293,6 @@ class TarReader:
             self._left -= _BLOCK
             yield block
 
-    def _expect_data(self, size: int) -> None:
-        self._left = size
-        self._padding = -size % _BLOCK
-
     def _entry(
         self,
         header: bytes,
@@ -309,8 +309,15 @@ class TarReader:
             name = name.split(b"\0", 1)[0]
         if posix and header[345] and long_name is None:
             name = header[345:500].split(b"\0", 1)[0] + b"/" + name
-        link = header[157:257].split(b"\0", 1)[0] if long_link is None else long_link
-        uid, gid = number(header[108:116]), number(header[116:124])
+        link = long_link
+        if link is None:
+            link = header[157:257].split(b"\0", 1)[0] if header[157] else b""
+        fields = header[100:124]
+        if fields not in self._owners:
+            if len(self._owners) == _MOST_OWNERS:
+                self._owners.clear()
+            self._owners[fields] = number(fields[:8]) & 0o7777, number(fields[8:16]), number(fields[16:])
+        mode, uid, gid = self._owners[fields]
         mtime_ns = number(header[136:148]) * 10**9
         attributes = _NO_ATTRIBUTES
         if records:
@@ -327,7 +334,7 @@ class TarReader:
                     for key, value in records.items()
                     if key.startswith(ATTRIBUTE)
                 }
-        if max(len(name), len(link)) > _LONGEST_PATH:
+        if len(name) > _LONGEST_PATH or len(link) > _LONGEST_PATH:
             raise ArchiveError(
                 f"the path of an entry, or of what it links to, is longer than {_LONGEST_PATH} bytes"
             )
@@ -339,7 +346,8 @@ class TarReader:
             raise ArchiveError(f"{_shown(name)} is of a type that this program does not know: {type!r}")
         if kind in _WITHOUT_DATA:
             size = 0
-        self._expect_data(size)
+        self._left = size
+        self._padding = -size % _BLOCK
         self._sparse = None
         if type == _GNU_SPARSE:
             self._sparse = sparse_map.of_old_header(header, self._source)
@@ -358,27 +366,35 @@ class TarReader:
             if max(major, minor) > _LARGEST_DEVICE_NUMBER:
                 raise ArchiveError(f"{_shown(name)} has an impossible device number: {major}:{minor}")
             device = os.makedev(major, minor)
-        entry = Entry(kind, os.fsdecode(name.rstrip(b"/") or name[:1]))
-        entry.link = os.fsdecode(link)
-        entry.mode = number(header[100:108]) & 0o7777
-        entry.uid = uid if 0 <= uid < _FIRST_UNUSUAL_OWNER else owner(uid)
-        entry.gid = gid if 0 <= gid < _FIRST_UNUSUAL_OWNER else owner(gid)
-        entry.mtime_ns = mtime_ns
-        entry.size = size
-        entry.device = device
-        entry.attributes = attributes
-        return entry
+        if name.endswith(b"/"):
+            name = name.rstrip(b"/") or b"/"
+        return Entry(
+            kind,
+            os.fsdecode(name),
+            link=os.fsdecode(link) if link else "",
+            mode=mode,
+            uid=uid if 0 <= uid < _FIRST_UNUSUAL_OWNER else owner(uid),
+            gid=gid if 0 <= gid < _FIRST_UNUSUAL_OWNER else owner(gid),
+            mtime_ns=mtime_ns,
+            size=size,
+            device=device,
+            attributes=attributes,
+        )
 
 
 def _is_header(header: bytes) -> bool:
     """Say whether a block has the checksum of a header."""
+    field = header[148:156]
+    digits = field[:6]
+    if not (digits.isdigit() and field[6:] == b"\0 "):
+        digits = field.split(b"\0", 1)[0].strip() or b"0"
     try:
-        checksum = int(header[148:156].split(b"\0", 1)[0].strip() or b"0", 8)
+        checksum = int(digits, 8)
     except ValueError:
         return False
     # The lower half of Adler-32 is the sum of all bytes and 1, as long as it is below 65521: so for each half.
     whole = (adler32(header[:256]) & 0xFFFF) + (adler32(header[256:]) & 0xFFFF) - 2
-    unsigned = whole - sum(header[148:156]) + 8 * 0x20
+    unsigned = whole - (adler32(field) & 0xFFFF) + 1 + 8 * 0x20
     if checksum == unsigned:
         return True
     # Some old programs take bytes for signed numbers.
