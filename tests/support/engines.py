@@ -52,7 +52,7 @@ FIRST_AUTOMATIC = 2_000_000
 
 PROGRAMS = (
     *("podman", "runc", "crun", "fuse-overlayfs", "newuidmap", "newgidmap"),
-    *("busybox", "chroot", "make", "mount", "nsenter", "setpriv", "tar", "umount", "unshare"),
+    *("busybox", "chroot", "make", "mount", "nsenter", "tar", "umount", "unshare"),
 )
 
 # What a machine's first process does in its namespaces: stay in this machine's root, or, in a directory $0,
@@ -112,11 +112,11 @@ class Machine:
         done = subprocess.run(
             [
                 *("nsenter", f"--mount=/proc/{self.keeper}/ns/mnt"),
-                *(f"--pid=/proc/{self.keeper}/ns/pid_for_children", "--"),
-                *("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"),
-                *("env", "--chdir=/", "-i", *(f"{key}={value}" for key, value in variables.items())),
-                *command,
+                *(f"--pid=/proc/{self.keeper}/ns/pid_for_children", f"--setuid={user}", f"--setgid={user}"),
+                *("--", *command),
             ],
+            # With the mount namespace the working directory becomes its root.
+            env=variables,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
