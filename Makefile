@@ -69,9 +69,9 @@ MATRIX ?= bullseye trixie sid
 matrix:  ## run the end-to-end tests in Debian 11, 13 and sid, as root (MATRIX="trixie -- tests/e2e/test_podman.py")
 	MATRIX='$(MATRIX)' tools/check.sh matrix
 
-ROOTS ?= python3.9 trixie python3.14
+ROOTS ?= python3.9 trixie python3.14 fresh
 
-roots:  ## get Pythons that this machine lacks, and Debian 13, for the tests, as root (ROOTS="sid")
+roots:  ## get Pythons that this machine lacks, Debian 13 and a fresh Debian, for the tests, as root (ROOTS="sid")
 	tools/roots.sh $(ROOTS)
 
 soak:  ## try the oracle with random containers (SECONDS=600, or EXAMPLES of each mount)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -19,11 +20,14 @@ TOP = Path(__file__).resolve().parent.parent
 
 _SHARED = pytest.StashKey[Path]()
 
-# What takes long, longest first: modules, and the end-to-end tests that share a machine. Each goes to one worker, and they
-# begin first, so that no worker is left alone with one at the end.
+# Modules that take long, longest first. Each goes to one worker, and they begin first, so that no worker is left alone
+# with one at the end. All end-to-end tests come one after the other: each worker sets up one machine for those it gets.
 _LONG = (
-    *("tests/e2e", "tests/e2e/test_podman.py", "tests/crash/test_image_layout.py"),
-    *("tests/packaging/test_debian.py", "tests/crash/test_at_once.py", "tests/crash/test_two_processes.py"),
+    *("tests/crash/test_image_layout.py", "tests/packaging/test_debian.py", "tests/crash/test_at_once.py"),
+    *("tests/crash/test_two_processes.py", "tests/packaging/test_build.py", "tests/e2e/test_two_hosts.py"),
+    *("tests/e2e/test_load.py", "tests/e2e/test_history.py", "tests/e2e/test_circle.py"),
+    *("tests/e2e/test_check.py", "tests/e2e/test_recover.py", "tests/e2e/test_pages.py"),
+    *("tests/e2e/test_snapshot.py", "tests/e2e/test_base.py", "tests/e2e"),
 )
 # Modules that take longer, but whose tests share nothing that takes long to make: any worker takes any test. They come
 # last, the shortest tests at the end, and fill up what the others leave.
@@ -77,23 +81,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=_place)
     for item in items:
         if _module(item) not in _APART:
-            item.add_marker(pytest.mark.xdist_group(_group(_module(item))))
+            item.add_marker(pytest.mark.xdist_group(_module(item)))
 
 
 def _place(item: pytest.Item) -> int:
     module = _module(item)
     order = [*_LONG, None, *_APART]
-    return order.index(next((name for name in (module, _group(module)) if name in order), None))
+    return order.index(next((name for name in (module, os.path.dirname(module)) if name in order), None))
 
 
 def _module(item: pytest.Item) -> str:
     nodeid: str = item.nodeid
     return nodeid.split("::")[0]
-
-
-def _group(module: str) -> str:
-    # Each worker with such a module sets a machine up.
-    return "tests/e2e" if module.startswith("tests/e2e/") and module not in _LONG else module
 
 
 @pytest.fixture(scope="session")

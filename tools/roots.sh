@@ -3,6 +3,7 @@
 #
 #     bullseye, trixie, sid      Debian 11, 13 and unstable, with engines: what tools/matrix.sh tests in
 #     python3.9, python3.14      one Python, from Debian 11 and 14: what the tests of the built program run it with
+#     fresh                      this machine's Debian with podman, for dpkg all of it installed: the package is tested there
 #
 # Each becomes .cache/roots/NAME, and stays until this file asks for something else; .cache/roots/NAME.python runs its
 # Python. The packages come from the mirror that apt uses on this machine, and apt checks their signatures.
@@ -23,8 +24,9 @@ die() { say "$@"; exit 1; }
 # shellcheck disable=SC2016 # mmdebstrap's shell expands it
 merge='for name in bin sbin lib lib64; do mkdir -p "$1/usr/$name" && ln -s "usr/$name" "$1/$name"; done'
 
-# Set suite and packages to what a root is made of.
+# Set suite, packages and recommends to what a root is made of, and registering to what tells dpkg of it.
 describe() {
+    recommends=true registering=:
     case $1 in
         # With what pip needs there, for its Python may need another pytest.
         bullseye) suite=bullseye packages=$engines,python3-distutils ;;
@@ -32,9 +34,34 @@ describe() {
         python3.9) suite=bullseye packages=python3.9,zstd ;;
         # Not from unstable, which may have another Python tomorrow.
         python3.14) suite=forky packages=python3.14,zstd ;;
+        fresh)
+            suite=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+            packages='podman,crun,busybox-static,mount,python3,?essential'
+            recommends=false registering=$register
+            ;;
         *) die "there is no $1; the names are in the first lines of this file" ;;
     esac
 }
+
+# What dpkg would know if it had installed the packages: their descriptions, and which files are whose.
+# shellcheck disable=SC2016 # mmdebstrap's shell expands it
+register='
+    cd "$1/var/lib/dpkg"
+    mkdir -p info updates triggers
+    : >available
+    : >triggers/Unincorp
+    echo 1 >info/format
+    for deb in "$1"/var/cache/apt/archives/*.deb; do
+        fields=$(dpkg-deb --field "$deb")
+        printf "%s\nStatus: install ok installed\n\n" "$fields"
+        file=${deb##*/}
+        name=${file%%_*} architecture=${file##*_}
+        case $fields in
+            *"Multi-Arch: same"*) name=$name:${architecture%.deb} ;;
+        esac
+        dpkg-deb --fsys-tarfile "$deb" | tar -t | sed "s|^\.||; s|/\$||; s|^\$|/.|" >"info/$name.list"
+    done >status
+'
 
 # Print the mirror of Debian itself that apt uses, not that of its security updates or of anybody else.
 mirror() {
@@ -60,6 +87,7 @@ make_root() {
     # Extracted and not installed, which takes a third of the time: what their scripts would add is made below.
     # Suites that still change are signed for a week; a mirror that has stood still for longer does as well here.
     timeout "$limit" mmdebstrap --mode=root --variant=extract --setup-hook="$merge" --include="$packages" \
+        --extract-hook="$registering" --aptopt="APT::Install-Recommends $recommends" \
         --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Retries "3"' \
         --aptopt='Acquire::http::Timeout "60"' --aptopt='Acquire::https::Timeout "60"' \
         "$suite" "$root" "$from" >"$root.log" 2>&1 </dev/null &

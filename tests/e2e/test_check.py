@@ -101,9 +101,9 @@ def bare(executable: Path) -> Iterator[engines.Machine]:
 
 def lay_out(machine: engines.Machine, files: dict[str, str]) -> None:
     """Have these hook configurations on a machine, and no others."""
-    for directory in (USR, ETC):
-        machine.run("rm", "-rf", directory)
-        machine.run("mkdir", "-p", directory)
+    for directory in map(machine.outside, (USR, ETC)):
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
     for path, content in files.items():
         machine.outside(path).write_text(content)
 
@@ -197,7 +197,7 @@ def test_check_looks_where_podman_looks(tidy: engines.Machine, name: str, rootle
     }
     lay_out(tidy, {})
     for letter, directory in directories.items():
-        tidy.run("mkdir", "-p", directory)
+        tidy.outside(directory).mkdir(parents=True, exist_ok=True)
         hook = {"path": "/bin/touch", "args": ["touch", f"{ran}/{letter}"]}
         content = {"version": "1.0.0", "hook": hook, "when": {"always": True}, "stages": ["poststop"]}
         tidy.outside(f"{directory}/{letter}.json").write_text(json.dumps(content))

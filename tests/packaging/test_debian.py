@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import stat
 import subprocess
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +22,6 @@ if TYPE_CHECKING:
     from tests.support.engines import Machine
 
 DEBIAN = TOP / "packaging/debian"
-
-# What a machine takes to run containers, and this test's commands on it, beyond Debian's essential packages.
-ENGINE = ("podman", "crun", "busybox-static", "mount")
 
 PROGRAMS = {
     "usr/bin/archive_overlay",
@@ -130,50 +125,16 @@ def test_links_between_the_documents_work(deb: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def fresh(deb: Path) -> Iterator[Machine]:
+def fresh() -> Iterator[Machine]:
     """Set up a machine whose root has podman and what the package depends on, and nothing else of Debian."""
     tools.need_root()
-    tools.need("mmdebstrap", "unshare", "nsenter", "tar")
-    needed = [re.split("[ :(]", dependency.strip())[0] for dependency in field(deb, "Depends").split(",")]
-    with engines.bare_machine(fresh_root(*ENGINE, *needed)) as machine:
-        yield machine
-
-
-def fresh_root(*packages: str) -> Path:
-    """Give a tar of a root file system that was made of packages alone.
-
-    Args:
-        packages: besides Debian's essential ones.
-    """
-    release = dict(
-        line.replace('"', "").split("=", 1) for line in Path("/etc/os-release").read_text().splitlines()
-    )
-    if release["ID"] != "debian":
+    tools.need("mmdebstrap", "unshare", "nsenter")
+    if "ID=debian" not in Path("/etc/os-release").read_text().splitlines():
         tools.cannot_run("this is no Debian")
-    archives = {
-        target
-        for target in _run_apt("indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)").splitlines()
-        if target.endswith(f" {release['VERSION_CODENAME']} main")
-    }
-    command = [
-        *("mmdebstrap", "--quiet", "--variant=essential", f"--include={','.join(packages)}"),
-        # Nothing is excluded: mmdebstrap would filter each package by a program of its own, which takes longer.
-        *("--aptopt=APT::Install-Recommends false", "--dpkgopt=force-unsafe-io", release["VERSION_CODENAME"]),
-    ]
-    command_and_sources = [*command, "-", *(f"deb {archive}" for archive in sorted(archives))]
     # Made once: what matters is that it was made of packages alone, not when.
-    digest = hashlib.sha256(repr(command_and_sources).encode()).hexdigest()
-    made = TOP / f".cache/root-{digest[:16]}.tar"
-    if not made.exists():
-        made.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=made.parent, prefix="root-") as unfinished:
-            subprocess.run(command_and_sources, stdin=subprocess.DEVNULL, stdout=unfinished, check=True)
-            os.link(unfinished.name, made)
-    return made
-
-
-def _run_apt(*arguments: str) -> str:
-    return subprocess.run(["apt-get", *arguments], capture_output=True, text=True, check=True).stdout
+    subprocess.run([TOP / "tools/roots.sh", "fresh"], stdin=subprocess.DEVNULL, check=True)
+    with engines.bare_machine(TOP / ".cache/roots/fresh") as machine:
+        yield machine
 
 
 def everything(machine: Machine) -> dict[str, tuple[object, ...]]:

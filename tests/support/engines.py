@@ -52,16 +52,16 @@ FIRST_AUTOMATIC = 2_000_000
 
 PROGRAMS = (
     *("podman", "runc", "crun", "fuse-overlayfs", "newuidmap", "newgidmap"),
-    *("busybox", "chroot", "make", "mount", "nsenter", "setpriv", "tar", "umount", "unshare"),
+    *("busybox", "chroot", "make", "mount", "nsenter", "tar", "umount", "unshare"),
 )
 
 # What a machine's first process does in its namespaces: stay in this machine's root, or, in a directory $0,
-# make another one of a tar $1.
+# make another one of a copy of the directory $1.
 _STAY = "mount -t proc proc /proc"
 _CHANGE_ROOT = """
     mount -t tmpfs -o mode=755 tmpfs "$0"
     cd "$0"
-    tar -xf "$1" --numeric-owner --exclude='./dev/*'
+    cp -a "$1/." .
     mount -t proc proc proc
     mount --rbind /sys sys
     pivot_root . mnt
@@ -112,11 +112,11 @@ class Machine:
         done = subprocess.run(
             [
                 *("nsenter", f"--mount=/proc/{self.keeper}/ns/mnt"),
-                *(f"--pid=/proc/{self.keeper}/ns/pid_for_children", "--"),
-                *("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"),
-                *("env", "--chdir=/", "-i", *(f"{key}={value}" for key, value in variables.items())),
-                *command,
+                *(f"--pid=/proc/{self.keeper}/ns/pid_for_children", f"--setuid={user}", f"--setgid={user}"),
+                *("--", *command),
             ],
+            # With the mount namespace the working directory becomes its root.
+            env=variables,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -346,7 +346,7 @@ def bare_machine(root: Path | None = None) -> Iterator[Machine]:
     """Set a machine up on which nothing is installed, and take it away again.
 
     Args:
-        root: a tar of its root file system; None: it has this machine's.
+        root: what its root file system is a copy of; None: it has this machine's.
     """
     with tempfile.TemporaryDirectory(prefix="archive_overlay-e2e-", dir="/var/tmp") as disk:
         # `cat` is the machine's first process: it lives until this process closes its stdin or dies.
