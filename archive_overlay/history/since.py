@@ -439,8 +439,7 @@ def _number_of(level: _Level | None, name: str) -> int:
 def _copy(change: Change) -> Change:
     """Return a copy of a directory's change that outlives the next one."""
     copied = Change.__new__(Change)
-    for name in Change.__slots__:
-        setattr(copied, name, getattr(change, name))
+    copied.__dict__.update(change.__dict__)
     copied.attributes = dict(change.attributes.items())
     return copied
 

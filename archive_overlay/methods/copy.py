@@ -344,8 +344,9 @@ def _copy_file(change: Change, directory: int, made_as: tuple[int, int], allowan
                 raise change.changed()
         elif change.size <= _AT_ONCE:
             data = change.contents()
-            while data:
-                data = data[os.write(fd, data) :]
+            left = len(data) - os.write(fd, data) if data else 0
+            while left:
+                left -= os.write(fd, data[-left:])
         # One byte more than there should be, so that a file that has grown is noticed.
         elif _copy_in_kernel(change.fd, fd, change.size + 1) != change.size:
             raise change.changed()

@@ -15,6 +15,7 @@ import errno
 import marshal
 import os
 import sys
+from itertools import chain
 from time import monotonic
 
 from archive_overlay.errors import ArchiveError, fail, internal_error
@@ -94,8 +95,7 @@ def write_beside(changes: Iterator[Change], write: Write, *, jobs: int) -> Any:
 
 
 def _all(batch: _Batch, changes: Iterator[Change]) -> Iterator[Change]:
-    yield from batch.changes
-    yield from changes
+    return chain(batch.changes, changes)
 
 
 def _watched(changes: Iterator[Change]) -> Iterator[Change]:
@@ -136,14 +136,17 @@ class _Batch:
                 change.data = change.contents()
                 change.fd = -1
                 self._bytes += change.size
-        attributes = change.attributes
-        if attributes:
+        if change.attributes:
+            attributes = change.attributes
             if isinstance(attributes, LargeAttributes):
                 self.full = True
             else:
                 self._bytes += sum(map(len, attributes)) + sum(map(len, attributes.values()))
         if self._bytes >= _MOST_BYTES or len(self.changes) >= _MOST_CHANGES:
             self.full = True
+
+
+_PLAIN = 10  # fields of a file that has nothing special
 
 
 def _packed(change: Change) -> tuple[Any, ...]:
@@ -192,52 +195,41 @@ class _Unpacking:
             fds: of the last change of a message: its file and what has its attributes, as far as they came.
         """
         change = Change.__new__(Change)
-        (
-            depth,
-            change.name,
-            change.mode,
-            change.uid,
-            change.gid,
-            change.atime_ns,
-            change.mtime_ns,
-            change.size,
-            change.sparse,
-            change.data,
-            *more,
-        ) = fields
+        depth, change.name, change.mode, change.uid, change.gid = fields[:5]
+        change.atime_ns, change.mtime_ns, change.size, change.sparse, change.data = fields[5:_PLAIN]
         way = self._way
         while len(way) > depth + 1:
             way.pop().forget()
         directory = change.directory = way[-1]
-        change.link_to = change.pieces = None
-        change.implicit = False
-        if not more:
+        if len(fields) == _PLAIN:
             change.kind, change.attributes = FILE, NO_ATTRIBUTES
-            change.target, change.rdev, change.opaque, change.shared = "", 0, False, 0
-        else:
-            (
-                kind,
-                change.attributes,
-                large,
-                change.shared,
-                is_link,
-                change.target,
-                change.rdev,
-                change.opaque,
-            ) = more
-            change.kind = KINDS[kind]
-            if change.kind is DIRECTORY and change.name:
-                way.append(TreePath(directory, change.name))
-            elif is_link:
-                change.link_to = self._first_names[change.shared]
-            elif change.shared:
-                self._first_names[change.shared] = TreePath(directory, change.name)
-            if large:
-                sizes, replaced = large
-                path = TreePath(directory, change.name) if change.name else TOP
-                change.attributes = LargeAttributes(fds[-1], sizes, replaced, path)
+            if change.data is None:
+                change.fd = fds[0]
+            return change
+        (
+            kind,
+            change.attributes,
+            large,
+            change.shared,
+            is_link,
+            change.target,
+            change.rdev,
+            change.opaque,
+        ) = fields[_PLAIN:]
+        change.kind = KINDS[kind]
+        if change.kind is DIRECTORY and change.name:
+            way.append(TreePath(directory, change.name))
+        elif is_link:
+            change.link_to = self._first_names[change.shared]
+        elif change.shared:
+            self._first_names[change.shared] = TreePath(directory, change.name)
+        if large:
+            sizes, replaced = large
+            path = TreePath(directory, change.name) if change.name else TOP
+            change.attributes = LargeAttributes(fds[-1], sizes, replaced, path)
         has_file = change.kind is FILE and change.link_to is None and change.data is None
-        change.fd = fds[0] if has_file else -1
+        if has_file:
+            change.fd = fds[0]
         return change
 
 

@@ -35,6 +35,7 @@ from archive_overlay.overlay.change import (
     Change,
     LargeAttributes,
     TreePath,
+    file_change,
 )
 from archive_overlay.overlay.lowers import Directory, Lowers
 from archive_overlay.system import tree
@@ -63,6 +64,7 @@ _KINDS = {
     stat.S_IFCHR: CHARACTER_DEVICE,
     stat.S_IFBLK: BLOCK_DEVICE,
 }
+_READ_UNSEEN = READ | os.O_NOATIME  # see `tree.open_unseen`
 # A directory of fuse-overlayfs may have two marks in it besides its own name and a mark that deletes what was there.
 _NAMES_PER_ENTRY = 4
 # Of what is left out in a directory, so many names are listed.
@@ -109,10 +111,7 @@ def read_changes(
         if selection is not None:
             yield from _without_empty_ways(reader)
             return
-        while reader.ahead() is not None:
-            change = reader.take()
-            if change is not None:
-                yield change
+        yield from reader.rest()
     finally:
         reader.close()
 
@@ -310,6 +309,27 @@ class UpperReader:
             return self._entry(level, name)
         except OSError as error:
             fail(f"cannot read {self._shown(level, name)}", error)
+
+    def rest(self) -> Iterator[Change]:
+        """Take all that is left."""
+        levels = self._levels
+        while self.ahead() is not None:
+            change = self.take()
+            if change is not None:
+                yield change
+            if not levels:
+                continue
+            # Nearly all entries are regular files, and each call costs them time.
+            level = levels[-1]
+            names, kinds = level.names, level.kinds
+            while names and names[-1] not in kinds:
+                self._let_go()
+                name = names.pop()
+                try:
+                    change = self._upper_file(level, name)
+                except OSError as error:
+                    fail(f"cannot read {self._shown(level, name)}", error)
+                yield change
 
     def renamed_from(self) -> str:
         """Say where the directory that was taken last was before it was renamed, as its overlay notes it; "" if nowhere.
@@ -640,7 +660,11 @@ class UpperReader:
         return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
     def _upper_file(self, level: _Level, name: str) -> Change:
-        fd = self._file = tree.open_unseen(name, READ, self._descent.fd)
+        here = self._descent.fd
+        try:
+            fd = self._file = os.open(name, _READ_UNSEEN, dir_fd=here)
+        except PermissionError:
+            fd = self._file = tree.open_unseen(name, READ, here)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise ArchiveError(f"{self._shown(level, name)} was replaced while it was read")
@@ -651,7 +675,7 @@ class UpperReader:
                 return Change(FILE, level.path, name, status, NO_ATTRIBUTES, shared=shared, link_to=link_to)
         attributes, marks = self._attributes(fd, fd, level, name)
         if marks is NO_MARKS and not self._dialect.owner_attribute:
-            return Change(FILE, level.path, name, status, attributes, shared=shared, fd=fd)
+            return file_change(level.path, name, status, attributes, shared, fd)
         if marks.metacopy:
             places, data = self._lowers.find_metacopy(level.node, name, marks.redirect)
             references = self._references()
@@ -763,8 +787,10 @@ class UpperReader:
 
     def _let_go(self) -> None:
         """Close what the last change needed."""
-        if self._file >= 0:
-            self._close_file()
+        file = self._file
+        if file >= 0:
+            self._file = -1  # as in _close_file
+            os.close(file)
         if self._attributes_of >= 0:
             fd, self._attributes_of = self._attributes_of, -1
             os.close(fd)
