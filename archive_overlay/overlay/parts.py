@@ -13,21 +13,35 @@ if TYPE_CHECKING:
 IS_DIRECTORY = 1
 IS_OTHER = 2  # neither a directory nor a regular file
 
-# How many names are held while a directory is listed, and by all directories on the way together. Each takes 320 bytes at
-# most. The second number is larger by as many as must be listed below a directory to have its names forgotten: else each
-# directory in it would cost a listing of it.
-MOST_LISTED = 48 * 1024
-MOST_HELD = 64 * 1024
+# How many names are held while a directory is listed, each of which takes 320 bytes at most. If it has more than 1.5
+# million names, it is a part of them, because each part takes a listing of the whole directory.
+_MOST_LISTED = 48 * 1024
+_MOST_PARTS = 32
+
+
+def most_listed(names: int) -> int:
+    """Return how many names to hold while a directory with so many is listed."""
+    return max(_MOST_LISTED, names // _MOST_PARTS)
+
+
+def most_held(listed: int) -> int:
+    """Return how many names all directories on the way may hold together, if so many are held while one is listed.
+
+    It is a third more: so many must be listed below a directory to have its names forgotten. Otherwise each directory in
+    it would cost a listing of it.
+    """
+    return listed * 4 // 3
 
 
 def read_part(
-    directory: int, after: Key | None, *, deletions_first: bool
+    directory: int, after: Key | None, most: int, *, deletions_first: bool
 ) -> tuple[list[str], dict[str, int], Key | None]:
-    """List the next names of a directory. The time grows with their number, for each part.
+    """List the next names of a directory. This takes a listing of all of it.
 
     Args:
         directory: its file descriptor.
         after: where the last part ended; None: there was none.
+        most: names that are held meanwhile; a part has three quarters of them, or more.
         deletions_first: whether 0:0 devices come before all else.
 
     Returns:
@@ -47,9 +61,9 @@ def read_part(
             if (after is not None and key <= after) or (end is not None and key > end):
                 continue
             found.append((late, entry.name, kind))
-            if len(found) == MOST_LISTED:
+            if len(found) == most:
                 found.sort()
-                del found[MOST_LISTED * 3 // 4 :]
+                del found[most * 3 // 4 :]
                 end = found[-1][:2]
     found.sort(reverse=True)
     return [name for _, name, _ in found], {name: kind for _, name, kind in found if kind}, end

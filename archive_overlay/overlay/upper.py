@@ -158,11 +158,11 @@ class _Level:
         "covered",
         "exposed",
         "held",
-        "in_parts",
         "kinds",
         "names",
         "node",
         "opaque",
+        "part",
         "path",
         "plain",
         "sealed",
@@ -177,7 +177,8 @@ class _Level:
         self.complete = False  # what lies below comes too, because in the archive it will not be below
         self.names: list[str] = []  # what is to come, last first
         self.kinds: dict[str, int] = {}  # of what is no regular file
-        self.in_parts = False  # names may be forgotten, as listing it again gives them
+        # Where names may be forgotten, because listing it again gives them: how many are held while it is listed; else 0.
+        self.part = 0
         self.after: parts.Key | None = (
             None  # where listing goes on when no name is left; None: all were listed
         )
@@ -246,6 +247,7 @@ class UpperReader:
         self._begun = False
         self._levels: list[_Level] = []
         self._held = 0  # by all of them
+        self._most_held = parts.most_held(parts.most_listed(0))
         self._forgotten = 0  # how many of the levels, the first ones, hold no names that could be forgotten
         self._only_below = 0  # how many of the levels, the last ones, have no directory in the upperdir
 
@@ -398,9 +400,8 @@ class UpperReader:
             self._list_selected(level, level.selected, fd)
         else:
             # Otherwise other names, in the upperdir or in lower layers, say what becomes of one.
-            level.in_parts = not (
-                self._selection or moved or (parent and parent.complete) or self._dialect.whiteout_files
-            )
+            if not (self._selection or moved or (parent and parent.complete) or self._dialect.whiteout_files):
+                level.part = parts.most_listed(0)
             self._list(level, fd)
         if moved or (parent is not None and parent.complete):
             level.complete = True
@@ -431,7 +432,7 @@ class UpperReader:
         names, kinds = level.names, level.kinds
         bounded = self._max_entries is not None
         with os.scandir(fd) as entries:
-            for entry in islice(entries, parts.MOST_LISTED if level.in_parts else None):
+            for entry in islice(entries, level.part or None):
                 names.append(entry.name)
                 if bounded:
                     self._count(1)
@@ -439,10 +440,14 @@ class UpperReader:
                     kinds[entry.name] = _DIRECTORY
                 elif not entry.is_file(follow_symlinks=False):
                     kinds[entry.name] = _OTHER
-            more = next(entries, None)
-            for _ in entries if more and bounded else ():
-                self._count(1)
+            more = 0
+            for _ in entries:
+                more += 1
+                if bounded:
+                    self._count(1)
         if more:
+            level.part = parts.most_listed(len(names) + more)
+            self._most_held = max(self._most_held, parts.most_held(level.part))
             names.clear()
             self._list_part(level)
         if self._dialect.whiteout_files:
@@ -451,7 +456,7 @@ class UpperReader:
     def _list_part(self, level: _Level) -> None:
         """List the next names of the directory at the walk's position."""
         level.names, level.kinds, level.after = parts.read_part(
-            self._descent.fd, level.after, deletions_first=self._deletions_first
+            self._descent.fd, level.after, level.part, deletions_first=self._deletions_first
         )
 
     def _list_on(self, level: _Level) -> None:
@@ -468,10 +473,10 @@ class UpperReader:
         self._held += len(level.names) - level.held
         level.held = len(level.names)
         levels = self._levels
-        while self._held > parts.MOST_HELD and self._forgotten < len(levels) - 1:
+        while self._held > self._most_held and self._forgotten < len(levels) - 1:
             outer, inner = levels[self._forgotten : self._forgotten + 2]
             self._forgotten += 1
-            if outer.in_parts and outer.names:
+            if outer.part and outer.names:
                 outer.after = True, inner.path.name
                 outer.names, outer.kinds = [], {}
                 self._held -= outer.held

@@ -77,7 +77,7 @@ def test_names_that_are_read_in_parts_are_the_same_in_the_same_order(
 
     whole = read_all()
     for listed, held in ((2, 1), (8, 3), (16, 40)):
-        monkeypatch.setattr(parts, "MOST_LISTED", listed)
-        monkeypatch.setattr(parts, "MOST_HELD", held)
+        monkeypatch.setattr(parts, "_MOST_LISTED", listed)
+        monkeypatch.setattr(parts, "most_held", lambda most, held=held: held)
         assert read_all() == whole
     assert len(whole) > 500
