@@ -26,7 +26,7 @@ merge='for name in bin sbin lib lib64; do mkdir -p "$1/usr/$name" && ln -s "usr/
 
 # Set suite, packages and recommends to what a root is made of, and registering to what tells dpkg of it.
 describe() {
-    recommends=true registering=:
+    recommends=true registering=true
     case $1 in
         # With what pip needs there, for its Python may need another pytest.
         bullseye) suite=bullseye packages=$engines,python3-distutils ;;
