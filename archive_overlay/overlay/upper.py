@@ -440,8 +440,10 @@ class UpperReader:
                 elif not entry.is_file(follow_symlinks=False):
                     kinds[entry.name] = _OTHER
             more = next(entries, None)
-            for _ in entries if more and bounded else ():
+            if more and bounded:
                 self._count(1)
+                for _ in entries:
+                    self._count(1)
         if more:
             names.clear()
             self._list_part(level)
