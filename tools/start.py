@@ -54,7 +54,10 @@ class Block:
         self._block = block
         self._file = file
         self._end = end
-        self._identity = None if file is None else _identity(posix.fstat(file))
+        self._identity = None
+        if file is not None:
+            self._identity = _identity(posix.fstat(file))
+            posix.lseek(file, 0, 0)  # where a process is in its files is taken for its progress
         self._groups = groups
         self._modules = modules
 

@@ -14,8 +14,8 @@ IS_DIRECTORY = 1
 IS_OTHER = 2  # neither a directory nor a regular file
 
 # How many names are held while a directory is listed, and by all directories on the way together. Each takes 320 bytes at
-# most. The second number is larger by as many as must be listed below a directory to have its names forgotten: else each
-# directory in it would cost a listing of it.
+# most, or 600 if it is not UTF-8. The second number is larger by as many as must be listed below a directory to have its
+# names forgotten: else each directory in it would cost a listing of it.
 MOST_LISTED = 48 * 1024
 MOST_HELD = 64 * 1024
 
