@@ -70,8 +70,9 @@ sys.exit(run())
 PACKAGE = "archive_overlay"
 # The first entry of the zip.
 BLOCK = "BLOCK"
-# Not in the block: what people run, and what histories need after a stop. Python finds them in the zip.
-NOT_IN_BLOCK = ("commands", "history")
+# Not in the block: what people run. Python finds it in the zip. Histories are in the block, because a stop needs them last,
+# when another version may have taken the place of the file.
+NOT_IN_BLOCK = ("commands",)
 # What is imported together, by what is imported first, and what the program then imports at once.
 GROUPS = {
     PACKAGE: (f"{PACKAGE}.cli",),

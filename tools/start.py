@@ -54,7 +54,10 @@ class Block:
         self._block = block
         self._file = file
         self._end = end
-        self._changed = None if file is None else posix.fstat(file).st_mtime_ns
+        self._identity = None
+        if file is not None:
+            self._identity = _identity(posix.fstat(file))
+            posix.lseek(file, 0, 0)  # where a process is in its files is taken for its progress
         self._groups = groups
         self._modules = modules
 
@@ -64,7 +67,17 @@ class Block:
             self._run(self._load(self._groups.pop(name)))
             return sys.modules[name].__spec__
         place = self._modules.get(name)
-        return self._spec(name, is_package=place[2]) if place else None
+        if place:
+            return self._spec(name, is_package=place[2])
+        # Python looks in the zip next. What another version has there must not run with what this one has loaded.
+        if self._identity and name.startswith("archive_overlay."):
+            try:
+                identity = _identity(posix.stat(self.archive))
+            except OSError:
+                identity = None
+            if identity != self._identity:
+                raise ImportError(f"{self.archive} was replaced while it ran")
+        return None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """Give the module, if it has run with its group. See `importlib.abc.Loader`."""
@@ -128,9 +141,13 @@ class Block:
             return marshal.loads(self._block[start : start + length])
         data = posix.pread(self._file, length, self._end + start)
         # What replaces the file leaves this one as it is, but it may be written over.
-        if len(data) != length or posix.fstat(self._file).st_mtime_ns != self._changed:
-            raise ImportError(f"{self.archive} was overwritten while it ran")
+        if len(data) != length or _identity(posix.fstat(self._file)) != self._identity:
+            raise ImportError(f"{self.archive} is not complete, or was overwritten while it ran")
         return marshal.loads(data)
+
+
+def _identity(status: posix.stat_result) -> tuple[int, int, int]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def run(

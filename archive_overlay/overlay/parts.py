@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 IS_DIRECTORY = 1
 IS_OTHER = 2  # neither a directory nor a regular file
 
-# How many names are held while a directory is listed, each of which takes 320 bytes at most. If it has more than 1.5
+# How many names are held while a directory is listed, each of which takes 320 bytes at most, or 600 if it is not UTF-8. If it has more than 1.5
 # million names, it is a part of them, because each part takes a listing of the whole directory.
 _MOST_LISTED = 48 * 1024
 _MOST_PARTS = 32
@@ -47,28 +47,39 @@ def read_part(
     Returns:
         Names, the last one first; what those are that are no regular files; and where this part ends, None if at the end.
     """
-    found: list[tuple[bool, str, int]] = []
+    deletions: list[str] = []
+    others: list[str] = []
+    kinds: dict[str, int] = {}
     end: Key | None = None
     with os.scandir(directory) as entries:
         for entry in entries:
-            kind = 0
-            if entry.is_dir(follow_symlinks=False):
-                kind = IS_DIRECTORY
-            elif not entry.is_file(follow_symlinks=False):
-                kind = IS_OTHER
-            late = not (deletions_first and kind == IS_OTHER and _is_deletion(entry))
-            key = late, entry.name
-            if (after is not None and key <= after) or (end is not None and key > end):
+            name, late = entry.name, True
+            if deletions_first and not entry.is_file(follow_symlinks=False):
+                late = not _is_deletion(entry)
+            if after is not None and (name <= after[1] if late is after[0] else after[0]):
                 continue
-            found.append((late, entry.name, kind))
-            if len(found) == most:
-                found.sort()
-                del found[most * 3 // 4 :]
-                end = found[-1][:2]
-    found.sort(reverse=True)
-    return [name for _, name, _ in found], {name: kind for _, name, kind in found if kind}, end
+            if end is not None and (name > end[1] if late is end[0] else late):
+                continue
+            if not entry.is_file(follow_symlinks=False):
+                kinds[name] = IS_DIRECTORY if entry.is_dir(follow_symlinks=False) else IS_OTHER
+            (others if late else deletions).append(name)
+            if len(deletions) + len(others) == most:
+                # Texts are sorted in a third of the time of tuples, and those that were sorted before in less.
+                deletions.sort()
+                others.sort()
+                left = most * 3 // 4
+                dropped = deletions[left:] + others[max(left - len(deletions), 0) :]
+                del deletions[left:], others[max(left - len(deletions), 0) :]
+                for name in dropped:
+                    kinds.pop(name, None)
+                end = (True, others[-1]) if others else (False, deletions[-1])
+    deletions.sort(reverse=True)
+    others.sort(reverse=True)
+    return others + deletions, kinds, end
 
 
 def _is_deletion(entry: os.DirEntry[str]) -> bool:
+    if entry.is_dir(follow_symlinks=False) or entry.is_symlink():
+        return False  # without asking the file system
     status = entry.stat(follow_symlinks=False)
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0

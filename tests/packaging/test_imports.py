@@ -40,6 +40,7 @@ STANDARD_LIBRARY = {
     "errno",
     "fcntl",
     "gc",
+    "itertools",
     "marshal",
     "os",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import fcntl
 import gzip
 import json
@@ -11,7 +12,7 @@ import re
 import shutil
 import subprocess
 import zipfile
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -19,9 +20,6 @@ from archive_overlay import __version__
 from tests.packaging import pythons
 from tests.packaging.conftest import PATH, TOP, Change, run
 from tests.support import hooks, tools
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # The options of the built file's first line.
 OPTIONS = "-IBSXutf8"
@@ -133,8 +131,31 @@ def hostile(tmp_path: Path) -> Path:
     """Give a directory of modules that end the program when it imports one of them."""
     directory = tmp_path / "hostile"
     directory.mkdir()
-    names = ("archive_overlay", "argparse", "codecs", "encodings", "errno", "io", "json", "os", "re", "shiv")
-    for name in (*names, "site", "sitecustomize", "stat", "time", "usercustomize", "zlib"):
+    names = (
+        "archive_overlay",
+        "argparse",
+        "codecs",
+        "encodings",
+        "errno",
+        "fcntl",
+        "io",
+        "json",
+        "marshal",
+        "os",
+        "posix",
+    )
+    for name in (
+        *names,
+        "re",
+        "shiv",
+        "site",
+        "sitecustomize",
+        "stat",
+        "time",
+        "usercustomize",
+        "zipimport",
+        "zlib",
+    ):
         (directory / f"{name}.py").write_text("import sys\nsys.exit('imported from a hostile directory')\n")
     return directory
 
@@ -200,6 +221,37 @@ def test_it_runs_to_its_end_when_the_file_is_replaced_meanwhile(
         said += hook.stderr.read()
     assert hook.returncode == 0, said.decode()
     assert [archive for archive in archives if not archive.exists()] == []
+
+
+def has_open(process: int, path: Path) -> bool:
+    """Say whether a process has a file open."""
+    links = []
+    for fd in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(fd.readlink())
+    return path in links
+
+
+def test_no_module_of_another_version_runs_with_those_of_this_one(
+    executable: Path, change: Change, tmp_path: Path
+) -> None:
+    program = tmp_path / "program"
+    shutil.copy(executable, program)
+    layout = tmp_path / "layout"
+    keys = hooks.annotations("data", mount_point="/data", archive_to=layout, method="oci", keep="last=1")
+    bundle = hooks.Bundle(change.bundle.directory, mounts=change.bundle.spec["mounts"][2:], annotations=keys)
+    with subprocess.Popen([program], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env={}) as hook:
+        while not has_open(hook.pid, program):
+            assert hook.poll() is None
+        # From here on it waits for the state, if not before.
+        with zipfile.ZipFile(executable) as this, zipfile.ZipFile(tmp_path / "new", "w") as other:
+            for name in this.namelist():
+                if name.endswith(".py"):
+                    other.writestr(name, "raise SystemExit('another version')")
+        os.replace(tmp_path / "new", program)
+        said = hook.communicate(bundle.state())[1].decode()
+    assert (hook.returncode, "level=warning" in said) == (0, False), said
+    assert (layout / "index.json").exists()
 
 
 def test_every_python_that_is_promised_is_tried() -> None:
