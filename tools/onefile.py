@@ -132,7 +132,11 @@ def make_block(entries: dict[str, bytes], start: bytes) -> tuple[bytes, int, int
     begin, rest = bytearray(importlib.util.MAGIC_NUMBER), bytearray()
 
     def add(part: bytearray, value: Any) -> tuple[int, int]:
+        # marshal notes which texts are referred to from elsewhere, and interned ones may be: by the names of the directories
+        # here, for example. So all of them are.
+        references = [*_texts(value)]
         data = marshal.dumps(value)
+        del references
         part.extend(data)
         return len(part) - len(data), len(data)
 
@@ -226,6 +230,19 @@ def _compiled(source: bytes, path: str) -> CodeType:
     flags = __future__.annotations.compiler_flag
     code: CodeType = compile(tree, path, "exec", flags=flags, dont_inherit=True, optimize=0)
     return code
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Give all texts in something that has code in it."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (tuple, list, frozenset)):
+        for item in value:
+            yield from _texts(item)
+    elif hasattr(value, "co_code"):
+        names = value.co_names + value.co_varnames + value.co_freevars + value.co_cellvars
+        yield from (value.co_filename, value.co_name, getattr(value, "co_qualname", ""), *names)
+        yield from _texts(value.co_consts)
 
 
 def _is_unused(part: ast.stmt) -> bool:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 IS_DIRECTORY = 1
 IS_OTHER = 2  # neither a directory nor a regular file
 
-# How many names are held while a directory is listed, each of which takes 320 bytes at most, or 600 if it is not UTF-8. If it has more than 1.5
-# million names, it is a part of them, because each part takes a listing of the whole directory.
-_MOST_LISTED = 48 * 1024
-_MOST_PARTS = 32
+# How many names are held while a directory is listed: each takes 320 bytes at most, or 600 if it is not UTF-8. Of a directory
+# with more than half a million names, it is a 16th of them, because each part takes a listing of the whole directory.
+_MOST_LISTED = 32 * 1024
+_MOST_PARTS = 16
 
 
 def most_listed(names: int) -> int:
