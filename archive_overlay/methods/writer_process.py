@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     Write = Callable[[Iterator[Change]], Any]
 
 # What is sent at once. A change set that is no larger is not worth a process.
-_MOST_CHANGES = 128
-_MOST_BYTES = 32 * 1024
+_MOST_CHANGES = 256
+_MOST_BYTES = 64 * 1024
 # The largest file that is sent with its contents.
 _SMALL = 32 * 1024
 # How many messages may be under way: this bounds the memory that they take.
