@@ -150,16 +150,9 @@ def _identity(status: posix.stat_result) -> tuple[int, int, int]:
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
-def run(
-    archive: str,
-    block: memoryview,
-    file: int | None,
-    end: int,
-    groups: dict[str, Place],
-    modules: dict[str, Place],
-) -> None:
+def run(*arguments: Any) -> None:
     """Run the program. The arguments are those of `Block`."""
-    sys.meta_path.insert(0, Block(archive, block, file, end, groups, modules))
+    sys.meta_path.insert(0, Block(*arguments))
     from archive_overlay.cli import run as run_program
 
     sys.exit(run_program())
